@@ -1,0 +1,31 @@
+"""Compress Keras image classifiers and keep what they look at."""
+
+from pathlib import Path as _Path
+
+from keras_attr_preserve import attribution, evaluation
+from keras_attr_preserve.callbacks import PreserveAttribution
+from keras_attr_preserve.compat import clone_model
+from keras_attr_preserve.objectives import Distillation
+from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.training import TrainStep
+
+# A wheel holds the export package inside this one. In a checkout it lies beside
+# it, at the top level, and is found through the checkout's root.
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "export" / "signatures.py").exists():
+  __path__.append(str(_root))
+
+from keras_attr_preserve import export  # noqa: E402  after __path__ is set.
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Distillation",
+    "PreserveAttribution",
+    "TrainStep",
+    "WCAM",
+    "attribution",
+    "clone_model",
+    "evaluation",
+    "export",
+]

@@ -1,0 +1,54 @@
+"""The equal-weighted collapsed map (attention transfer's), as float maps."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_attr_preserve.attribution.batches import run_batches
+from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.images import check_images
+from keras_attr_preserve.layers import Tap, last_spatial_layer
+from keras_attr_preserve.wcam import equal_weighted_map
+
+__all__ = ["equal_weighted"]
+
+
+def equal_weighted(
+    model: keras.Model,
+    images: np.ndarray,
+    targets: Any = None,
+    layer: str | None = None,
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+  """Shows where a layer's features are strong, whatever the class.
+
+      M = mean_c A_c^2
+
+  Args:
+    model: a built `tf_keras` model, wrapped by tfmot or not.
+    images: `[images, height, width, channels]`, in the range the model takes.
+    targets: accepted as every method does, and not used: the map has no class.
+    layer: a layer's name; None for the last one with a spatial map.
+    batch_size: images a batch.
+
+  Returns:
+    Maps, float32 `[images, layer height, layer width]`, not negative.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Park et al. 2020, https://arxiv.org/abs/2010.15054, section 3 (EWA).
+  """
+  del targets
+  tap = Tap(model, [layer or last_spatial_layer(model)])
+  images = check_images(images, model.inputs[0].shape[1:])
+
+  @tf.function(reduce_retracing=True)
+  def explain(batch):
+    features, = tap(batch).features
+    return (equal_weighted_map(tf.cast(features, tf.float32)),)
+
+  maps, = run_batches(explain, images, batch_size=batch_size)
+  return maps

@@ -1,0 +1,65 @@
+"""The Keras that tensorflow-model-optimization takes, and checks on models.
+
+tensorflow-model-optimization 0.8 works on Keras 2, published as `tf_keras`.
+Everything here uses that one, imported once, from this module.
+"""
+
+import tensorflow as tf
+import tf_keras as keras
+
+__all__ = ["check_model", "clone_model", "keras", "tf"]
+
+
+def check_model(model: keras.Model, name: str = "model") -> keras.Model:
+  """Returns `model` if it is a built `tf_keras` model with one output.
+
+  Args:
+    model: what the caller passed.
+    name: the argument's name, for the error.
+
+  Returns:
+    The model itself.
+
+  Raises:
+    TypeError: it is a Keras 3 model, or no model at all.
+    ValueError: it is not built, has no layer graph, or several outputs.
+  """
+  if not isinstance(model, keras.Model):
+    found = f"{type(model).__module__}.{type(model).__name__}"
+    if any(base.__module__.startswith("keras.") for base in type(model).mro()):
+      raise TypeError(
+          f"{name} must be a tf_keras model, because "
+          f"tensorflow-model-optimization takes no other; got the Keras 3 "
+          f"model {found}. Build or load it with `import tf_keras as keras` "
+          "(or set TF_USE_LEGACY_KERAS=1 before importing tensorflow).")
+    raise TypeError(f"{name} must be a tf_keras.Model; got {found}.")
+  if not model.built or not getattr(model, "inputs", None):
+    raise ValueError(
+        f"{name} must be a Functional model, or a Sequential one with a known "
+        f"input shape; {model.name!r} ({type(model).__name__}) has no layer "
+        "graph yet. Give its first layer an input_shape.")
+  if len(model.outputs) != 1:
+    raise ValueError(
+        f"{name} must have one output, the class scores; {model.name!r} has "
+        f"{len(model.outputs)}.")
+  return model
+
+
+def clone_model(model: keras.Model) -> keras.Model:
+  """Copies a model, weights and all, so that the two share nothing.
+
+  `prune_low_magnitude` wraps the very layers it is given, so pruning a model
+  also prunes whoever holds the same layers. Compress a copy instead:
+
+      student = prune_low_magnitude(kap.clone_model(teacher), **schedule)
+
+  Args:
+    model: a built `tf_keras` model; it is left as it came.
+
+  Returns:
+    A new, uncompiled model with equal weights.
+  """
+  check_model(model)
+  copy = keras.models.clone_model(model)
+  copy.set_weights(model.get_weights())
+  return copy

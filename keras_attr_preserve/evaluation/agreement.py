@@ -1,0 +1,117 @@
+"""Scores of one set of maps against another, image by image."""
+
+import numpy as np
+
+from keras_attr_preserve.compat import tf
+from keras_attr_preserve.evaluation.ranks import average_ranks
+
+__all__ = ["agreement", "dead_maps"]
+
+
+def agreement(
+    reference: np.ndarray, maps: np.ndarray, *, top_share: float = 0.1
+) -> dict[str, np.ndarray]:
+  """Compares maps pairwise.
+
+  None of the scores depends on a map's scale (its units). A map that is all
+  zero has no direction: where the reference is, every score is NaN, since there
+  is nothing to agree with; where only the other one is, the scores are those of
+  no agreement (0, for L2 the square root of 2).
+
+  Args:
+    reference: `[images, height, width]`, finite.
+    maps: the same shape.
+    top_share: share of the positions that "top_k_iou" compares, 0..1.
+
+  Returns:
+    For each name a float64 array `[images]`:
+    - cosine: of the maps as vectors, 0..1 for maps without negative values.
+    - pearson: correlation over positions, -1..1.
+    - spearman: correlation of ranks, ties given their average rank, -1..1.
+    - ssim: structural similarity of the maps divided by their maxima, at most
+      1; Gaussian window of 11 positions, or as many as the map has
+      (Wang et al. 2004; `tf.image.ssim`).
+    - top_k_iou: overlap of the strongest positions, 0..1; ties at the edge are
+      broken by position, in both maps alike.
+    - l2: distance of the unit maps, 0..sqrt(2) for maps without negatives.
+
+  Raises:
+    ValueError: shapes that differ or are not three-dimensional, or NaN.
+  """
+  reference, maps = _checked(reference, "reference"), _checked(maps, "maps")
+  if reference.shape != maps.shape:
+    raise ValueError(
+        f"maps must have the reference's shape {list(reference.shape)}; got "
+        f"{list(maps.shape)}.")
+  if not 0 < top_share <= 1:
+    raise ValueError(f"top_share must be in (0, 1]; got {top_share}.")
+  ours, theirs = _flat(reference), _flat(maps)
+  scores = {
+      "cosine": _cosine(ours, theirs),
+      "pearson": _cosine(_centred(ours), _centred(theirs)),
+      "spearman": _cosine(_centred(average_ranks(ours)),
+                          _centred(average_ranks(theirs))),
+      "ssim": _ssim(reference, maps),
+      "top_k_iou": _top_iou(ours, theirs, top_share),
+      "l2": np.linalg.norm(_unit(ours) - _unit(theirs), axis=1),
+  }
+  nothing, lost = dead_maps(reference), dead_maps(maps)
+  for name, values in scores.items():
+    values[lost] = np.sqrt(2) if name == "l2" else 0
+    values[nothing] = np.nan
+  return scores
+
+
+def dead_maps(maps: np.ndarray) -> np.ndarray:
+  """Says which maps are zero everywhere, bool `[images]`."""
+  return ~np.any(maps, axis=(1, 2))
+
+
+def _checked(maps: np.ndarray, name: str) -> np.ndarray:
+  maps = np.asarray(maps, np.float64)
+  if maps.ndim != 3 or not maps.size:
+    raise ValueError(
+        f"{name} must be [images, height, width]; got {list(maps.shape)}.")
+  if not np.isfinite(maps).all():
+    raise ValueError(f"{name} must be finite; got NaN or infinity.")
+  return maps
+
+
+def _flat(maps: np.ndarray) -> np.ndarray:
+  """Flattens each map and divides it by its largest magnitude."""
+  flat = maps.reshape(len(maps), -1)
+  peak = np.abs(flat).max(1, keepdims=True)
+  return flat / np.where(peak > 0, peak, 1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+  norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+  return vectors / np.where(norm > 0, norm, 1)
+
+
+def _centred(vectors: np.ndarray) -> np.ndarray:
+  return vectors - vectors.mean(1, keepdims=True)
+
+
+def _cosine(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+  return np.einsum("ip,ip->i", _unit(ours), _unit(theirs))
+
+
+def _ssim(reference: np.ndarray, maps: np.ndarray) -> np.ndarray:
+  def image(one):
+    return _flat(one).reshape(one.shape)[..., None].astype(np.float32)
+  return tf.image.ssim(
+      image(reference), image(maps), max_val=1.0,
+      filter_size=min(11, *reference.shape[1:])).numpy().astype(np.float64)
+
+
+def _top_iou(
+    ours: np.ndarray, theirs: np.ndarray, share: float) -> np.ndarray:
+  count = max(1, round(share * ours.shape[1]))
+  def strongest(vectors):
+    chosen = np.argsort(-vectors, axis=1, kind="stable")[:, :count]
+    marks = np.zeros(vectors.shape, bool)
+    np.put_along_axis(marks, chosen, True, axis=1)
+    return marks
+  one, other = strongest(ours), strongest(theirs)
+  return (one & other).sum(1) / (one | other).sum(1)

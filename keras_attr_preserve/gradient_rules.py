@@ -1,0 +1,86 @@
+"""Other gradients for chosen operations, for the length of a `with` block.
+
+Two jobs need them. Under quantization-aware training TensorFlow's gradient of
+FakeQuant has no gradient of its own, so whatever is trained through a
+sensitivity silently gets none; and on the device a backward pass must be
+written in operators that TFLite has.
+
+TensorFlow offers no public way to name another gradient for an operation that a
+tape has already recorded, so this module, and no other, reaches into a private
+one: `tensorflow.python.framework.ops.gradient_registry` (checked on TensorFlow
+2.21; `gradient_rules_test.py` fails where it changed). Outside a block every
+operation has exactly the gradient TensorFlow gave it.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+import tensorflow as tf
+from tensorflow.python.framework import ops
+
+__all__ = ["STRAIGHT_THROUGH", "gradient_rules"]
+
+Rule = Callable[..., object]
+
+_active = threading.local()
+_installing = threading.Lock()
+_installed: set[str] = set()
+
+
+def _pass_first(op: tf.Operation, grad: tf.Tensor):
+  """Hands the gradient to the first input as it is, and none to the others."""
+  return [grad] + [None] * (len(op.inputs) - 1)
+
+
+STRAIGHT_THROUGH: Mapping[str, Rule] = {
+    "FakeQuantWithMinMaxArgs": _pass_first,
+    "FakeQuantWithMinMaxVars": _pass_first,
+    "FakeQuantWithMinMaxVarsPerChannel": _pass_first,
+}
+"""Rules under which a quantizer is transparent to a sensitivity.
+
+A sensitivity under them (1) stays alive where a quantizer clips its score or
+its features, as the map computed on the device does, and (2) holds no
+`FakeQuant*Gradient` operation, so that it can be differentiated in its turn.
+The quantizers keep their ordinary gradient in every pass outside the block.
+"""
+
+
+@contextlib.contextmanager
+def gradient_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
+  """Uses `rules` for the gradients that this thread computes in the block.
+
+  Args:
+    rules: for each operation type (such as "Relu"), a function of the operation
+      and the gradients of its outputs that returns those of its inputs, as
+      `tf.RegisterGradient` describes.
+
+  Yields:
+    Nothing.
+  """
+  for op_type in rules:
+    _install(op_type)
+  outer = getattr(_active, "rules", {})
+  _active.rules = {**outer, **rules}
+  try:
+    yield
+  finally:
+    _active.rules = outer
+
+
+def _install(op_type: str) -> None:
+  """Lets `op_type` look for a rule of the running thread first, for good."""
+  with _installing:
+    if op_type in _installed:
+      return
+    registry = ops.gradient_registry
+    usual = registry.lookup(op_type)
+
+    def gradient(op, *grads):
+      rule = getattr(_active, "rules", {}).get(op_type, usual)
+      return rule(op, *grads)
+
+    entry = registry._registry[op_type]  # pylint: disable=protected-access
+    registry._registry[op_type] = {**entry, "type": gradient}
+    _installed.add(op_type)

@@ -1,0 +1,65 @@
+"""Packaging of keras_attr_preserve.
+
+The top-level folder `export/` is the package `keras_attr_preserve.export`.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"',
+    (ROOT / "keras_attr_preserve" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="keras_attr_preserve",
+    version=VERSION,
+    description=(
+        "Compress Keras image classifiers and keep what they look at, proved "
+        "on the .tflite file that ships."),
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[
+        "keras_attr_preserve",
+        "keras_attr_preserve.attribution",
+        "keras_attr_preserve.evaluation",
+        "keras_attr_preserve.export",
+    ],
+    package_dir={"keras_attr_preserve.export": "export"},
+    package_data={"keras_attr_preserve": ["py.typed"]},
+    install_requires=[
+        "absl-py>=1.4",
+        "ai-edge-litert>=2.0",
+        "numpy>=1.26",
+        # tf-explain needs OpenCV and does not say so.
+        "opencv-python-headless>=4.8",
+        "tensorflow>=2.16",
+        "tensorflow-model-optimization>=0.8.0",
+        "tf-explain>=0.3.1",
+        "tf_keras>=2.16",
+    ],
+    extras_require={
+        "examples": ["matplotlib>=3.7", "scikit-learn>=1.3", "tqdm>=4.60"],
+        "tensorboard": ["tensorboard"],
+        "test": ["pytest>=7", "ruff>=0.5", "scikit-learn>=1.3", "scipy>=1.10"],
+        # Linux x86-64 only, and pre-releases only.
+        "tflm": ["tflite-micro; sys_platform == 'linux' and "
+                 "platform_machine == 'x86_64'"],
+    },
+    entry_points={
+        "console_scripts": [
+            "kap-verify=keras_attr_preserve.export.verify_command:run",
+        ],
+    },
+    classifiers=[
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
