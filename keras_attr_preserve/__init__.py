@@ -11,7 +11,7 @@ from keras_attr_preserve.training import TrainStep
 
 # A wheel holds the export package inside this one. In a checkout it lies beside
 # it, at the top level, and is found through the checkout's root.
-_root = _Path(__file__).resolve().parent.parent
+_root = _Path(__file__).absolute().parent.parent
 if (_root / "export" / "signatures.py").exists():
   __path__.append(str(_root))
 

@@ -33,6 +33,11 @@ def _pass_first(op: tf.Operation, grad: tf.Tensor):
   return [grad] + [None] * (len(op.inputs) - 1)
 
 
+def _no_gradient(op: tf.Operation, *_):
+  """What TensorFlow does with an operation that has no gradient."""
+  return [None] * len(op.inputs)
+
+
 STRAIGHT_THROUGH: Mapping[str, Rule] = {
     "FakeQuantWithMinMaxArgs": _pass_first,
     "FakeQuantWithMinMaxVars": _pass_first,
@@ -75,7 +80,7 @@ def _install(op_type: str) -> None:
     if op_type in _installed:
       return
     registry = ops.gradient_registry
-    usual = registry.lookup(op_type)
+    usual = registry.lookup(op_type) or _no_gradient
 
     def gradient(op, *grads):
       rule = getattr(_active, "rules", {}).get(op_type, usual)

@@ -14,6 +14,7 @@ from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
 __all__ = [
     "Tap",
     "Tapped",
+    "feature_gradients",
     "find_layer",
     "last_spatial_layer",
     "sensitivities",
@@ -121,6 +122,11 @@ class Tap:
 
   The layers of the model are used where they are: nothing is copied, patched or
   added, and one call is one forward pass, as the wrappers of pruning need.
+
+  Attributes:
+    model: the model.
+    layers: the names asked for.
+    gives_logits: whether the model's output is the logits, no softmax between.
   """
 
   def __init__(self, model: keras.Model, layers: Sequence[str] = ()):
@@ -144,6 +150,8 @@ class Tap:
     self._hidden_logits, logits = _logits(model)
     self._graph = keras.Model(
         model.inputs, [*features, logits, model.outputs[0]])
+    self.gives_logits = (
+        not self._hidden_logits and logits is model.outputs[0])
 
   @property
   def classes(self) -> int:
@@ -172,6 +180,25 @@ def sensitivities(
 
       a_c = sum_{h,w} d(seed . logits) / dA_c
 
+  Args:
+    tape: as for `feature_gradients`.
+    tapped: as for `feature_gradients`.
+    seed: as for `feature_gradients`.
+
+  Returns:
+    For each layer `[batch, 1, 1, channels]`, in the dtype of its features.
+
+  Raises:
+    ValueError: the logits do not depend on some layer.
+  """
+  return [tf.reduce_sum(gradient, axis=[1, 2], keepdims=True)
+          for gradient in feature_gradients(tape, tapped, seed)]
+
+
+def feature_gradients(
+    tape: tf.GradientTape, tapped: Tapped, seed: tf.Tensor) -> list[tf.Tensor]:
+  """Differentiates a score by each feature map.
+
   Quantizers are transparent to it: it is alive where one clips a score, and an
   outer tape can differentiate it (see `STRAIGHT_THROUGH`).
 
@@ -182,7 +209,7 @@ def sensitivities(
       one class.
 
   Returns:
-    For each layer `[batch, 1, 1, channels]`, in the dtype of its features.
+    For each layer a gradient of its features' shape and dtype.
 
   Raises:
     ValueError: the logits do not depend on some layer.
@@ -195,8 +222,7 @@ def sensitivities(
     raise ValueError(
         "layer: the class scores do not depend on one of the chosen layers "
         "through differentiable operations.")
-  return [tf.reduce_sum(gradient, axis=[1, 2], keepdims=True)
-          for gradient in gradients]
+  return gradients
 
 
 def top_class_seed(logits: tf.Tensor) -> tf.Tensor:

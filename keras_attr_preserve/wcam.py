@@ -11,6 +11,7 @@ __all__ = [
     "drop_channels",
     "equal_weighted_map",
     "map_distance",
+    "same_size",
     "sensitivity_weighted_map",
     "unit_map",
 ]
@@ -122,12 +123,22 @@ def map_distance(teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
   References:
     Park et al. 2020, equations 1 and 2, with p = 2.
   """
-  teacher_map, student_map = _same_size(teacher_map, student_map)
+  teacher_map, student_map = same_size(teacher_map, student_map)
   difference = unit_map(teacher_map) - unit_map(student_map)
   return tf.reduce_sum(tf.square(difference), axis=[1, 2]) / 2
 
 
-def _same_size(one: tf.Tensor, other: tf.Tensor):
+def same_size(
+    one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Brings maps of two sizes to the smaller height and width.
+
+  Args:
+    one: `[batch, height, width]`.
+    other: `[batch, height, width]`, perhaps of other sizes.
+
+  Returns:
+    Both, resized where need be, bilinear and antialiased.
+  """
   sizes = one.shape[1:], other.shape[1:]
   if all(size.is_fully_defined() for size in sizes) and sizes[0] == sizes[1]:
     return one, other

@@ -1,0 +1,1 @@
+"""Experiments with keras_attr_preserve, one binary each."""

@@ -1,0 +1,264 @@
+"""Judging compressed files against their teacher: figures, table, picture."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import keras_attr_preserve as kap
+from examples.digit_scenes import CLASS_IDS, Scenes
+from examples.pictures import map_grid
+from keras_attr_preserve import attribution, evaluation
+from keras_attr_preserve.compat import keras
+from keras_attr_preserve.evaluation.report import summarize
+from keras_attr_preserve.files import write_whole
+
+__all__ = ["judge", "picture", "save", "table"]
+
+OUTSIDE_SCENES = 200
+MICRO_SCENES = 100
+_MAP_SCORES = ("cosine", "spearman", "ssim", "top_k_iou")
+
+
+def judge(
+    models: Mapping[str, keras.Model],
+    files: Mapping[str, bytes],
+    wcam: kap.WCAM,
+    scenes: Scenes,
+) -> dict[str, dict[str, float]]:
+  """Judges the teacher and every file on the same scenes and pairs.
+
+  Args:
+    models: the `tf_keras` models by name, "teacher" among them; only the
+      outside judge, which needs gradients, asks the others.
+    files: the .tflite files by the same names; all else is read off them.
+    wcam: names layer and method.
+    scenes: scenes that no model has seen.
+
+  Returns:
+    For "centre prior", "teacher" and every file, figures by name. Agreement is
+    with the teacher, on its top class of each scene; localization is over all
+    (scene, class) pairs that can be judged.
+  """
+  teacher, layer = models["teacher"], wcam.layers[0]
+  images, label_maps = scenes.images, scenes.label_maps
+  which, classes = evaluation.mask_pairs(label_maps, CLASS_IDS)
+  masks = label_maps[which] == CLASS_IDS[classes][:, None, None]
+  valid = label_maps[which] != evaluation.VOID
+
+  def located(maps):
+    scores = evaluation.localization(maps, masks, valid)
+    return {name: float(values.mean()) for name, values in scores.items()}
+
+  prior = evaluation.centre_prior(*masks.shape[1:])
+  results = {"centre prior": located(np.broadcast_to(prior, masks.shape))}
+
+  logits = teacher.predict(images, batch_size=128, verbose=0)
+  top = logits.argmax(1)
+  outside = images[:OUTSIDE_SCENES], top[:OUTSIDE_SCENES]
+  outside_maps = attribution.integrated_gradients(teacher, *outside)
+  maps = attribution.grad_cam(teacher, images[which], classes, layer)
+  results["teacher"] = {
+      "mean_average_precision": evaluation.mean_average_precision(
+          scenes.labels, logits), **located(maps)}
+
+  for name, content in files.items():
+    print(f"   {name}", flush=True)
+    interpreter = kap.export.Interpreter(content)
+    maps, _ = interpreter.explain(images[which], classes)
+    report = kap.export.verify(content, teacher, wcam, images)
+    row = results[name] = {
+        "mean_average_precision": evaluation.mean_average_precision(
+            scenes.labels, interpreter.predict(images)), **located(maps)}
+    for score in _MAP_SCORES:
+      for statistic, value in report.summary()[score].items():
+        row[f"{score}_{statistic}"] = value
+    row |= {"dead_maps": report.dead,
+            "same_top_class": report.prediction_agreement}
+    theirs = attribution.integrated_gradients(models[name], *outside)
+    scores = evaluation.agreement(outside_maps, theirs)
+    row |= {f"integrated_gradients_{score}": summarize(scores[score])["mean"]
+            for score in ("cosine", "spearman")}
+    row |= kap.export.file_sizes(content)
+    row |= _micro(content, teacher, wcam, images[:MICRO_SCENES])
+  return results
+
+
+def _micro(content, teacher, wcam, images) -> dict[str, float]:
+  """The same file in the TFLite Micro interpreter, where that is installed."""
+  if not kap.export.tflm_installed():
+    return {}
+  micro = kap.export.Interpreter(content, runtime="tflm").predict(images)
+  reference = kap.export.Interpreter(content, runtime="reference")
+  report = kap.export.verify(content, teacher, wcam, images, runtime="tflm")
+  return {
+      "tflm_cosine_mean": report.summary()["cosine"]["mean"],
+      "tflm_equals_reference_kernels": float(
+          np.array_equal(micro, reference.predict(images))),
+  }
+
+
+_ROWS = (
+    ("mean_average_precision", "mAP (predictions)"),
+    ("same_top_class", "  same top class as teacher"),
+    (None, "agreement with the teacher's maps"),
+    ("cosine_mean", "  cosine, mean"),
+    ("cosine_p5", "  cosine, 5th percentile"),
+    ("spearman_mean", "  Spearman, mean"),
+    ("spearman_p5", "  Spearman, 5th percentile"),
+    ("ssim_mean", "  SSIM, mean"),
+    ("ssim_p5", "  SSIM, 5th percentile"),
+    ("top_k_iou_mean", "  top-10% IoU, mean"),
+    ("top_k_iou_p5", "  top-10% IoU, 5th percentile"),
+    ("dead_maps", "  dead maps (share)"),
+    (None, "judged by a method not trained on: tf-explain's int. gradients"),
+    ("integrated_gradients_cosine", "  cosine, mean"),
+    ("integrated_gradients_spearman", "  Spearman, mean"),
+    (None, "localization: maps against masks"),
+    ("roc_auc", "  ROC-AUC"),
+    ("pointing", "  pointing game"),
+    ("energy_inside", "  energy inside"),
+    (None, "the file"),
+    ("bytes", "  bytes"),
+    ("bytes_gzipped", "  bytes, gzipped"),
+    ("sparsity", "  weights that are zero"),
+    ("tflm_cosine_mean", "  cosine, mean, TFLite Micro"),
+    ("tflm_equals_reference_kernels", "  TFLM = reference kernels"),
+)
+_BETTER_LOWER = ("dead_maps",)
+_NO_GAP = ("bytes", "bytes_gzipped", "sparsity", "energy_inside",
+           "mean_average_precision", "same_top_class", "tflm_cosine_mean",
+           "tflm_equals_reference_kernels", "dead_maps")
+
+
+def gap_closed(results: Mapping[str, Mapping[str, float]], key: str) -> float:
+  """The share of what plain compression lost that preservation kept.
+
+      (preserved - plain) / (teacher - plain)
+
+  Args:
+    results: from `judge`.
+    key: a figure; the teacher's agreement with itself is 1.
+
+  Returns:
+    1 where nothing is lost, 0 where nothing is gained, below 0 where it is
+    worse; NaN where the figure has no gap or plain compression lost nothing.
+  """
+  if key in _NO_GAP:
+    return float("nan")
+  plain, ours = results["plain"][key], results["preserved"][key]
+  best = results["teacher"].get(key, 1.0)
+  return (ours - plain) / (best - plain) if best > plain else float("nan")
+
+
+def table(results: Mapping[str, Mapping[str, float]]) -> str:
+  """Lays the figures out as text."""
+  names = [*results]
+  lines = ["", f"{'':<33}" + "".join(f"{name:>14}" for name in names)
+           + f"{'gap closed':>12}"]
+  for key, label in _ROWS:
+    if key is None:
+      lines.append(label)
+      continue
+    cells = [_cell(results[name].get(key)) for name in names]
+    if not any(cells):
+      continue
+    share = gap_closed(results, key)
+    lines.append(f"{label:<33}" + "".join(f"{cell:>14}" for cell in cells)
+                 + ("" if np.isnan(share) else f"{share:>12.0%}"))
+  return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+  if value is None:
+    return ""
+  return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def save(
+    folder: Path,
+    results: Mapping[str, Mapping[str, float]],
+    settings: Mapping[str, Any],
+) -> None:
+  """Writes `report.json` and `report.csv`.
+
+  Args:
+    folder: where to.
+    results: from `judge`.
+    settings: the flags of the run; its own among them are kept.
+  """
+  packages = ("tensorflow", "tf_keras", "tensorflow-model-optimization",
+              "ai-edge-litert", "numpy")
+  kept = {key: settings[key] for key in (
+      "seed", "train_scenes", "test_scenes", "judge_on", "teacher_epochs",
+      "prune_epochs", "quantize_epochs", "sparsity", "weight", "target")}
+  gaps = {key: gap_closed(results, key) for key, _ in _ROWS
+          if key is not None and not np.isnan(gap_closed(results, key))}
+  write_whole(folder / "report.json", json.dumps({
+      "settings": kept,
+      "versions": {"python": platform.python_version(),
+                   **{name: metadata.version(name) for name in packages}},
+      "results": results,
+      "gap_closed": gaps,
+  }, indent=2) + "\n")
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["figure", *results, "gap_closed"])
+  for key in dict.fromkeys(key for row in results.values() for key in row):
+    writer.writerow([key, *(row.get(key, "") for row in results.values()),
+                     gaps.get(key, "")])
+  write_whole(folder / "report.csv", text.getvalue())
+
+
+def picture(
+    teacher: keras.Model,
+    files: Mapping[str, bytes],
+    wcam: kap.WCAM,
+    scenes: Scenes,
+    rows: int = 6,
+) -> bytes:
+  """Draws scenes with the maps of the teacher and of every file.
+
+  The scenes are not picked by hand: sorted by the plain file's cosine to the
+  teacher, they are taken at even steps from the worst tenth to the best.
+
+  Args:
+    teacher: the float model.
+    files: .tflite files by name, "plain" first.
+    wcam: names layer and method.
+    scenes: scenes that no model has seen.
+    rows: how many scenes.
+
+  Returns:
+    A PNG file's bytes.
+  """
+  which, classes = evaluation.mask_pairs(scenes.label_maps, CLASS_IDS)
+  images = scenes.images[which]
+  maps = {"teacher (float)": attribution.grad_cam(
+      teacher, images, classes, wcam.layers[0])}
+  cosines = {}
+  for name, content in files.items():
+    title = f"{name} (int8 file)"
+    maps[title], _ = kap.export.Interpreter(content).explain(images, classes)
+    cosines[title] = evaluation.agreement(
+        maps["teacher (float)"], maps[title])["cosine"]
+  first = next(iter(cosines.values()))
+  order = np.argsort(np.nan_to_num(first, nan=np.inf))
+  chosen = order[np.linspace(
+      0.05 * len(order), 0.9 * len(order), rows).astype(int)]
+  return map_grid(
+      images[chosen],
+      scenes.label_maps[which][chosen] == CLASS_IDS[classes][chosen][
+          :, None, None],
+      {title: values[chosen] for title, values in maps.items()},
+      [f"digit {digit}" for digit in classes[chosen]],
+      "Where each model looks for the digit (outlined), and how far the "
+      "compressed maps agree with the teacher's",
+      {title: [f"cosine {value:.2f}" for value in values[chosen]]
+       for title, values in cosines.items()})

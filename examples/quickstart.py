@@ -1,0 +1,129 @@
+"""The main job on real digits and photographs, from training to shipped file.
+
+Trains a classifier, compresses it twice to a sparse int8 .tflite file, once
+plainly and once holding its attribution maps, and compares the maps of both
+files, read off the files, with the classifier's own.
+
+    python -m examples.quickstart --output=out/quickstart
+"""
+
+import time
+
+from absl import app, flags
+import numpy as np
+import tensorflow_model_optimization as tfmot
+
+from examples import digit_scenes, judging
+import keras_attr_preserve as kap
+from keras_attr_preserve.compat import keras
+from keras_attr_preserve.files import make_folder, write_whole
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("output", "out/quickstart", "Folder for what comes out.")
+flags.DEFINE_integer("seed", 1, "Seed of data, weights and batches.")
+flags.DEFINE_integer("train_scenes", 6000, "Scenes to train on.")
+flags.DEFINE_integer("test_scenes", 1000, "Scenes to judge on.")
+flags.DEFINE_enum("judge_on", "test", ["test", "validation"],
+                  "Which part to judge on; choose settings on validation.")
+flags.DEFINE_integer("teacher_epochs", 15, "Epochs of the classifier.")
+flags.DEFINE_integer("prune_epochs", 8, "Epochs while sparsity grows.")
+flags.DEFINE_integer("quantize_epochs", 3, "Epochs under quantization.")
+flags.DEFINE_float("sparsity", 0.95, "Share of weights that pruning removes.")
+flags.DEFINE_float("weight", 4.0, "Weight of the maps in the loss.")
+flags.DEFINE_enum("target", "teacher", ["teacher", "label", "present"],
+                  "Which class's map is held; see WCAM.")
+
+LAYER = "relu4"
+BATCH = 64
+
+
+def build_classifier() -> keras.Model:
+  """Four blocks of convolution, an 8x8 map at the end, ten logits."""
+  images = keras.Input([digit_scenes.SIZE, digit_scenes.SIZE, 3], name="images")
+  x = images
+  for block, channels in enumerate([32, 64, 128, 128], start=1):
+    x = keras.layers.Conv2D(
+        channels, 3, padding="same", use_bias=False, name=f"conv{block}")(x)
+    x = keras.layers.BatchNormalization(name=f"bn{block}")(x)
+    x = keras.layers.ReLU(name=f"relu{block}")(x)
+    if block < 4:
+      x = keras.layers.MaxPooling2D(name=f"pool{block}")(x)
+  x = keras.layers.GlobalAveragePooling2D(name="gap")(x)
+  x = keras.layers.Dense(len(digit_scenes.CLASS_IDS), name="logits")(x)
+  return keras.Model(images, x, name="digits")
+
+
+def train(model, scenes, epochs, learning_rate, callbacks=()):
+  """Fits a model to the labels; the same call for every model."""
+  steps = -(-len(scenes.images) // BATCH)
+  model.compile(
+      keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(
+          learning_rate, epochs * steps)),
+      keras.losses.BinaryCrossentropy(from_logits=True))
+  # Every model sees the batches in the same order.
+  keras.utils.set_random_seed(FLAGS.seed)
+  model.fit(scenes.images, scenes.labels, batch_size=BATCH, epochs=epochs,
+            verbose=2, callbacks=[*callbacks])
+
+
+def compress(teacher, scenes, callbacks):
+  """Prunes the teacher, then trains it for int8 with its zeros kept."""
+  steps = -(-len(scenes.images) // BATCH)
+  schedule = tfmot.sparsity.keras.PolynomialDecay(
+      initial_sparsity=0.5, final_sparsity=FLAGS.sparsity, begin_step=0,
+      end_step=int(0.75 * FLAGS.prune_epochs * steps), frequency=20)
+  student = tfmot.sparsity.keras.prune_low_magnitude(
+      kap.clone_model(teacher), pruning_schedule=schedule)
+  train(student, scenes, FLAGS.prune_epochs, 2e-3,
+        [tfmot.sparsity.keras.UpdatePruningStep(), *callbacks])
+
+  annotated = tfmot.quantization.keras.quantize_annotate_model(
+      tfmot.sparsity.keras.strip_pruning(student))
+  student = tfmot.quantization.keras.quantize_apply(
+      annotated, tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme())
+  train(student, scenes, FLAGS.quantize_epochs, 5e-4, callbacks)
+  return student
+
+
+def main(argv):
+  """Runs the job and prints the table."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  start = time.monotonic()
+  folder = make_folder(FLAGS.output, "--output")
+  keras.utils.set_random_seed(FLAGS.seed)
+
+  print("\n1. Drawing digit scenes")
+  scenes = digit_scenes.make_scenes("train", FLAGS.train_scenes, FLAGS.seed)
+  unseen = digit_scenes.make_scenes(
+      FLAGS.judge_on, FLAGS.test_scenes, FLAGS.seed)
+
+  print("\n2. Training the classifier, the teacher of both compressed models")
+  teacher = build_classifier()
+  train(teacher, scenes, FLAGS.teacher_epochs, 2e-3)
+
+  wcam = kap.WCAM(
+      LAYER, method="swa", weight=FLAGS.weight, target=FLAGS.target)
+  files, models = {}, {"teacher": teacher}
+  for name, callbacks in {
+      "plain": [],
+      "preserved": [kap.PreserveAttribution(teacher, wcam)],
+  }.items():
+    print(f"\n3. Compressing it to sparse int8: {name}")
+    models[name] = compress(teacher, scenes, callbacks)
+    files[name] = kap.export.convert(models[name], wcam, mode="int8")
+    write_whole(folder / f"{name}.tflite", files[name])
+
+  print("\n4. Reading predictions and maps back from the files")
+  results = judging.judge(models, files, wcam, unseen)
+  judging.save(folder, results, FLAGS.flag_values_dict())
+  write_whole(folder / "maps.png",
+              judging.picture(teacher, files, wcam, unseen))
+  print(judging.table(results))
+  print(f"\n{folder}: plain.tflite, preserved.tflite, report.json, report.csv, "
+        f"maps.png ({time.monotonic() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+  app.run(main)

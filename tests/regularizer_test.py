@@ -1,0 +1,317 @@
+"""Tests of regularizer.py: settings, explained classes and the match."""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import WCAM
+from keras_attr_preserve.layers import Tapped
+
+
+def _tapped(features, kernel):
+  """A net whose logits are the sum over positions of features @ kernel."""
+  features = [tf.constant(one, tf.float32) for one in features]
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch(features)
+    logits = tf.add_n([
+        tf.reduce_sum(one, [1, 2]) @ tf.constant(kernel, tf.float32)
+        for one in features])
+  return tape, Tapped(features, logits, logits)
+
+
+def _random(seed, batch=3, channels=4, classes=3, size=(2, 3)):
+  rng = np.random.default_rng(seed)
+  return (rng.normal(size=(batch, *size, channels)).astype(np.float32),
+          rng.normal(size=(channels, classes)).astype(np.float32))
+
+
+def _swa(features, kernel, classes):
+  """Maps by NumPy: the sensitivity is the kernel's column times positions."""
+  positions = features.shape[1] * features.shape[2]
+  weights = positions * kernel[:, classes].T[:, None, None]
+  return np.maximum((features * weights).sum(-1), 0)
+
+
+def _cosine(one, other):
+  one, other = (each.reshape(len(each), -1) for each in (one, other))
+  norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+  return (one * other).sum(1) / norms
+
+
+class SettingsTest(parameterized.TestCase):
+
+  def test_keeps_them(self):
+    wcam = WCAM(["a", "b"], method="ewa", weight=2, drop_rate=0.3,
+                student_layer=["c", "d"], target="label")
+    self.assertEqual(wcam.layers, ("a", "b"))
+    self.assertEqual(wcam.student_layers, ("c", "d"))
+    self.assertEqual(
+        (wcam.method, wcam.weight, wcam.drop_rate, wcam.target),
+        ("ewa", 2.0, 0.3, "label"))
+
+  def test_one_name_for_both_nets(self):
+    wcam = WCAM("relu5")
+    self.assertEqual(wcam.layers, ("relu5",))
+    self.assertEqual(wcam.student_layers, ("relu5",))
+    self.assertEqual(
+        (wcam.method, wcam.weight, wcam.drop_rate, wcam.target),
+        ("swa", 4.0, 0.0, "teacher"))
+
+  @parameterized.parameters(
+      ({"method": "lrp"}, "method must be one of .*swa.*ewa.*got 'lrp'"),
+      ({"target": "all"}, "target must be one of .*label.*got 'all'"),
+      ({"weight": -1}, "weight must be a number of 0 or more; got -1"),
+      ({"weight": float("inf")}, "weight must be .* got inf"),
+      ({"weight": float("nan")}, "weight must be .* got nan"),
+      ({"drop_rate": 1.0}, r"drop_rate must be in \[0, 1\); got 1.0"),
+      ({"drop_rate": -0.1}, r"drop_rate must be in \[0, 1\); got -0.1"),
+      ({"student_layer": ["a", "b"]},
+       "student_layer must name one layer for each of layer's 1; got 2"))
+  def test_errors(self, settings, message):
+    with self.assertRaisesRegex(ValueError, message):
+      WCAM("relu5", **settings)
+
+  @parameterized.parameters("", None, 5, [[]], [[""]], [["a", 5]])
+  def test_names_that_are_none(self, layer):
+    with self.assertRaisesRegex(TypeError, "layer must be a layer's name or a"):
+      WCAM(layer)
+
+  def test_student_names_that_are_none(self):
+    with self.assertRaisesRegex(TypeError, "student_layer must be a layer's"):
+      WCAM("relu5", student_layer=[])
+
+
+class SeedsTest(parameterized.TestCase):
+
+  LOGITS = np.float32([[1, 3, 2], [5, -1, 0]])
+
+  def test_teacher(self):
+    (seed, has), = WCAM("a").seeds(tf.constant(self.LOGITS), None)
+    np.testing.assert_array_equal(seed, [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(has, [1, 1])
+
+  @parameterized.parameters(
+      ([2, 0],), ([[2], [0]],), ([[0, 0, 1], [1, 0, 0]],),
+      ([[0.1, 0.1, 0.8], [0.9, 0.1, 0.0]],))  # Smoothed labels too.
+  def test_label(self, labels):
+    (seed, has), = WCAM("a", target="label").seeds(
+        tf.constant(self.LOGITS), tf.constant(labels))
+    np.testing.assert_array_equal(seed, [[0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(has, [1, 1])
+
+  def test_present(self):
+    seeds = WCAM("a", target="present").seeds(
+        tf.constant(self.LOGITS), tf.constant([[0, 1, 1], [0, 0, 1]]))
+    self.assertLen(seeds, 3)
+    for k, (seed, has) in enumerate(seeds):
+      np.testing.assert_array_equal(seed, np.eye(3)[[k, k]])
+      np.testing.assert_array_equal(has, [[0, 0], [1, 0], [1, 1]][k])
+
+  def test_one_logit(self):
+    logits = tf.constant([[2.0], [-3.0]])
+    (seed, _), = WCAM("a").seeds(logits, None)
+    np.testing.assert_array_equal(seed, [[1], [-1]])
+    for labels in ([0, 1], [[0], [1]], [[0.0], [1.0]]):
+      (seed, has), = WCAM("a", target="label").seeds(
+          logits, tf.constant(labels))
+      np.testing.assert_array_equal(seed, [[-1], [1]])
+      np.testing.assert_array_equal(has, [1, 1])
+    (seed, has), = WCAM("a", target="present").seeds(
+        logits, tf.constant([[0], [1]]))
+    np.testing.assert_array_equal(seed, [[1], [1]])
+    np.testing.assert_array_equal(has, [0, 1])
+
+  @parameterized.parameters("label", "present")
+  def test_no_labels(self, target):
+    for labels in (None, {"a": 1}):
+      with self.assertRaisesRegex(
+          ValueError, f"target '{target}' needs labels"):
+        WCAM("a", target=target).seeds(tf.constant(self.LOGITS), labels)
+
+  @parameterized.parameters(([1, 2],), ([[1], [2]],), ([[0, 1], [1, 0]],))
+  def test_present_takes_multi_hot_alone(self, labels):
+    with self.assertRaisesRegex(
+        ValueError, r"'present' needs multi-hot labels \[batch, 3\]; got .*2"):
+      WCAM("a", target="present").seeds(
+          tf.constant(self.LOGITS), tf.constant(labels))
+
+
+class MatchTest(parameterized.TestCase):
+
+  def test_by_hand(self):
+    """One position, two channels, one class: maps of two positions."""
+    teacher = [[[[[3.0, 0.0], [0.0, 4.0]]]]]
+    student = [[[[[4.0, 0.0], [0.0, 3.0]]]]]
+    kernel = [[0.5], [0.5]]  # A sum over two positions: weights of 1.
+    got = WCAM("a").match(*_tapped(teacher, kernel), *_tapped(student, kernel))
+    # Maps (3, 4) and (4, 3), whose cosine is 24/25.
+    np.testing.assert_allclose(got.distance, [0.04], atol=1e-6)
+    np.testing.assert_allclose(got.agreement, [0.96], atol=1e-6)
+    np.testing.assert_array_equal(got.dead, [0])
+    np.testing.assert_array_equal(got.valid, [1])
+    got = WCAM("a", method="ewa").match(
+        None, Tapped([tf.constant(teacher[0])], tf.zeros([1, 1]), None),
+        None, Tapped([tf.constant(student[0])], tf.zeros([1, 1]), None))
+    # Maps (9, 16) / 2 and (16, 9) / 2: 288 / 337.
+    np.testing.assert_allclose(got.agreement, [288 / 337], atol=1e-6)
+
+  @parameterized.parameters("teacher", "label")
+  def test_sensitivity_weighted_against_numpy(self, target):
+    (teacher, kernel), (student, other) = _random(0), _random(1)
+    labels = [2, 0, 1]
+    wcam = WCAM("a", target=target)
+    teacher_tapped = _tapped([teacher], kernel)
+    got = wcam.match(*teacher_tapped, *_tapped([student], other),
+                     tf.constant(labels))
+    classes = (labels if target == "label" else
+               teacher_tapped[1].logits.numpy().argmax(1))
+    want = _cosine(
+        _swa(teacher, kernel, classes), _swa(student, other, classes))
+    self.assertTrue((want > 0).all())
+    np.testing.assert_allclose(got.agreement, want, atol=1e-6)
+    np.testing.assert_allclose(got.distance, 1 - want, atol=1e-6)
+
+  def test_equal_weighted_against_numpy(self):
+    (teacher, kernel), (student, other) = _random(0), _random(1)
+    got = WCAM("a", method="ewa").match(
+        *_tapped([teacher], kernel), *_tapped([student], other))
+    np.testing.assert_allclose(
+        got.agreement,
+        _cosine((teacher**2).mean(-1), (student**2).mean(-1)), atol=1e-6)
+
+  def test_several_layers_count_alike(self):
+    (one, kernel), (two, _) = _random(0), _random(2, size=(4, 4))
+    (other_one, other), (other_two, _) = _random(1), _random(3, size=(4, 4))
+    got = WCAM(["a", "b"], method="ewa").match(
+        *_tapped([one, two], kernel), *_tapped([other_one, other_two], other))
+    want = (_cosine((one**2).mean(-1), (other_one**2).mean(-1))
+            + _cosine((two**2).mean(-1), (other_two**2).mean(-1))) / 2
+    np.testing.assert_allclose(got.agreement, want, atol=1e-6)
+    np.testing.assert_allclose(got.distance, 1 - want, atol=1e-6)
+
+  def test_every_class_that_is_present(self):
+    (teacher, kernel), (student, other) = _random(4), _random(5)
+    labels = np.int32([[1, 1, 0], [0, 0, 1], [0, 0, 0]])
+    got = WCAM("a", target="present").match(
+        *_tapped([teacher], kernel), *_tapped([student], other),
+        tf.constant(labels))
+    want = np.zeros(3)
+    for i, row in enumerate(labels):
+      each = [_cosine(_swa(teacher, kernel, [k] * 3),
+                      _swa(student, other, [k] * 3))[i]
+              for k in np.flatnonzero(row)]
+      want[i] = np.mean(each) if each else 0
+    self.assertTrue(np.isfinite(want).all())
+    np.testing.assert_allclose(got.agreement, want, atol=1e-6)
+    # An image without any class counts nowhere.
+    np.testing.assert_allclose(
+        got.distance, [1 - want[0], 1 - want[1], 0], atol=1e-6)
+    np.testing.assert_array_equal(got.valid, [1, 1, 0])
+
+  def test_dead_maps(self):
+    alive = np.ones((1, 2, 2, 1))
+    teacher = np.concatenate([alive, -alive, alive, -alive])
+    student = np.concatenate([alive, alive, -alive, -alive])
+    got = WCAM("a", target="label").match(
+        *_tapped([teacher], [[1.0, 1.0]]), *_tapped([student], [[1.0, 1.0]]),
+        tf.constant([0, 0, 0, 0]))
+    np.testing.assert_array_equal(got.valid, [1, 0, 1, 0])
+    np.testing.assert_array_equal(got.dead, [0, 0, 1, 0])
+    np.testing.assert_allclose(got.agreement, [1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(got.distance, [0, 0.5, 0.5, 0], atol=1e-6)
+
+  def test_one_dead_map_of_two(self):
+    alive = np.ones((1, 2, 2, 1))
+    kernel = [[1.0]]
+    got = WCAM(["a", "b"]).match(
+        *_tapped([alive, alive], kernel),
+        *_tapped([-alive, alive], kernel))
+    np.testing.assert_array_equal(got.valid, [1])
+    np.testing.assert_array_equal(got.dead, [0.5])
+    np.testing.assert_allclose(got.agreement, [0.5], atol=1e-6)
+    np.testing.assert_allclose(got.distance, [0.25], atol=1e-6)
+
+  def test_maps_of_different_sizes(self):
+    (teacher, kernel), (student, other) = (
+        _random(0), _random(1, size=(4, 6)))
+    got = WCAM("a", method="ewa").match(
+        *_tapped([teacher], kernel), *_tapped([student], other))
+    self.assertEqual(got.distance.shape, (3,))
+    self.assertTrue((got.agreement.numpy() > 0.3).all())
+
+  def test_dropping_touches_the_teacher_alone(self):
+    (features, kernel) = _random(0, channels=10)
+    wcam = WCAM("a", method="ewa", drop_rate=0.3)
+    tapped = _tapped([features], kernel)
+    same = wcam.match(*tapped, *tapped)
+    np.testing.assert_allclose(same.agreement, np.ones(3), atol=1e-6)
+    got = wcam.match(*tapped, *tapped, None, tf.constant([5, 0]))
+    # Which three channels it was, every triple tried.
+    errors = []
+    for triple in itertools.combinations(range(10), 3):
+      rest = np.delete(features, triple, axis=-1)
+      want = _cosine((rest**2).sum(-1), (features**2).sum(-1))
+      errors.append(np.abs(got.agreement - want).max())
+    self.assertLess(sorted(errors)[0], 1e-6)
+    self.assertGreater(sorted(errors)[1], 1e-4)
+
+  def test_dropping_leaves_the_sensitivity(self):
+    """The paper zeroes features; the weights of the others stay."""
+    features, kernel = _random(0, channels=10)
+    wcam = WCAM("a", drop_rate=0.5)
+    tape, tapped = _tapped([features], kernel)
+    got = wcam.match(tape, tapped, tape, tapped, None, tf.constant([1, 0]))
+    classes = tapped.logits.numpy().argmax(1)
+    whole = _swa(features, kernel, classes)
+    error = min(
+        np.abs(got.agreement - np.nan_to_num(_cosine(_swa(
+            np.where(np.isin(np.arange(10), five), 0, features),
+            kernel, classes), whole))).max()
+        for five in itertools.combinations(range(10), 5))
+    self.assertLess(error, 1e-6)
+
+  def test_each_layer_draws_for_itself(self):
+    features, kernel = _random(0, channels=30)
+    wcam = WCAM(["a", "b"], method="ewa", drop_rate=0.5)
+    tapped = _tapped([features, features], kernel)
+    seed = tf.constant([3, 0])
+    both = wcam.match(*tapped, *tapped, None, seed).agreement
+    one = _tapped([features], kernel)
+    alone = WCAM("a", method="ewa", drop_rate=0.5).match(
+        *one, *one, None, seed).agreement
+    self.assertGreater(np.abs(both - alone).max(), 1e-4)
+
+  def test_gradients_reach_the_student_alone(self):
+    (teacher, kernel), (student, other) = _random(0), _random(1)
+    kernels = [tf.Variable(kernel), tf.Variable(other)]
+    with tf.GradientTape() as outer:
+      tapes = []
+      for features, variable in zip((teacher, student), kernels):
+        features = tf.constant(features) * variable[None, None, None, :, 0]
+        with tf.GradientTape(persistent=True) as tape:
+          tape.watch(features)
+          logits = tf.reduce_sum(features, [1, 2]) @ variable
+        tapes.append((tape, Tapped([features], logits, logits)))
+      distance = tf.reduce_sum(WCAM("a").match(*tapes[0], *tapes[1]).distance)
+    of_teacher, of_student = outer.gradient(distance, kernels)
+    self.assertIsNone(of_teacher)
+    self.assertGreater(np.abs(of_student).max(), 1e-3)
+
+  def test_half_precision_is_matched_in_float32(self):
+    features, kernel = _random(0)
+    features = tf.constant(features, tf.float16)
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(features)
+      logits = tf.reduce_sum(features, [1, 2]) @ tf.constant(
+          kernel, tf.float16)
+    tapped = Tapped([features], logits, logits)
+    got = WCAM("a").match(tape, tapped, tape, tapped)
+    for value in got:
+      self.assertEqual(value.dtype, tf.float32)
+    np.testing.assert_allclose(got.agreement, [1, 1, 1], atol=1e-6)
+
+
+if __name__ == "__main__":
+  absltest.main()
