@@ -45,7 +45,8 @@ def build_classifier() -> keras.Model:
   for block, channels in enumerate([32, 64, 128, 128], start=1):
     x = keras.layers.Conv2D(
         channels, 3, padding="same", use_bias=False, name=f"conv{block}")(x)
-    x = keras.layers.BatchNormalization(name=f"bn{block}")(x)
+    x = keras.layers.BatchNormalization(
+        momentum=0.9, name=f"bn{block}")(x)
     x = keras.layers.ReLU(name=f"relu{block}")(x)
     if block < 4:
       x = keras.layers.MaxPooling2D(name=f"pool{block}")(x)

@@ -5,9 +5,8 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from sklearn import metrics
 
-from keras_attr_preserve.evaluation import (
-    centre_prior, localization, mask_pairs)
-from keras_attr_preserve.evaluation.localization import VOID
+from keras_attr_preserve.evaluation import centre_prior, localization
+from keras_attr_preserve.evaluation.localization import VOID, mask_pairs
 
 
 def _pairs(seed, count=4, height=6, width=7, values=None):

@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` install what they need into .venv first.
+
+PYTHON ?= python3
+RUN = TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all lint wheel-test bazel-test clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+
+.venv/complete: setup.py tools/setup_venv.sh
+	@tools/setup_venv.sh $(PYTHON)
+
+quickstart: .venv/complete ## Train, compress twice, ship, compare: out/quickstart
+	@$(RUN) -m examples.quickstart --output=out/quickstart
+
+test: .venv/complete ## Run the tests (under 10 minutes on two cores)
+	@$(RUN) -m pytest -q -m "not slow" $(TESTS)
+
+test-all: .venv/complete ## Run the tests, the long ones too
+	@$(RUN) -m pytest -q $(TESTS)
+
+lint: .venv/complete ## Check style and likely mistakes
+	@.venv/bin/python -m ruff check .
+
+wheel-test: ## Build the wheel and test it from outside the checkout
+	@tools/test_wheel.sh $(PYTHON)
+
+bazel-test: .venv/complete ## Build and test with Bazel (see CONTRIBUTING.md)
+	@tools/bazel/test.sh
+
+clean: ## Remove .venv and all that was made
+	rm -rf .venv out build dist *.egg-info

@@ -1,0 +1,82 @@
+"""Tests of batches.py: explained classes and batches."""
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve.attribution.batches import class_weights, run_batches
+
+
+class ClassWeightsTest(parameterized.TestCase):
+
+  def test_one_class_for_all(self):
+    for target in (1, np.int64(1), np.array(1, np.uint8)):
+      got = class_weights(target, 2, 3)
+      np.testing.assert_array_equal(got, [[0, 1, 0], [0, 1, 0]])
+      self.assertEqual(got.dtype, np.float32)
+
+  def test_a_class_for_each(self):
+    for targets in ([2, 0], (2, 0), np.array([2, 0], np.uint8)):
+      np.testing.assert_array_equal(
+          class_weights(targets, 2, 3), [[0, 0, 1], [1, 0, 0]])
+
+  def test_weights(self):
+    weights = np.array([[0.5, -1.5, 0], [1, 2, 3]])
+    got = class_weights(weights, 2, 3)
+    np.testing.assert_array_equal(got, weights)
+    self.assertEqual(got.dtype, np.float32)
+
+  def test_one_logit_has_two_sides(self):
+    np.testing.assert_array_equal(
+        class_weights([0, 1, 1], 3, 1), [[-1], [1], [1]])
+    np.testing.assert_array_equal(class_weights(0, 2, 1), [[-1], [-1]])
+
+  @parameterized.parameters(
+      ([0, 1, 2], 2, 3, "got int64 of shape \\[3\\]"),
+      ([0.0, 1.0], 2, 3, "got float64 of shape \\[2\\]"),
+      ([[0, 1, 0], [1, 0, 0]], 2, 3, "got int64 of shape \\[2, 3\\]"),
+      (["a", "b"], 2, 3, "got <U1 of shape \\[2\\]"))
+  def test_another_shape(self, targets, count, classes, message):
+    with self.assertRaisesRegex(
+        ValueError, r"targets must be None, a class number, 2 class numbers, "
+        r"or float weights \[2, 3\]; " + message):
+      class_weights(targets, count, classes)
+
+  @parameterized.parameters(
+      ([0, 3], 3, r"0\.\.2; got 0\.\.3"), (-1, 3, r"0\.\.2; got -1\.\.-1"),
+      ([0, 2], 1, r"0\.\.1; got 0\.\.2"))
+  def test_no_such_class(self, targets, classes, message):
+    with self.assertRaisesRegex(
+        ValueError, "targets must be class numbers in " + message):
+      class_weights(targets, 2, classes)
+
+
+class RunBatchesTest(parameterized.TestCase):
+
+  @parameterized.parameters((1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5]))
+  def test_joins_batches(self, batch_size, sizes):
+    seen = []
+
+    def double(one, other):
+      seen.append(len(one))
+      return one * 2, one + other
+
+    one, other = np.arange(5.0), np.arange(5.0) * 10
+    got = run_batches(double, one, other, batch_size=batch_size)
+    self.assertEqual(seen, sizes)
+    np.testing.assert_array_equal(got, [one * 2, one + other])
+
+  def test_works_on_a_traced_function(self):
+    double = tf.function(lambda x: (2 * x,), reduce_retracing=True)
+    got, = run_batches(double, np.ones((5, 2)), batch_size=2)
+    np.testing.assert_array_equal(got, np.full((5, 2), 2.0))
+
+  @parameterized.parameters(0, -1)
+  def test_no_batch(self, size):
+    with self.assertRaisesRegex(
+        ValueError, f"batch_size must be 1 or more; got {size}"):
+      run_batches(lambda x: (x,), np.ones(2), batch_size=size)
+
+
+if __name__ == "__main__":
+  absltest.main()
