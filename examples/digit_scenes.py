@@ -30,8 +30,8 @@ class Scenes(NamedTuple):
   Attributes:
     images: float32 `[scenes, 64, 64, 3]`, in 0..1.
     labels: float32 `[scenes, 10]`, multi-hot.
-    label_maps: uint8 `[scenes, 64, 64]`: 0 background, digit + 1, and 255 (void)
-      for the soft edge of a stroke.
+    label_maps: uint8 `[scenes, 64, 64]`: 0 background, digit + 1, and 255
+      (void) for the soft edge of a stroke.
   """
 
   images: np.ndarray

@@ -9,12 +9,11 @@ files, read off the files, with the classifier's own.
 
 import time
 
-from absl import app, flags
-import numpy as np
 import tensorflow_model_optimization as tfmot
+from absl import app, flags
 
-from examples import digit_scenes, judging
 import keras_attr_preserve as kap
+from examples import digit_scenes, judging
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.files import make_folder, write_whole
 

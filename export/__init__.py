@@ -2,7 +2,10 @@
 
 from keras_attr_preserve.export.convert import convert
 from keras_attr_preserve.export.interpreter import (
-    Explanation, Interpreter, tflm_installed)
+    Explanation,
+    Interpreter,
+    tflm_installed,
+)
 from keras_attr_preserve.export.sizes import file_sizes
 from keras_attr_preserve.export.verify import verify
 

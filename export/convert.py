@@ -10,7 +10,10 @@ import tensorflow_model_optimization as tfmot
 from keras_attr_preserve.attribution.batches import class_weights
 from keras_attr_preserve.compat import check_model, keras, tf
 from keras_attr_preserve.export.flatbuffer import (
-    annotate, read_model, signatures)
+  annotate,
+  read_model,
+  signatures,
+)
 from keras_attr_preserve.export.head import head_weights
 from keras_attr_preserve.export.signatures import ExplainedModel
 from keras_attr_preserve.images import check_images
@@ -62,8 +65,8 @@ def convert(
       Micro.
 
   Returns:
-    The bytes of the .tflite file. Its metadata "keras_attr_preserve" says layer,
-    method and road.
+    The bytes of the .tflite file. Its metadata "keras_attr_preserve" says
+    layer, method and road.
 
   Raises:
     TypeError, ValueError: an argument is not as above, no representative images
@@ -120,7 +123,7 @@ def strip(model: keras.Model) -> keras.Model:
 
 
 def is_quantize_aware(model: keras.Model) -> bool:
-  """Says whether the model has the quantizers of quantization-aware training."""
+  """Says whether the model has quantization-aware training's quantizers."""
   return any(type(layer).__name__.startswith("QuantizeWrapper")
              for layer in model.layers)
 

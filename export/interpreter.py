@@ -15,7 +15,11 @@ from ai_edge_litert import interpreter as litert
 from keras_attr_preserve.attribution.batches import class_weights
 from keras_attr_preserve.export import tflm_worker
 from keras_attr_preserve.export.flatbuffer import (
-    Signature, read_metadata, read_model, signatures)
+  Signature,
+  read_metadata,
+  read_model,
+  signatures,
+)
 from keras_attr_preserve.export.head import head_weights
 from keras_attr_preserve.images import check_images
 
@@ -66,8 +70,8 @@ class Interpreter:
     Args:
       tflite_model: its bytes, or its path.
       runtime: "xnnpack", LiteRT as phones run it; "builtin", LiteRT without
-        XNNPACK; "reference", LiteRT's reference kernels; "tflm", the real TFLite
-        Micro interpreter, in a process of its own.
+        XNNPACK; "reference", LiteRT's reference kernels; "tflm", the real
+        TFLite Micro interpreter, in a process of its own.
 
     Raises:
       OSError: the path cannot be read.

@@ -4,7 +4,11 @@ from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.export.builtin_gradients import BUILTIN_GRADIENTS
 from keras_attr_preserve.gradient_rules import gradient_rules
 from keras_attr_preserve.layers import (
-    Tap, Tapped, feature_gradients, top_class_seed)
+  Tap,
+  Tapped,
+  feature_gradients,
+  top_class_seed,
+)
 
 __all__ = ["ExplainedModel"]
 

@@ -5,7 +5,10 @@ import gzip
 import numpy as np
 
 from keras_attr_preserve.export.flatbuffer import (
-    constant, operator_name, read_model)
+  constant,
+  operator_name,
+  read_model,
+)
 
 __all__ = ["file_sizes"]
 

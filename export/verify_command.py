@@ -1,6 +1,6 @@
-"""The command `kap-verify`: gates a build on the maps of a .tflite file.
+r"""The command `kap-verify`: gates a build on the maps of a .tflite file.
 
-    kap-verify --tflite=net.tflite --teacher=net.h5 --layer=relu4 \\
+    kap-verify --tflite=net.tflite --teacher=net.h5 --layer=relu4 \
         --images=test.npz --require_cosine=0.9
 
 Exits 0 when the file's maps agree with the teacher's as far as is required, 1

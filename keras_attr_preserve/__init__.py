@@ -20,12 +20,12 @@ from keras_attr_preserve import export  # noqa: E402  after __path__ is set.
 __version__ = "0.1.0"
 
 __all__ = [
-    "Distillation",
-    "PreserveAttribution",
-    "TrainStep",
-    "WCAM",
-    "attribution",
-    "clone_model",
-    "evaluation",
-    "export",
+  "WCAM",
+  "Distillation",
+  "PreserveAttribution",
+  "TrainStep",
+  "attribution",
+  "clone_model",
+  "evaluation",
+  "export",
 ]

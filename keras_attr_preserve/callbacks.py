@@ -23,8 +23,8 @@ class PreserveAttribution(keras.callbacks.Callback):
   distillation `distill_loss`), and their `val_` twins; see `TrainStep`.
 
   For the length of a `fit` the model's `train_step` and `test_step` are a
-  `TrainStep`'s. They are given back when `fit` ends, also when it is interrupted
-  or fails inside a step.
+  `TrainStep`'s. They are given back when `fit` ends, also when it is
+  interrupted or fails inside a step.
   """
 
   def __init__(

@@ -7,7 +7,7 @@ Everything here uses that one, imported once, from this module.
 import tensorflow as tf
 import tf_keras as keras
 
-__all__ = ["check_model", "clone_model", "keras", "tf"]
+__all__ = ["at_least_float32", "check_model", "clone_model", "keras", "tf"]
 
 
 def check_model(model: keras.Model, name: str = "model") -> keras.Model:
@@ -43,6 +43,13 @@ def check_model(model: keras.Model, name: str = "model") -> keras.Model:
         f"{name} must have one output, the class scores; {model.name!r} has "
         f"{len(model.outputs)}.")
   return model
+
+
+def at_least_float32(tensor: tf.Tensor) -> tf.Tensor:
+  """Casts half precision up, which a norm or an exponent would overflow."""
+  if tensor.dtype in (tf.float16, tf.bfloat16):
+    return tf.cast(tensor, tf.float32)
+  return tensor
 
 
 def clone_model(model: keras.Model) -> keras.Model:

@@ -1,9 +1,9 @@
 """Other gradients for chosen operations, for the length of a `with` block.
 
-Two jobs need them. Under quantization-aware training TensorFlow's gradient of
-FakeQuant has no gradient of its own, so whatever is trained through a
-sensitivity silently gets none; and on the device a backward pass must be
-written in operators that TFLite has.
+Two jobs need them. Training through a sensitivity differentiates a gradient,
+and TensorFlow's gradients of FakeQuant and of `tf.nn.moments` are not made for
+that: one gives silently nothing, the other silently something wrong. And on the
+device a backward pass must be written in operators that TFLite has.
 
 TensorFlow offers no public way to name another gradient for an operation that a
 tape has already recorded, so this module, and no other, reaches into a private
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-__all__ = ["STRAIGHT_THROUGH", "gradient_rules"]
+__all__ = ["SENSITIVITY_RULES", "STRAIGHT_THROUGH", "gradient_rules"]
 
 Rule = Callable[..., object]
 
@@ -50,6 +50,40 @@ its features, as the map computed on the device does, and (2) holds no
 `FakeQuant*Gradient` operation, so that it can be differentiated in its turn.
 The quantizers keep their ordinary gradient in every pass outside the block.
 """
+
+
+def _moments_difference(op: tf.Operation, grad: tf.Tensor):
+  """Lets the mean inside a variance be differentiated.
+
+  `tf.nn.moments` computes mean((x - stop_gradient(mean(x)))^2). That is right
+  to first order, where the mean's share vanishes; a gradient of this gradient
+  lacks it. Where y is the mean of x, the mean is computed anew, unstopped.
+  """
+  x, y = op.inputs
+  axes = [axis for axis, (wide, narrow) in enumerate(zip(x.shape, y.shape))
+          if narrow == 1 and wide != 1] if x.shape.rank == y.shape.rank else []
+  if axes:
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    rounding = 1e-5 * tf.reduce_max(tf.abs(x), axes, keepdims=True)
+    y = tf.where(tf.reduce_all(tf.abs(y - mean) <= rounding), mean, y)
+  grad = 2 * grad * (x - y)
+  return grad, _summed_to(-grad, tf.shape(op.inputs[1]))
+
+
+def _summed_to(grad: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+  """Sums over the axes along which a tensor of `shape` was broadcast."""
+  padding = tf.ones([tf.rank(grad) - tf.size(shape)], shape.dtype)
+  wide = tf.concat([padding, shape], 0)
+  axes = tf.where((wide == 1) & (tf.shape(grad) != 1))[:, 0]
+  return tf.reshape(tf.reduce_sum(grad, axes), shape)
+
+
+SENSITIVITY_RULES: Mapping[str, Rule] = {
+    **STRAIGHT_THROUGH,
+    "SquaredDifference": _moments_difference,
+}
+"""Rules for a sensitivity that is itself differentiated: quantizers are
+transparent, and a normalization by batch or layer statistics is exact."""
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def check_images(
         f"{name} must have shape [at least 1, {want}]; got "
         f"{list(array.shape)}.")
   array = array.astype(np.float32, copy=False)
-  bad = len(array) - int(np.isfinite(array).reshape(len(array), -1).all(1).sum())
+  bad = int((~np.isfinite(array)).reshape(len(array), -1).any(1).sum())
   if bad:
     raise ValueError(
         f"{name} must be finite; {bad} of {len(array)} hold NaN or infinity.")

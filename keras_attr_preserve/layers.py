@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras_attr_preserve.compat import check_model, keras, tf
-from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
+from keras_attr_preserve.gradient_rules import SENSITIVITY_RULES, gradient_rules
 
 __all__ = [
     "Tap",
@@ -200,7 +200,7 @@ def feature_gradients(
   """Differentiates a score by each feature map.
 
   Quantizers are transparent to it: it is alive where one clips a score, and an
-  outer tape can differentiate it (see `STRAIGHT_THROUGH`).
+  outer tape can differentiate it (see `SENSITIVITY_RULES`).
 
   Args:
     tape: the tape that recorded the tap's call; persistent to ask it again.
@@ -214,7 +214,7 @@ def feature_gradients(
   Raises:
     ValueError: the logits do not depend on some layer.
   """
-  with gradient_rules(STRAIGHT_THROUGH):
+  with gradient_rules(SENSITIVITY_RULES):
     gradients = tape.gradient(
         tapped.logits, tapped.features,
         output_gradients=tf.cast(seed, tapped.logits.dtype))

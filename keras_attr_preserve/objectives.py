@@ -3,7 +3,7 @@
 Logit distillation, alone or beside attribution matching.
 """
 
-from keras_attr_preserve.compat import tf
+from keras_attr_preserve.compat import at_least_float32, tf
 
 __all__ = ["Distillation", "sigmoid_divergence", "softmax_divergence"]
 
@@ -62,6 +62,8 @@ class Distillation:
   """Replaces a share of the task loss by the teacher's scores.
 
       loss = (1 - alpha) * task + alpha * divergence
+
+  A model's own regularization losses keep their full weight.
   """
 
   def __init__(self, *, alpha: float = 0.9, temperature: float = 4.0,
@@ -90,6 +92,7 @@ class Distillation:
   def divergence(
       self, teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:
     """Returns the divergence of each image, `[batch]`."""
+    student_logits = at_least_float32(student_logits)
     return _DIVERGENCES[self.kind](
-        tf.cast(teacher_logits, tf.float32),
-        tf.cast(student_logits, tf.float32), self.temperature)
+        tf.cast(teacher_logits, student_logits.dtype), student_logits,
+        self.temperature)

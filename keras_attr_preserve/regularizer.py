@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras_attr_preserve import wcam
-from keras_attr_preserve.compat import tf
+from keras_attr_preserve.compat import at_least_float32, tf
 from keras_attr_preserve.layers import Tapped, sensitivities, top_class_seed
 
 __all__ = ["WCAM", "Match"]
@@ -34,6 +34,8 @@ class WCAM:
   """Settings of weighted collapsed attribution map matching.
 
       wcam = WCAM("relu5", method="swa", weight=4.0, drop_rate=0.3)
+
+  It holds no state: one may serve several models.
   """
 
   def __init__(
@@ -167,22 +169,24 @@ class WCAM:
       seed: tf.Tensor,
       drop_seed: tf.Tensor | None = None,
   ) -> list[tf.Tensor]:
-    """Returns one `[batch, height, width]` float32 map for each layer."""
-    features = [tf.cast(one, tf.float32) for one in tapped.features]
+    """Returns one `[batch, height, width]` map for each layer."""
+    features = [at_least_float32(one) for one in tapped.features]
     if drop_seed is not None:
       features = [wcam.drop_channels(one, self.drop_rate, drop_seed + [0, i])
                   for i, one in enumerate(features)]
     if self.method == "ewa":
       return [wcam.equal_weighted_map(one) for one in features]
     weights = sensitivities(tape, tapped, seed)
-    return [wcam.sensitivity_weighted_map(one, tf.cast(weight, tf.float32))
+    return [wcam.sensitivity_weighted_map(one, at_least_float32(weight))
             for one, weight in zip(features, weights)]
 
 
 def _compare(teacher_map, student_map, present):
   """Returns present, distance, agreement, dead and valid of one class."""
-  alive = tf.cast(tf.reduce_max(teacher_map, [1, 2]) > 0, tf.float32) * present
-  dead = tf.cast(tf.reduce_max(student_map, [1, 2]) <= 0, tf.float32) * alive
+  teacher_map = tf.cast(teacher_map, student_map.dtype)
+  present = tf.cast(present, student_map.dtype)
+  alive = tf.where(tf.reduce_max(teacher_map, [1, 2]) > 0, present, 0)
+  dead = tf.where(tf.reduce_max(student_map, [1, 2]) > 0, 0.0, alive)
   distance = wcam.map_distance(teacher_map, student_map) * present
   return present, distance, (alive - dead) * (1 - distance), dead, alive
 

@@ -137,7 +137,7 @@ class TrainStep:
       penalty = _replica_share(tf.add_n(model.losses)) if model.losses else 0.0
       alpha = self.distillation.alpha
       loss = ((1 - alpha) * (loss - penalty) + penalty
-              + alpha * _replica_share(divergence))
+              + alpha * tf.cast(_replica_share(divergence), loss.dtype))
 
     if self.wcam is not None:
       match = self.wcam.match(
@@ -147,7 +147,7 @@ class TrainStep:
       self._means["attr_loss"].update_state(attr_loss)
       self._means["attr_agreement"].update_state(match.agreement, match.valid)
       self._means["attr_dead"].update_state(match.dead, match.valid)
-      loss += _replica_share(attr_loss)
+      loss += tf.cast(_replica_share(attr_loss), loss.dtype)
     return loss, student.output
 
   def _drop_seed(self) -> tf.Tensor:

@@ -91,6 +91,22 @@ def conv_net(
   return shake(keras.Model(inputs, x, name=name), seed)
 
 
+def smooth_net(
+    seed: int, tail: str = "gap", activation: str = "sigmoid",
+    head: str = "linear", **settings) -> keras.Model:
+  """Builds a smooth net of pictures of 4x4 whose maps have no kink.
+
+  Its features are positive, and so are the kernels of its tail: its maps are,
+  so that the ReLU of a map does nothing. Arguments as for `conv_net`.
+  """
+  net = conv_net(tail=tail, activation=activation, head=head, seed=seed,
+                 **{"width": 3, "size": 4, **settings})
+  for layer in net.layers:
+    if layer.name in ("logits", "hidden", "conv2", "depthwise"):
+      layer.weights[0].assign(tf.abs(layer.weights[0]))
+  return net
+
+
 def _block(x, number: str, width: int, activation: str):
   layers = keras.layers
   x = layers.Conv2D(
@@ -207,14 +223,60 @@ def slope(
 
 
 def slopes(
-    function: Callable[[], float], variable: tf.Variable, step: float
+    function: Callable[[], float],
+    variable: tf.Variable,
+    step: float,
+    entries: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Differentiates by every entry of a variable; the variable's shape."""
+  """Differentiates by entries of a variable.
+
+  Args:
+    function: of the variable.
+    variable: what to differentiate by.
+    step: as for `slope`.
+    entries: which, counted along the flattened variable; None for every one.
+
+  Returns:
+    A slope for each of the entries, in one dimension.
+  """
   shape = tuple(variable.shape)
-  size = int(np.prod(shape))
+  ones = np.eye(int(np.prod(shape)), dtype=np.float32)
   return np.array([
       slope(function, variable, one.reshape(shape), step)
-      for one in np.eye(size, dtype=np.float32)]).reshape(shape)
+      for one in (ones if entries is None else ones[entries])])
+
+
+def unit(maps: np.ndarray) -> np.ndarray:
+  """Flattens maps and scales each to norm 1."""
+  flat = maps.reshape(len(maps), -1)
+  return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def swa_cosines(
+    student: keras.Model, teacher: keras.Model, pictures: np.ndarray,
+    classes: np.ndarray | None = None, training: bool = False) -> np.ndarray:
+  """Compares SWA maps of nets that end in a mean and Dense, by NumPy.
+
+  Args:
+    student: with layers "act" and "logits".
+    teacher: likewise; run as in inference.
+    pictures: [batch, height, width, colours].
+    classes: those explained; None for the teacher's top classes.
+    training: of the student.
+
+  Returns:
+    The cosine of each picture's two maps.
+  """
+  maps = []
+  for model, mode in ((teacher, False), (student, training)):
+    features, logits = keras.Model(model.inputs, [
+        model.get_layer("act").output, model.output])(pictures, training=mode)
+    if classes is None:
+      classes = logits.numpy().argmax(1)
+    kernel = model.get_layer("logits").kernel.numpy()
+    maps.append(np.maximum(np.einsum(
+        "bhwc,cb->bhw", features, kernel[:, classes]), 0))
+  return (unit(maps[0]) * unit(maps[1])).sum(1)
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:

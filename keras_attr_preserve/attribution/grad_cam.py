@@ -8,7 +8,11 @@ from keras_attr_preserve.attribution.batches import class_weights, run_batches
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import (
-    Tap, last_spatial_layer, sensitivities, top_class_seed)
+  Tap,
+  last_spatial_layer,
+  sensitivities,
+  top_class_seed,
+)
 from keras_attr_preserve.wcam import sensitivity_weighted_map
 
 __all__ = ["grad_cam"]

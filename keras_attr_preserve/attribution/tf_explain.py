@@ -58,7 +58,8 @@ def integrated_gradients(
   from tf_explain.core.integrated_gradients import IntegratedGradients
 
   if layer is not None:
-    raise ValueError(f"layer must be None, the input is explained; got {layer}.")
+    raise ValueError(
+        f"layer must be None, the input is explained; got {layer!r}.")
   if steps < 2:
     raise ValueError(f"steps must be 2 or more; got {steps}.")
   images = check_images(images, model.inputs[0].shape[1:])

@@ -2,7 +2,11 @@
 
 from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.evaluation.localization import (
-    VOID, centre_prior, localization, mask_pairs)
+    VOID,
+    centre_prior,
+    localization,
+    mask_pairs,
+)
 from keras_attr_preserve.evaluation.prediction import mean_average_precision
 from keras_attr_preserve.evaluation.report import Report, ShortfallError
 

@@ -76,8 +76,8 @@ def localization(
   masks = np.asarray(masks)
   if masks.dtype != bool or masks.ndim != 3:
     raise ValueError(
-        f"masks must be bool [pairs, height, width]; got {masks.dtype} of shape "
-        f"{list(masks.shape)}.")
+        "masks must be bool [pairs, height, width]; got "
+        f"{masks.dtype} of shape {list(masks.shape)}.")
   if maps.ndim != 3 or len(maps) != len(masks):
     raise ValueError(
         f"maps must be [{len(masks)}, height, width], one for each mask; got "

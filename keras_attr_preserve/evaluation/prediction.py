@@ -2,7 +2,6 @@
 
 import numpy as np
 
-
 __all__ = ["mean_average_precision"]
 
 

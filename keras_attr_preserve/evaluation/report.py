@@ -129,8 +129,8 @@ class Report:
       name, statistic = key, "mean"
     if name not in summary or statistic not in _STATISTICS:
       raise ValueError(
-          f"require: {key!r} is no figure; take one of {sorted(summary)}, alone "
-          f"or followed by _p5 or _worst, or prediction_agreement or dead.")
+          f"require: {key!r} is no figure; take {sorted(summary)}, alone "
+          "or followed by _p5 or _worst, or prediction_agreement or dead.")
     return name, summary[name][statistic]
 
   def __str__(self) -> str:

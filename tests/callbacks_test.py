@@ -1,0 +1,538 @@
+"""Tests of callbacks.py: `fit` with every kind of model, before and after."""
+
+import contextlib
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import (
+    WCAM,
+    Distillation,
+    PreserveAttribution,
+    TrainStep,
+)
+from tests import tiny
+
+COUNT = 6
+LOGS = {"attr_loss", "attr_agreement", "attr_dead"}
+
+
+def _compiled(model, rate=0.05, **settings):
+  model.compile(
+      keras.optimizers.SGD(rate, momentum=0.9),
+      keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      **{"metrics": ["accuracy"], **settings})
+  return model
+
+
+class _Raise(keras.callbacks.Callback):
+  """Raises an error at one of the moments of `fit`."""
+
+  def __init__(self, moment, error):
+    super().__init__()
+    def raise_it(*_, **__):
+      raise error
+    setattr(self, moment, raise_it)
+
+
+class _CallbackTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    keras.utils.set_random_seed(0)
+    self.teacher = tiny.smooth_net(0)
+    self.student = _compiled(tiny.smooth_net(1))
+    self.pictures = tiny.images(COUNT, size=4)
+    self.labels = tiny.labels(COUNT)
+    self.wcam = WCAM("act", weight=3.0)
+
+  def fit(self, model=None, callbacks=(), **settings):
+    """One epoch of batches of two, in order; returns the logs."""
+    model = self.student if model is None else model
+    if settings.pop("preserve", True):
+      callbacks = [*callbacks, PreserveAttribution(self.teacher, self.wcam)]
+    settings = {"x": self.pictures, "y": self.labels, "batch_size": 2,
+                "shuffle": False, "verbose": 0, **settings}
+    return model.fit(callbacks=list(callbacks), **settings).history
+
+  def assert_clean(self, model=None):
+    """The model trains and judges by steps of its own."""
+    model = self.student if model is None else model
+    self.assertNotIn("train_step", vars(model))
+    self.assertNotIn("test_step", vars(model))
+    history = self.fit(model, preserve=False, validation_data=(
+        self.pictures, self.labels))
+    self.assertEqual(set(history), {
+        "loss", "accuracy", "val_loss", "val_accuracy"})
+
+
+class LogsTest(_CallbackTest):
+
+  def test_equal_to_values_by_hand(self):
+    """With a learning rate of 0 nothing moves but the moving averages."""
+    self.student.optimizer.learning_rate = 0.0
+    cosines = [_ for i in (0, 2, 4) for _ in tiny.swa_cosines(
+        self.student, self.teacher, self.pictures[i:i + 2], training=True)]
+    history = self.fit(epochs=2, validation_data=(
+        tiny.images(5, seed=9, size=4), tiny.labels(5)))
+    self.assertEqual(set(history), {
+        name for one in {"loss", "accuracy"} | LOGS
+        for name in (one, f"val_{one}")})
+    for epoch in range(2):  # They start anew each epoch.
+      self.assertAlmostEqual(
+          history["attr_agreement"][epoch], np.mean(cosines), places=5)
+      self.assertAlmostEqual(
+          history["attr_loss"][epoch], 3 * (1 - np.mean(cosines)), places=4)
+      self.assertEqual(history["attr_dead"][epoch], 0)
+    judged = tiny.swa_cosines(
+        self.student, self.teacher, tiny.images(5, seed=9, size=4))
+    self.assertAlmostEqual(
+        history["val_attr_agreement"][1], judged.mean(), places=5)
+    # A validation batch of 32 holds all five; its loss is a mean over batches.
+    self.assertAlmostEqual(
+        history["val_attr_loss"][1], 3 * (1 - judged.mean()), places=4)
+    self.assertGreater(
+        abs(history["val_attr_agreement"][1] - np.mean(cosines)), 1e-3)
+
+  def test_loss_stays_the_compiled_one(self):
+    self.student.optimizer.learning_rate = 0.0
+    want = self.fit(preserve=False)
+    got = self.fit()
+    self.assertAlmostEqual(got["loss"][0], want["loss"][0], places=5)
+    self.assertEqual(got["accuracy"], want["accuracy"])
+
+  def test_a_ragged_last_batch(self):
+    self.student.optimizer.learning_rate = 0.0
+    cosines = np.concatenate([
+        tiny.swa_cosines(self.student, self.teacher, part, training=True)
+        for part in (self.pictures[:4], self.pictures[4:])])
+    history = self.fit(batch_size=4)
+    self.assertAlmostEqual(
+        history["attr_agreement"][0], cosines.mean(), places=5)
+
+  def test_sample_and_class_weights(self):
+    self.student.optimizer.learning_rate = 0.0
+    distances = 1 - np.concatenate([
+        tiny.swa_cosines(
+            self.student, self.teacher, self.pictures[i:i + 2], training=True)
+        for i in (0, 2, 4)])
+    weights = np.float32([0, 1, 2, 0.5, 1, 3])
+    history = self.fit(sample_weight=weights)
+    self.assertAlmostEqual(
+        history["attr_loss"][0], 3 * (weights * distances).mean(), places=4)
+    by_class = {0: 0.5, 1: 2.0, 2: 0.0}
+    history = self.fit(class_weight=by_class)
+    weights = np.array([by_class[one] for one in self.labels])
+    self.assertAlmostEqual(
+        history["attr_loss"][0], 3 * (weights * distances).mean(), places=4)
+
+  def test_distillation(self):
+    callback = PreserveAttribution(
+        self.teacher, None, distillation=Distillation())
+    history = self.fit(preserve=False, callbacks=[callback],
+                       validation_data=(self.pictures, self.labels))
+    self.assertContainsSubset(
+        {"distill_loss", "val_distill_loss"}, set(history))
+    self.assertNoCommonElements(LOGS, set(history))
+    self.assertGreater(history["distill_loss"][0], 1e-4)
+
+  def assertNoCommonElements(self, one, other):  # noqa: N802
+    self.assertEmpty(set(one) & set(other))
+
+  def test_stopping_and_saving_by_agreement(self):
+    path = str(tiny.folder(self) / "best.h5")
+    kept = keras.callbacks.ModelCheckpoint(
+        path, monitor="val_attr_agreement", mode="max", save_best_only=True)
+    stop = keras.callbacks.EarlyStopping(
+        "val_attr_agreement", mode="max", min_delta=10, patience=2)
+    # Before or after the callback that makes the figure.
+    history = self.fit(
+        callbacks=[kept, PreserveAttribution(self.teacher, self.wcam), stop],
+        preserve=False, epochs=9,
+        validation_data=(self.pictures, self.labels))
+    agreements = history["val_attr_agreement"]
+    self.assertLen(agreements, 3)  # The first, and two without so great a leap.
+    best = keras.models.load_model(path)
+    self.assertAlmostEqual(
+        max(agreements),
+        tiny.swa_cosines(best, self.teacher, self.pictures).mean(), places=5)
+
+
+class TrainingTest(_CallbackTest):
+
+  def test_maps_come_to_agree(self):
+    plain, kept = (_compiled(tiny.smooth_net(1)) for _ in range(2))
+    self.wcam = WCAM("act", weight=20.0)
+    self.fit(plain, preserve=False, epochs=25)
+    self.fit(kept, epochs=25)
+    without, ours = (
+        tiny.swa_cosines(model, self.teacher, self.pictures).mean()
+        for model in (plain, kept))
+    self.assertGreater(ours, 0.98)
+    self.assertLess(without, 0.95)
+
+  def test_weight_0_only_observes(self):
+    plain, observed = (_compiled(tiny.smooth_net(1)) for _ in range(2))
+    self.wcam = WCAM("act", weight=0.0, drop_rate=0.3)
+    self.fit(plain, preserve=False, epochs=2)
+    history = self.fit(observed, epochs=2)
+    self.assertEqual(history["attr_loss"], [0, 0])
+    self.assertGreater(history["attr_agreement"][0], 0.1)
+    for one, other in zip(plain.get_weights(), observed.get_weights()):
+      # Six steps; only the order of float32 sums may differ.
+      np.testing.assert_allclose(one, other, atol=1e-6)
+
+  def test_equal_to_the_steps_of_a_loop(self):
+    other = _compiled(tiny.smooth_net(1))
+    step = TrainStep(other, self.teacher, self.wcam)
+    for i in (0, 2, 4):
+      step((tf.constant(self.pictures[i:i + 2]),
+            tf.constant(self.labels[i:i + 2])))
+    self.fit()
+    for got, want in zip(self.student.get_weights(), other.get_weights()):
+      np.testing.assert_allclose(got, want, atol=1e-5)
+
+  @parameterized.parameters(
+      {"run_eagerly": True}, {"steps_per_execution": 2},
+      {"steps_per_execution": 3}, {"jit_compile": True})
+  def test_ways_of_running(self, **settings):
+    other = _compiled(tiny.smooth_net(1), **settings)
+    validation = {"validation_data": (self.pictures, self.labels)}
+    got, want = self.fit(other, **validation), self.fit(**validation)
+    for name in set(want) - {"attr_loss"}:
+      self.assertAlmostEqual(got[name][0], want[name][0], places=3, msg=name)
+    for one, two in zip(other.get_weights(), self.student.get_weights()):
+      np.testing.assert_allclose(one, two, atol=1e-4)
+    self.assert_clean(other)
+
+  def test_a_smaller_student(self):
+    student = _compiled(tiny.smooth_net(1, width=2))
+    history = self.fit(student, epochs=2)
+    self.assertBetween(history["attr_agreement"][1], 0.1, 1)
+    self.assert_clean(student)
+
+  def test_layers_of_other_names(self):
+    student = _compiled(tiny.smooth_net(1, tail="depthwise"))
+    self.wcam = WCAM("act", student_layer="act2")
+    history = self.fit(student)
+    self.assertBetween(history["attr_agreement"][0], 0.1, 1)
+
+  def test_pruning(self):
+    student = _compiled(tiny.prune(tiny.smooth_net(1, width=8)))
+    self.teacher = tiny.smooth_net(0, width=8)
+    update = tfmot.sparsity.keras.UpdatePruningStep()
+    history = self.fit(student, callbacks=[update], epochs=2, validation_data=(
+        self.pictures, self.labels))
+    # Field note 4: two epochs of three batches, not of six forward passes.
+    self.assertEqual(set(tiny.pruning_steps(student)), {6})
+    self.assertContainsSubset(LOGS, set(history))
+    stripped = tfmot.sparsity.keras.strip_pruning(student)
+    kernel = stripped.get_layer("conv").kernel.numpy()
+    self.assertAlmostEqual((kernel == 0).mean(), 0.5, delta=0.02)
+    self.assertNotIn("train_step", vars(student))
+
+  def test_quantization(self):
+    student = _compiled(tiny.quantize(tiny.smooth_net(1)))
+    before = {one.name: one.numpy() for one in student.trainable_variables}
+    history = self.fit(student, epochs=2, validation_data=(
+        self.pictures, self.labels))
+    self.assertContainsSubset(LOGS, set(history))
+    self.assertEqual(history["attr_dead"], [0, 0])
+    for variable in student.trainable_variables:
+      self.assertGreater(
+          np.abs(variable.numpy() - before[variable.name]).max(), 0)
+    self.assert_clean(student)
+
+  def test_quantization_that_keeps_zeros(self):
+    """Field note 12."""
+    net = tiny.smooth_net(1)
+    kernel = net.get_layer("conv").kernel
+    zeros = np.random.default_rng(0).uniform(size=kernel.shape) < 0.5
+    kernel.assign(np.where(zeros, 0, kernel))
+    for wrap, kept in ((tiny.quantize_sparse, True), (tiny.quantize, False)):
+      student = _compiled(wrap(net))
+      self.fit(student)
+      now = student.get_layer("quant_conv").layer.kernel.numpy()
+      self.assertEqual((now[zeros] == 0).all(), kept)
+      self.assertGreater(np.abs(now[~zeros]).min(), 0)
+
+  def test_the_teacher_stays_as_it_came(self):
+    _compiled(self.teacher)
+    self.fit(self.teacher, preserve=False)  # Gives its optimizer a momentum.
+    self.teacher.get_layer("bn").trainable = False
+    weights = self.teacher.get_weights()
+    slots = [one.numpy() for one in self.teacher.optimizer.variables]
+    flags = [layer.trainable for layer in self.teacher.layers]
+    state = set(vars(self.teacher))
+    self.fit(self.student, epochs=2, validation_data=(
+        self.pictures, self.labels))
+    self.assertTrue(tiny.weights_equal(self.teacher.get_weights(), weights))
+    self.assertTrue(tiny.weights_equal(
+        [one.numpy() for one in self.teacher.optimizer.variables], slots))
+    self.assertEqual(
+        [layer.trainable for layer in self.teacher.layers], flags)
+    self.assertEqual(set(vars(self.teacher)), state)
+    self.assert_clean(self.teacher)
+
+  def test_the_optimizer_keeps_its_momentum(self):
+    """The official code's fault: each round began with a new optimizer."""
+    self.fit()
+    optimizer = self.student.optimizer
+    slots = [one.numpy() for one in optimizer.variables]
+    self.assertEqual(int(optimizer.iterations), 3)
+    self.fit()
+    self.assertIs(self.student.optimizer, optimizer)
+    self.assertEqual(int(optimizer.iterations), 6)
+    self.assertLen(optimizer.variables, len(slots))
+
+  @parameterized.parameters("label", "present")
+  def test_targets_in_fit(self, target):
+    student = tiny.smooth_net(1)
+    student.compile("sgd", keras.losses.CategoricalCrossentropy(
+        from_logits=True))
+    student.optimizer.learning_rate = 0.0
+    self.wcam = WCAM("act", target=target)
+    want = np.concatenate([
+        tiny.swa_cosines(
+            student, self.teacher, self.pictures[i:i + 2],
+            self.labels[i:i + 2], training=True) for i in (0, 2, 4)])
+    history = self.fit(
+        student, y=np.eye(3, dtype=np.float32)[self.labels])
+    self.assertAlmostEqual(
+        history["attr_agreement"][0], want.mean(), places=5)
+
+  def test_a_dataset_of_labels_without_a_known_shape(self):
+    def pairs():
+      for i in (0, 2, 4):
+        yield self.pictures[i:i + 2], self.labels[i:i + 2]
+    data = tf.data.Dataset.from_generator(
+        pairs, output_types=(tf.float32, tf.int32))
+    data = data.map(lambda x, y: (tf.ensure_shape(x, [None, 4, 4, 2]), y))
+    self.wcam = WCAM("act", target="label")
+    history = self.student.fit(data, verbose=0, callbacks=[
+        PreserveAttribution(self.teacher, self.wcam)]).history
+    self.assertBetween(history["attr_agreement"][0], 0.1, 1)
+
+
+class AfterwardsTest(_CallbackTest):
+
+  def test_the_model_is_its_own_again(self):
+    validation = {"validation_data": (self.pictures, self.labels)}
+    self.fit(**validation)
+    self.assert_clean()
+    self.assertLen(self.student.evaluate(
+        self.pictures, self.labels, verbose=0), 2)
+    self.assertEqual(self.student.metrics_names, ["loss", "accuracy"])
+    self.assertContainsSubset(LOGS, set(self.fit(**validation)))
+    self.assert_clean()
+
+  def test_one_callback_serves_two_fits(self):
+    callback = PreserveAttribution(self.teacher, self.wcam)
+    other = _compiled(tiny.smooth_net(2))
+    for model in (self.student, self.student, other):
+      history = self.fit(model, callbacks=[callback], preserve=False)
+      self.assertContainsSubset(LOGS, set(history))
+      self.assertNotIn("train_step", vars(model))
+
+  @parameterized.parameters("h5", "tf")
+  def test_saved_and_loaded(self, kind):
+    self.fit()
+    path = str(tiny.folder(self) / ("model.h5" if kind == "h5" else "model"))
+    self.student.save(path, save_format=kind)
+    loaded = keras.models.load_model(path)
+    # The very weights; a reloaded graph may sum in another order.
+    np.testing.assert_allclose(
+        loaded(self.pictures), self.student(self.pictures), atol=1e-6)
+    self.assertAlmostEqual(
+        loaded.evaluate(self.pictures, self.labels, verbose=0)[0],
+        self.student.evaluate(self.pictures, self.labels, verbose=0)[0],
+        places=5)
+    self.assertEqual(set(self.fit(loaded, preserve=False)),
+                     {"loss", "accuracy"})
+    if kind == "h5":
+      self.assertContainsSubset(LOGS, set(self.fit(loaded)))
+
+  @parameterized.parameters("quantize", "prune")
+  def test_wrapped_saved_and_loaded(self, wrap):
+    """Field note 10: .h5 is exact, within tfmot's scope."""
+    student = _compiled(getattr(tiny, wrap)(tiny.smooth_net(1)))
+    update = [tfmot.sparsity.keras.UpdatePruningStep()] * (wrap == "prune")
+    self.fit(student, callbacks=update)
+    path = str(tiny.folder(self) / "model.h5")
+    student.save(path)
+    scope = {"quantize": tfmot.quantization.keras.quantize_scope,
+             "prune": tfmot.sparsity.keras.prune_scope}[wrap]
+    with scope():
+      loaded = keras.models.load_model(path)
+    np.testing.assert_array_equal(
+        loaded(self.pictures), student(self.pictures))
+    update = [tfmot.sparsity.keras.UpdatePruningStep()] * (wrap == "prune")
+    self.assertContainsSubset(LOGS, set(self.fit(loaded, callbacks=update)))
+
+  def test_resumed_pruning_goes_on_counting(self):
+    """Field note 17."""
+    folder = str(tiny.folder(self))
+    student = _compiled(tiny.prune(tiny.smooth_net(1)))
+    counts = []
+    def callbacks():
+      return [tfmot.sparsity.keras.UpdatePruningStep(),
+              keras.callbacks.BackupAndRestore(
+                  folder, delete_checkpoint=False)]
+    with contextlib.suppress(ZeroDivisionError):
+      self.fit(student, callbacks=[*callbacks(), _Raise(
+          "on_epoch_end", ZeroDivisionError())], epochs=2)
+    counts.append(set(tiny.pruning_steps(student)))
+    fresh = _compiled(tiny.prune(tiny.smooth_net(1)))
+    self.fit(fresh, callbacks=callbacks(), epochs=2)
+    counts.append(set(tiny.pruning_steps(fresh)))
+    self.assertIn(counts, ([{3}, {6}], [{3}, {9}]))
+
+
+class InterruptedTest(_CallbackTest):
+
+  @parameterized.parameters(KeyboardInterrupt, ZeroDivisionError)
+  def test_inside_a_step(self, error):
+    def loss(labels, outputs):
+      raise error()
+    self.student.compile("sgd", loss, run_eagerly=True)
+    with self.assertRaises(error):
+      self.fit()
+    _compiled(self.student)
+    self.assert_clean()
+
+  @parameterized.parameters(KeyboardInterrupt, ZeroDivisionError)
+  def test_by_the_data(self, error):
+    def pairs():
+      yield self.pictures[:2], self.labels[:2]
+      raise error()
+    with self.assertRaises(BaseException):  # noqa: B017  TensorFlow's own.
+      self.student.fit(pairs(), verbose=0, callbacks=[
+          PreserveAttribution(self.teacher, self.wcam)])
+    self.assert_clean()
+
+  def test_by_the_data_of_validation(self):
+    def pairs():
+      yield self.pictures[:2], self.labels[:2]
+      raise ZeroDivisionError()
+    with self.assertRaises(Exception):  # noqa: B017  TensorFlow's own.
+      self.fit(validation_data=pairs())
+    self.assert_clean()
+
+  @parameterized.product(
+      moment=["on_train_begin", "on_epoch_begin", "on_train_batch_end",
+              "on_test_begin", "on_test_batch_end", "on_epoch_end",
+              "on_train_end"],
+      first=[True, False])
+  def test_by_another_callback(self, moment, first):
+    other = _Raise(moment, KeyboardInterrupt())
+    ours = PreserveAttribution(self.teacher, self.wcam)
+    with self.assertRaises(KeyboardInterrupt):
+      self.fit(callbacks=[other, ours] if first else [ours, other],
+               preserve=False, validation_data=(self.pictures, self.labels))
+    self.assert_clean()
+
+  def test_the_next_fit_preserves_again(self):
+    with self.assertRaises(KeyboardInterrupt):
+      self.fit(callbacks=[_Raise("on_train_batch_end", KeyboardInterrupt())])
+    self.assertContainsSubset(LOGS, set(self.fit()))
+    self.assert_clean()
+
+  def test_data_that_runs_out_is_no_failure(self):
+    def pairs():
+      yield self.pictures[:2], self.labels[:2]
+    history = self.student.fit(
+        pairs(), steps_per_epoch=3, verbose=0,
+        callbacks=[PreserveAttribution(self.teacher, self.wcam)],
+        validation_data=(self.pictures, self.labels)).history
+    self.assertContainsSubset(LOGS, set(history))
+    self.assertIn("val_attr_agreement", history)
+    self.assert_clean()
+
+
+class RefusedTest(_CallbackTest):
+
+  def test_two_in_one_fit(self):
+    callbacks = [PreserveAttribution(self.teacher, self.wcam)
+                 for _ in range(2)]
+    with self.assertRaisesRegex(
+        ValueError, "callbacks: the model has a PreserveAttribution already"):
+      self.fit(callbacks=callbacks, preserve=False)
+    self.assert_clean()
+    self.assertContainsSubset(LOGS, set(self.fit()))
+
+  def test_a_teacher_that_shares_layers(self):
+    """Pruning wraps the layers it is given."""
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, 0)
+    student = _compiled(tfmot.sparsity.keras.prune_low_magnitude(
+        self.teacher, schedule))
+    with self.assertRaisesRegex(
+        ValueError, r"teacher must share no weights.*kap.clone_model\(teacher"):
+      self.fit(student)
+    self.assertNotIn("train_step", vars(student))
+
+  def test_a_keras_3_teacher(self):
+    import keras as keras_3
+    model = keras_3.Sequential([keras_3.Input((4, 4, 2)),
+                                keras_3.layers.Flatten()])
+    with self.assertRaisesRegex(
+        TypeError, "teacher must be a tf_keras model.*Keras 3 model.*"
+        "import tf_keras as keras"):
+      PreserveAttribution(model, self.wcam)
+
+  def test_a_keras_3_student(self):
+    import keras as keras_3
+    model = keras_3.Sequential([
+        keras_3.Input((4, 4, 2)), keras_3.layers.Conv2D(3, 3, name="act"),
+        keras_3.layers.GlobalAveragePooling2D()])
+    model.compile("sgd", "mse")
+    with self.assertRaisesRegex(
+        TypeError, "model must be a tf_keras model.*Keras 3 model.*"
+        "import tf_keras as keras"):
+      PreserveAttribution(self.teacher, self.wcam).set_model(model)
+
+  @parameterized.parameters("train_step", "test_step")
+  def test_a_step_of_its_own(self, name):
+    """Replacing it would silently drop what it does."""
+    def step(self, data):
+      del data
+      return {"loss": tf.constant(0.0)}
+    kind = type("Mine", (keras.Model,), {name: step})
+    student = _compiled(kind(self.student.inputs, self.student.outputs))
+    with self.assertRaisesRegex(
+        ValueError, rf"model '.*' has a {name} of its own.*kap.TrainStep"):
+      self.fit(student)
+    self.assertNotIn("train_step", vars(student))
+
+  def test_settings_that_do_not_fit_are_said_before_training(self):
+    for wcam, message in (
+        (WCAM("relu9"), "layer 'relu9'"),
+        (WCAM("act", student_layer="relu9"), "layer 'relu9'"),
+        (WCAM("act", target="present"), "'present' needs multi-hot labels")):
+      self.wcam = wcam
+      before = self.student.get_weights()
+      with self.assertRaisesRegex(ValueError, message):
+        self.fit()
+      self.assertTrue(tiny.weights_equal(self.student.get_weights(), before))
+      self.assertNotIn("train_step", vars(self.student))
+    self.assert_clean()
+
+  def test_what_is_no_setting(self):
+    with self.assertRaisesRegex(TypeError, "wcam must be a WCAM or None"):
+      self.fit(callbacks=[PreserveAttribution(self.teacher, "act")],
+               preserve=False)
+    self.assert_clean()
+
+  def test_evaluate_and_predict_with_the_callback_leave_no_trace(self):
+    callback = PreserveAttribution(self.teacher, self.wcam)
+    self.student.evaluate(
+        self.pictures, self.labels, callbacks=[callback], verbose=0)
+    self.assert_clean()
+    self.student.predict(self.pictures, callbacks=[callback], verbose=0)
+    self.assert_clean()
+
+
+if __name__ == "__main__":
+  absltest.main()
