@@ -10,7 +10,7 @@ files, read off the files, with the classifier's own.
 import time
 
 import tensorflow_model_optimization as tfmot
-from absl import app, flags
+from absl import app, flags, logging
 
 import keras_attr_preserve as kap
 from examples import digit_scenes, judging
@@ -28,12 +28,16 @@ flags.DEFINE_enum("judge_on", "test", ["test", "validation"],
 flags.DEFINE_integer("teacher_epochs", 15, "Epochs of the classifier.")
 flags.DEFINE_integer("prune_epochs", 8, "Epochs while sparsity grows.")
 flags.DEFINE_integer("quantize_epochs", 3, "Epochs under quantization.")
-flags.DEFINE_float("sparsity", 0.95, "Share of weights that pruning removes.")
+flags.DEFINE_float("sparsity", 0.96, "Share of weights that pruning removes.")
 flags.DEFINE_float("weight", 4.0, "Weight of the maps in the loss.")
-flags.DEFINE_enum("target", "teacher", ["teacher", "label", "present"],
+flags.DEFINE_enum("target", "present", ["teacher", "label", "present"],
                   "Which class's map is held; see WCAM.")
+flags.DEFINE_multi_enum(
+    "arm", ["plain", "preserved"], ["plain", "distilled", "preserved"],
+    "Ways to compress: plainly, with the teacher's scores, with its maps.")
 
 LAYER = "relu4"
+PRUNED = ("conv2", "conv3", "conv4")
 BATCH = 64
 
 
@@ -56,11 +60,12 @@ def build_classifier() -> keras.Model:
 
 def train(model, scenes, epochs, learning_rate, callbacks=()):
   """Fits a model to the labels; the same call for every model."""
-  steps = -(-len(scenes.images) // BATCH)
-  model.compile(
-      keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(
-          learning_rate, epochs * steps)),
-      keras.losses.BinaryCrossentropy(from_logits=True))
+  steps = epochs * -(-len(scenes.images) // BATCH)
+  schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+      [int(0.7 * steps), int(0.9 * steps)],
+      [learning_rate, learning_rate / 4, learning_rate / 16])
+  model.compile(keras.optimizers.Adam(schedule),
+                keras.losses.BinaryCrossentropy(from_logits=True))
   # Every model sees the batches in the same order.
   keras.utils.set_random_seed(FLAGS.seed)
   model.fit(scenes.images, scenes.labels, batch_size=BATCH, epochs=epochs,
@@ -68,20 +73,26 @@ def train(model, scenes, epochs, learning_rate, callbacks=()):
 
 
 def compress(teacher, scenes, callbacks):
-  """Prunes the teacher, then trains it for int8 with its zeros kept."""
-  steps = -(-len(scenes.images) // BATCH)
+  """Prunes a copy of the teacher, then trains it for int8, zeros kept."""
+  steps = FLAGS.prune_epochs * -(-len(scenes.images) // BATCH)
   schedule = tfmot.sparsity.keras.PolynomialDecay(
-      initial_sparsity=0.5, final_sparsity=FLAGS.sparsity, begin_step=0,
-      end_step=int(0.75 * FLAGS.prune_epochs * steps), frequency=20)
-  student = tfmot.sparsity.keras.prune_low_magnitude(
-      kap.clone_model(teacher), pruning_schedule=schedule)
+      initial_sparsity=0.0, final_sparsity=FLAGS.sparsity, begin_step=0,
+      end_step=int(0.6 * steps), frequency=20)
+
+  def wrapped(layer):
+    # The first and the last layer are small and matter most: left whole.
+    return tfmot.sparsity.keras.prune_low_magnitude(
+        layer, schedule) if layer.name in PRUNED else layer
+
+  student = keras.models.clone_model(
+      kap.clone_model(teacher), clone_function=wrapped)
   train(student, scenes, FLAGS.prune_epochs, 2e-3,
         [tfmot.sparsity.keras.UpdatePruningStep(), *callbacks])
 
-  annotated = tfmot.quantization.keras.quantize_annotate_model(
-      tfmot.sparsity.keras.strip_pruning(student))
   student = tfmot.quantization.keras.quantize_apply(
-      annotated, tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme())
+      tfmot.quantization.keras.quantize_annotate_model(
+          tfmot.sparsity.keras.strip_pruning(student)),
+      tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme())
   train(student, scenes, FLAGS.quantize_epochs, 5e-4, callbacks)
   return student
 
@@ -90,6 +101,7 @@ def main(argv):
   """Runs the job and prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.ERROR)  # The converter says much.
   start = time.monotonic()
   folder = make_folder(FLAGS.output, "--output")
   keras.utils.set_random_seed(FLAGS.seed)
@@ -105,13 +117,16 @@ def main(argv):
 
   wcam = kap.WCAM(
       LAYER, method="swa", weight=FLAGS.weight, target=FLAGS.target)
-  files, models = {}, {"teacher": teacher}
-  for name, callbacks in {
+  callbacks = {
       "plain": [],
+      "distilled": [kap.PreserveAttribution(
+          teacher, None, distillation=kap.Distillation(kind="sigmoid"))],
       "preserved": [kap.PreserveAttribution(teacher, wcam)],
-  }.items():
+  }
+  files, models = {}, {"teacher": teacher}
+  for name in FLAGS.arm:
     print(f"\n3. Compressing it to sparse int8: {name}")
-    models[name] = compress(teacher, scenes, callbacks)
+    models[name] = compress(teacher, scenes, callbacks[name])
     files[name] = kap.export.convert(models[name], wcam, mode="int8")
     write_whole(folder / f"{name}.tflite", files[name])
 
