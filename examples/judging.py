@@ -235,12 +235,13 @@ def picture(
 ) -> bytes:
   """Draws scenes with the maps of the teacher and of every file.
 
-  The scenes are not picked by hand: sorted by the plain file's cosine to the
-  teacher, they are taken at even steps from the worst tenth to the best.
+  The scenes are not picked by hand: sorted by the cosine to the teacher, the
+  mean over the files, they are taken at even steps from near the worst to near
+  the best.
 
   Args:
     teacher: the float model.
-    files: .tflite files by name, "plain" first.
+    files: .tflite files by name.
     wcam: names layer and method.
     scenes: scenes that no model has seen.
     rows: how many scenes.
@@ -258,10 +259,10 @@ def picture(
     maps[title], _ = kap.export.Interpreter(content).explain(images, classes)
     cosines[title] = evaluation.agreement(
         maps["teacher (float)"], maps[title])["cosine"]
-  first = next(iter(cosines.values()))
-  order = np.argsort(np.nan_to_num(first, nan=np.inf))
-  chosen = order[np.linspace(
-      0.05 * len(order), 0.9 * len(order), rows).astype(int)]
+  quality = np.mean([*cosines.values()], axis=0)
+  order = np.argsort(quality)  # NaN, a teacher without a map, comes last.
+  order = order[:np.isfinite(quality).sum()]
+  chosen = order[(np.linspace(0.03, 0.97, rows) * len(order)).astype(int)]
   return map_grid(
       images[chosen],
       scenes.label_maps[which][chosen] == CLASS_IDS[classes][chosen][

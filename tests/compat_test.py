@@ -1,8 +1,10 @@
 """Tests of compat.py: which models are taken, and copies."""
 
+import numpy as np
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import compat
 from tests import tiny
@@ -52,6 +54,17 @@ class CheckModelTest(absltest.TestCase):
     with self.assertRaisesRegex(
         ValueError, "model must have one output.*'mine' has 2"):
       compat.check_model(model)
+
+
+class AtLeastFloat32Test(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (tf.float16, tf.float32), (tf.bfloat16, tf.float32),
+      (tf.float32, tf.float32), (tf.float64, tf.float64))
+  def test_half_precision_alone_is_cast(self, dtype, want):
+    got = compat.at_least_float32(tf.constant([1.5], dtype))
+    self.assertEqual(got.dtype, want)
+    np.testing.assert_array_equal(got, [1.5])
 
 
 class CloneModelTest(absltest.TestCase):

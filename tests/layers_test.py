@@ -58,6 +58,17 @@ class FindLayerTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "'cluster_act'.* 2 layers"):
       layers.find_layer(model, "cluster_act")
 
+  def test_a_layer_called_twice_is_refused(self):
+    """Which of its two outputs would be meant?"""
+    inputs = keras.Input((4, 4, 2))
+    relu = keras.layers.ReLU(name="relu")
+    x = relu(keras.layers.Conv2D(2, 1, name="conv")(inputs))
+    x = relu(keras.layers.Conv2D(2, 1, name="conv2")(x))
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    self.assertEqual(layers.find_layer(model, "conv2").name, "conv2")
+    with self.assertRaisesRegex(ValueError, "layer 'relu'"):
+      layers.find_layer(model, "relu")
+
   def test_no_such_layer_lists_those_with_a_map(self):
     for wrap in WRAPS.values():
       with self.assertRaisesRegex(

@@ -99,7 +99,7 @@ class ReportTest(parameterized.TestCase):
   @parameterized.parameters("cosin", "cosine_best", "same_class", "_p5")
   def test_a_limit_on_nothing(self, name):
     with self.assertRaisesRegex(
-        ValueError, f"require: '{name}' is no figure; take one of .*cosine.*l2"
+        ValueError, f"require: '{name}' is no figure; take .*cosine.*l2"
         ".*_p5 or _worst"):
       _report().require(**{name: 0.5})
 

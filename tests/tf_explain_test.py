@@ -96,7 +96,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
         integrated_gradients(model, pictures, 0), atol=1e-5)
 
   @parameterized.parameters(
-      ({"layer": "act"}, "layer must be None, the input is expl.*; got act"),
+      ({"layer": "act"}, "layer must be None, the input is expl.*; got 'act'"),
       ({"steps": 1}, "steps must be 2 or more; got 1"),
       ({"batch_size": 0}, "batch_size must be 1 or more; got 0"),
       ({"targets": 3}, r"targets must be class numbers in 0\.\.2; got 3"),

@@ -1,5 +1,6 @@
 """Tiny models, pictures and finite differences that the tests share."""
 
+import contextlib
 import tempfile
 import unittest
 from collections.abc import Callable, Sequence
@@ -179,6 +180,16 @@ def pruning_steps(model: keras.Model) -> list[int]:
           if hasattr(layer, "pruning_step")]
 
 
+@contextlib.contextmanager
+def float64():
+  """Builds Keras models of double precision inside."""
+  keras.backend.set_floatx("float64")
+  try:
+    yield
+  finally:
+    keras.backend.set_floatx("float32")
+
+
 def fine_quantizers():
   """Makes fake quantization 16 bits fine: differentiable to the naked eye."""
   plain = tf.quantization.fake_quant_with_min_max_vars
@@ -240,7 +251,7 @@ def slopes(
     A slope for each of the entries, in one dimension.
   """
   shape = tuple(variable.shape)
-  ones = np.eye(int(np.prod(shape)), dtype=np.float32)
+  ones = np.eye(int(np.prod(shape)), dtype=variable.dtype.as_numpy_dtype)
   return np.array([
       slope(function, variable, one.reshape(shape), step)
       for one in (ones if entries is None else ones[entries])])

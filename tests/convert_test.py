@@ -1,0 +1,451 @@
+"""Tests of convert.py: every mode, both roads, wrapped models, and errors."""
+
+import keras as keras3
+import numpy as np
+import tensorflow_model_optimization as tfmot
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from keras_attr_preserve.export.convert import is_quantize_aware, strip
+from keras_attr_preserve.export.flatbuffer import (
+    constant,
+    read_model,
+    signatures,
+)
+from tests import export_helpers as helpers
+from tests import tiny
+
+# Of the file's map with the Keras model's, at the mean and at worst over eight
+# images; measured at worst 1 - 1e-11, .9999999, .9998 and .9994.
+COSINES = {"float32": (1 - 1e-7, 1 - 1e-7), "float16": (0.99999, 0.99999),
+           "dynamic": (0.999, 0.998), "int8": (0.999, 0.998)}
+# Of the logits, as a share of the largest; measured 2e-7, 3e-4, 5e-3, 9e-3.
+LOGIT_ERRORS = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.03, "int8": 0.03}
+ROADS = (("gap", "swa", "features"), ("block", "swa", "gradient"),
+         ("block", "ewa", "features"))
+
+
+def maps_of(net, images, method="swa"):
+  """Maps of each image's top class, by the library's own methods for Keras."""
+  if method == "ewa":
+    return kap.attribution.equal_weighted(net, images, layer=helpers.LAYER)
+  return kap.attribution.grad_cam(net, images, layer=helpers.LAYER)
+
+
+def weight_types(content):
+  """Names the number types of the weights in a file."""
+  model = read_model(content)
+  names = {0: "float32", 1: "float16", 9: "int8"}
+  return {names.get(tensor.type) for graph in model.subgraphs
+          for tensor in graph.tensors
+          if len(tensor.shape) == 4 and constant(model, tensor) is not None}
+
+
+class ModesAndRoadsTest(parameterized.TestCase):
+
+  @parameterized.product(mode=helpers.MODES, road=ROADS)
+  def test_maps_and_logits(self, mode, road):
+    tail, method, name = road
+    content = helpers.converted(tail, mode, method)
+    net, images = helpers.net(tail), helpers.images()
+    interpreter = kap.export.Interpreter(content)
+    self.assertEqual(interpreter.metadata, {
+        "layer": helpers.LAYER, "method": method, "mode": mode, "road": name})
+    self.assertLen(
+        helpers.operators(content), 1 if name == "features" else 2)
+
+    logits = net.predict(images, verbose=0)
+    got_maps, got_logits = interpreter.explain(images, logits.argmax(1))
+    cosines = helpers.cosines(got_maps, maps_of(net, images, method))
+    mean, worst = COSINES[mode]
+    self.assertGreater(cosines.mean(), mean)
+    self.assertGreater(cosines.min(), worst)
+    np.testing.assert_allclose(
+        got_logits, logits, 0, LOGIT_ERRORS[mode] * np.abs(logits).max())
+    # What predict gives is what explain gives, to the last bit.
+    np.testing.assert_array_equal(interpreter.predict(images), got_logits)
+
+  @parameterized.product(mode=helpers.MODES, road=ROADS)
+  def test_number_types(self, mode, road):
+    tail, method, _ = road
+    content = helpers.converted(tail, mode, method)
+    outside = np.dtype(np.int8 if mode == "int8" else np.float32)
+    for signature in signatures(read_model(content)).values():
+      for specs in (signature.inputs, signature.outputs):
+        self.assertEqual({spec.dtype for spec in specs.values()}, {outside})
+    self.assertEqual(
+        weight_types(content),
+        {"float32": {"float32"}, "float16": {"float16"}, "int8": {"int8"},
+         # The converter leaves kernels of less than 1024 weights as they are.
+         "dynamic": {"float32", "int8"} if tail == "block" else {"float32"},
+        }[mode])
+
+  @parameterized.product(mode=helpers.MODES, road=ROADS)
+  def test_builtin_operators_only(self, mode, road):
+    tail, method, _ = road
+    for names in helpers.operators(
+        helpers.converted(tail, mode, method)):
+      self.assertNoCommonElements(names, {"CUSTOM", "SUM", "TILE", "ONE_HOT"})
+
+  @parameterized.parameters("float32", "int8")
+  def test_the_features_road_costs_no_operator(self, mode):
+    net = helpers.net()
+    bare, = helpers.operators(helpers.plainly_converted(
+        keras.Model(net.inputs, {"logits": net.outputs[0]}), mode))
+    ours, = helpers.operators(helpers.converted("gap", mode))
+    self.assertEqual(ours, bare)
+
+  @parameterized.parameters("float32", "int8")
+  def test_predict_pays_nothing_on_the_gradient_road(self, mode):
+    content = helpers.converted("block", mode)
+    net = helpers.net("block")
+    bare, = helpers.operators(helpers.plainly_converted(
+        keras.Model(net.inputs, {"logits": net.outputs[0]}), mode))
+    predict = signatures(read_model(content))["predict"]
+    self.assertEqual(set(predict.inputs), {"images"})
+    self.assertEqual(set(predict.outputs), {"logits"})
+    self.assertEqual(helpers.operators(content)[predict.subgraph], bare)
+
+  @parameterized.parameters("float32", "int8")
+  def test_one_subgraph(self, mode):
+    content = helpers.converted("block", mode, one_subgraph=True)
+    self.assertLen(helpers.operators(content), 1)
+    found = signatures(read_model(content))
+    self.assertEqual(set(found), {"predict", "explain"})
+    self.assertEqual(set(found["predict"].outputs), {"logits"})
+    one, two = (kap.export.Interpreter(one).explain(
+        helpers.images(), 1) for one in (
+            content, helpers.converted("block", mode)))
+    np.testing.assert_array_equal(one.logits, two.logits)
+    np.testing.assert_allclose(one.maps, two.maps, 0, 0.02 * two.maps.max())
+
+  def test_one_subgraph_changes_nothing_on_the_features_road(self):
+    self.assertEqual(
+        helpers.operators(helpers.converted("gap", one_subgraph=True)),
+        helpers.operators(helpers.converted("gap")))
+
+  def test_the_model_is_left_as_it_came(self):
+    net = tiny.conv_net(tail="block", size=helpers.SIZE)
+    net.get_layer("bn").trainable = False
+    net.compile("sgd", "mse")
+    before = net.get_weights()
+    trainable = [one.name for one in net.trainable_weights]
+    layers, optimizer = list(net.layers), net.optimizer
+    nodes = [len(layer.inbound_nodes) for layer in layers]
+    outputs = net.predict(helpers.images(), verbose=0)
+    for mode in ("float32", "int8"):
+      kap.export.convert(net, helpers.wcam(), mode=mode,
+                         representative_images=helpers.calibration())
+    self.assertTrue(tiny.weights_equal(net.get_weights(), before))
+    self.assertEqual([one.name for one in net.trainable_weights], trainable)
+    self.assertEqual([id(one) for one in net.layers], [id(x) for x in layers])
+    self.assertEqual([len(one.inbound_nodes) for one in layers], nodes)
+    self.assertIs(net.optimizer, optimizer)
+    np.testing.assert_array_equal(
+        net.predict(helpers.images(), verbose=0), outputs)
+    net.fit(helpers.images(), np.zeros([8, 3]), verbose=0)
+
+  def test_the_first_student_layer_is_explained(self):
+    wcam = kap.WCAM(["teachers", "other"], student_layer=["act2", "act"])
+    content = kap.export.convert(
+        helpers.net("block"), wcam, mode="float32")
+    interpreter = kap.export.Interpreter(content)
+    self.assertEqual(interpreter.metadata["layer"], "act2")
+    self.assertEqual(interpreter.metadata["road"], "features")
+    want = kap.attribution.grad_cam(
+        helpers.net("block"), helpers.images(), 2, "act2")
+    np.testing.assert_allclose(
+        interpreter.explain(helpers.images(), 2).maps, want, 1e-4, 1e-6)
+
+  @parameterized.parameters("gap", "block")
+  def test_batch_size_one_is_no_matter_of_the_model_s(self, tail):
+    net = helpers.net(tail)
+    images = keras.Input(batch_shape=(4, helpers.SIZE, helpers.SIZE, 2))
+    fixed = keras.models.clone_model(net, images)
+    fixed.set_weights(net.get_weights())
+    content = kap.export.convert(fixed, helpers.wcam(), mode="float32")
+    np.testing.assert_allclose(
+        kap.export.Interpreter(content).predict(helpers.images(3)),
+        net.predict(helpers.images(3), verbose=0), 1e-5, 1e-5)
+
+  @parameterized.parameters(False, True)
+  def test_a_class_without_weights(self, quantize_aware):
+    # As heavy pruning leaves it: nothing speaks for class 0.
+    net = tiny.conv_net(size=helpers.SIZE)
+    kernel = net.get_layer("logits").kernel
+    kernel.assign(kernel * np.float32([0, 1, 1]))
+    content = kap.export.convert(
+        tiny.quantize(net) if quantize_aware else net, helpers.wcam(),
+        mode="int8" if quantize_aware else "float32")
+    interpreter = kap.export.Interpreter(content)
+    self.assertEqual(interpreter.metadata["road"], "features")
+    self.assertEqual(interpreter.explain(helpers.images(), 0).maps.max(), 0)
+
+
+class QuantizeAwareTest(parameterized.TestCase):
+
+  @parameterized.product(tail=("gap", "block"), sparse=(False, True))
+  def test_int8_in_and_out(self, tail, sparse):
+    student = helpers.quantize_aware(tail, sparse)
+    self.assertTrue(is_quantize_aware(student))
+    gradient = tail == "block"
+    content = kap.export.convert(
+        student, helpers.wcam(), mode="int8",
+        representative_images=helpers.calibration() if gradient else None)
+    for signature in signatures(read_model(content)).values():
+      for specs in (signature.inputs, signature.outputs):
+        for spec in specs.values():
+          self.assertEqual(spec.dtype, np.int8)
+    for names in helpers.operators(content):
+      self.assertNotIn("CUSTOM", names)
+
+    images = helpers.images()
+    logits = student.predict(images, verbose=0)
+    interpreter = kap.export.Interpreter(content)
+    maps, got = interpreter.explain(images, logits.argmax(1))
+    # The training's own ranges: equal numbers but for rounding, 1 step or 2.
+    step = interpreter.signatures["predict"].outputs["logits"].scale
+    self.assertLessEqual(np.abs(got - logits).max(), 2.01 * step)
+    # Measured at worst: .9999 (features), .9998 (gradient).
+    cosines = helpers.cosines(maps, maps_of(student, images))
+    self.assertGreater(cosines.min(), 0.998)
+
+  def test_representative_images_change_no_output(self):
+    student, images = helpers.quantize_aware(), helpers.images()
+    plain, given = (
+        kap.export.Interpreter(kap.export.convert(
+            student, helpers.wcam(), mode="int8", representative_images=one))
+        for one in (None, helpers.calibration()))
+    np.testing.assert_array_equal(
+        plain.predict(images), given.predict(images))
+    np.testing.assert_array_equal(
+        plain.explain(images).maps, given.explain(images).maps)
+    for name, spec in plain.signatures["explain"].outputs.items():
+      self.assertEqual(spec, given.signatures["explain"].outputs[name])
+
+  def test_a_backward_pass_needs_representative_images(self):
+    with self.assertRaisesRegex(
+        ValueError, "representative_images must be given: what follows layer "
+        "'act' is more than pooling and a linear layer"):
+      kap.export.convert(
+          helpers.quantize_aware("block"), helpers.wcam(), mode="int8")
+    # Not for EWA, which has no backward pass.
+    content = kap.export.convert(
+        helpers.quantize_aware("block"), helpers.wcam("ewa"), mode="int8")
+    self.assertEqual(kap.export.Interpreter(content).metadata["road"],
+                     "features")
+
+  def test_zeros_are_kept_in_the_file(self):
+    net = tiny.conv_net(tail="block", size=helpers.SIZE, width=16)
+    student = tiny.prune(net, sparsity=0.75)
+    student.compile("sgd", "mse")
+    student.fit(helpers.images(), np.zeros([8, 3]), epochs=1, verbose=0,
+                callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+    stripped = tfmot.sparsity.keras.strip_pruning(student)
+    quantized = tiny.quantize_sparse(stripped)
+    quantized.compile("sgd", "mse")
+    quantized.fit(helpers.images(), np.zeros([8, 3]), epochs=2, verbose=0)
+    content = kap.export.convert(
+        quantized, helpers.wcam("ewa"), mode="int8")
+    self.assertGreaterEqual(kap.export.file_sizes(content)["sparsity"], 0.74)
+
+
+class PrunedTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.student = tiny.prune(tiny.conv_net(size=helpers.SIZE), 0.5)
+    self.student.compile("sgd", "mse")
+    self.train()
+
+  def train(self):
+    self.student.fit(
+        helpers.images(), np.zeros([8, 3]), epochs=1, verbose=0,
+        callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+
+  def test_stripped_without_touching_the_caller_s_model(self):
+    student, images = self.student, helpers.images()
+    kinds = [type(layer).__name__ for layer in student.layers]
+    self.assertIn("PruneLowMagnitude", kinds)
+    layers = list(student.layers)
+    before = student.get_weights()
+    steps = tiny.pruning_steps(student)
+    trainable = [one.name for one in student.trainable_weights]
+    want = maps_of(student, images)
+
+    content = kap.export.convert(student, helpers.wcam(), mode="float32")
+    self.assertEqual([id(one) for one in student.layers],
+                     [id(one) for one in layers])
+    self.assertEqual([type(one).__name__ for one in student.layers], kinds)
+    self.assertTrue(tiny.weights_equal(student.get_weights(), before))
+    self.assertEqual(tiny.pruning_steps(student), steps)
+    self.assertEqual(
+        [one.name for one in student.trainable_weights], trainable)
+    np.testing.assert_array_equal(maps_of(student, images), want)
+
+    interpreter = kap.export.Interpreter(content)
+    np.testing.assert_allclose(
+        interpreter.predict(images), student.predict(images, verbose=0),
+        1e-5, 1e-5)
+    np.testing.assert_allclose(
+        interpreter.explain(images).maps, want, 1e-4, 1e-6)
+    self.assertGreaterEqual(kap.export.file_sizes(content)["sparsity"], 0.49)
+    self.assertEqual(interpreter.metadata["layer"], "act")
+
+  def test_training_goes_on_and_the_next_file_shows_it(self):
+    content = kap.export.convert(self.student, helpers.wcam(), mode="float32")
+    steps = tiny.pruning_steps(self.student)
+    before = self.student.predict(helpers.images(), verbose=0)
+    self.train()
+    self.assertEqual(
+        tiny.pruning_steps(self.student), [one + 1 for one in steps])
+    later = kap.export.convert(self.student, helpers.wcam(), mode="float32")
+    for one, want in (
+        (content, before),
+        (later, self.student.predict(helpers.images(), verbose=0))):
+      np.testing.assert_allclose(
+          kap.export.Interpreter(one).predict(helpers.images()), want,
+          1e-5, 1e-5)
+
+  def test_strip(self):
+    stripped = strip(self.student)
+    self.assertIsNot(stripped, self.student)
+    self.assertNotIn("PruneLowMagnitude",
+                     [type(layer).__name__ for layer in stripped.layers])
+    net = helpers.net()
+    self.assertIs(strip(net), net)
+    self.assertFalse(is_quantize_aware(net))
+    self.assertFalse(is_quantize_aware(self.student))
+
+  def test_clustered(self):
+    clustering = tfmot.clustering.keras
+    net = clustering.cluster_weights(
+        tiny.conv_net(size=helpers.SIZE), number_of_clusters=4,
+        cluster_centroids_init=clustering.CentroidInitialization.LINEAR)
+    content = kap.export.convert(net, helpers.wcam(), mode="float32")
+    self.assertIn("ClusterWeights", [type(one).__name__ for one in net.layers])
+    np.testing.assert_allclose(
+        kap.export.Interpreter(content).predict(helpers.images()),
+        net.predict(helpers.images(), verbose=0), 1e-5, 1e-5)
+
+
+class ErrorsTest(parameterized.TestCase):
+
+  def convert(self, *, net=None, wcam=None, mode="float32", images=None):
+    return kap.export.convert(
+        helpers.net() if net is None else net, wcam or helpers.wcam(),
+        mode=mode, representative_images=images)
+
+  @parameterized.parameters("INT8", "int16", None)
+  def test_mode(self, mode):
+    with self.assertRaisesRegex(
+        ValueError, "mode must be one of .*'float32'.*'int8'.*; got "):
+      self.convert(mode=mode)
+
+  def test_wcam(self):
+    with self.assertRaisesRegex(TypeError, "wcam must be a WCAM"):
+      self.convert(wcam="act")
+
+  def test_int8_needs_representative_images(self):
+    with self.assertRaisesRegex(
+        ValueError, "representative_images must be given for mode 'int8'.*"
+        "quantize-aware.*got None"):
+      self.convert(mode="int8")
+
+  @parameterized.parameters(
+      ((0, 8, 8, 2),), ((8, 8, 2),), ((4, 8, 9, 2),), ((4, 8, 8, 3),))
+  def test_shape_of_representative_images(self, shape):
+    with self.assertRaisesRegex(
+        ValueError, r"representative_images must have shape \[at least 1, 8, "
+        r"8, 2\]; got"):
+      self.convert(mode="int8", images=np.zeros(shape))
+
+  def test_representative_images_with_nan(self):
+    images = helpers.images(3)
+    images[1, 0, 0, 0] = np.nan
+    with self.assertRaisesRegex(
+        ValueError, "representative_images must be finite; 1 of 3"):
+      self.convert(mode="int8", images=images)
+
+  def test_representative_images_that_are_no_numbers(self):
+    with self.assertRaisesRegex(
+        TypeError, "representative_images must be numbers"):
+      self.convert(mode="int8", images=["a.png"])
+
+  def test_keras_3(self):
+    images = keras3.Input((8, 8, 2))
+    x = keras3.layers.Conv2D(4, 3, name="act")(images)
+    x = keras3.layers.GlobalAveragePooling2D()(x)
+    with self.assertRaisesRegex(
+        TypeError, "model must be a tf_keras model.*Keras 3 model"):
+      self.convert(net=keras3.Model(images, keras3.layers.Dense(3)(x)))
+
+  def test_no_model(self):
+    with self.assertRaisesRegex(TypeError, "model must be a tf_keras.Model"):
+      self.convert(net="net.h5")
+
+  def test_layer(self):
+    with self.assertRaisesRegex(ValueError, "layer 'relu9'.*conv, bn, act"):
+      self.convert(wcam=kap.WCAM("relu9"))
+    with self.assertRaisesRegex(ValueError, "layer 'pool'.* no spatial map"):
+      self.convert(wcam=kap.WCAM("pool"))
+
+
+class TailsThatTFLiteCannotExpressTest(parameterized.TestCase):
+  """Said when converting, in one sentence, not found out on the device."""
+
+  def net(self, *tail):
+    x = images = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="act")(x)
+    for layer in tail:
+      x = layer(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return tiny.shake(keras.Model(images, keras.layers.Dense(3)(x)))
+
+  def check(self, *tail):
+    with self.assertRaisesRegex(ValueError, "layer 'act'"):
+      kap.export.convert(self.net(*tail), helpers.wcam(), mode="float32")
+
+  def test_gelu(self):
+    self.check(keras.layers.Conv2D(4, 3, activation="gelu"))
+
+  def test_upsampling(self):
+    net = self.net(keras.layers.UpSampling2D(), keras.layers.Conv2D(
+        4, 3, activation="relu"))
+    try:
+      content = kap.export.convert(net, helpers.wcam(), mode="float32")
+    except ValueError as error:
+      self.assertIn("layer 'act'", str(error))
+    else:  # It may be given a rule one day.
+      np.testing.assert_allclose(
+          kap.export.Interpreter(content).explain(helpers.images(), 1).maps,
+          kap.attribution.grad_cam(net, helpers.images(), 1, "act"), 1e-4,
+          1e-6)
+
+  def test_grouped_convolution(self):
+    # TFLite's TRANSPOSE_CONV has no groups: LiteRT stops at run time, TFLite
+    # Micro computes wrong maps without a word.
+    net = self.net(keras.layers.Conv2D(4, 3, groups=2, activation="relu"))
+    try:
+      content = kap.export.convert(net, helpers.wcam(), mode="float32")
+    except ValueError as error:
+      self.assertIn("group", str(error))
+    else:  # It may be given a rule one day.
+      np.testing.assert_allclose(
+          kap.export.Interpreter(content).explain(helpers.images(), 1).maps,
+          kap.attribution.grad_cam(net, helpers.images(), 1, "act"), 1e-4,
+          1e-6)
+
+  def test_mixed_float16(self):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+      net = tiny.conv_net(size=helpers.SIZE)
+    finally:
+      keras.mixed_precision.set_global_policy("float32")
+    with self.assertRaisesRegex(ValueError, "float16"):
+      kap.export.convert(net, helpers.wcam(), mode="float32")
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,173 @@
+"""Converted tiny models, and looks into .tflite files, that the tests share."""
+
+import functools
+import subprocess
+import sys
+import tempfile
+import unittest
+from collections.abc import Sequence
+
+import flatbuffers
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+import keras_attr_preserve as kap
+from tests import tiny
+
+SIZE = 8
+WIDTH = 16
+LAYER = "act"
+MODES = ("float32", "float16", "dynamic", "int8")
+LITERT_RUNTIMES = ("xnnpack", "builtin", "reference")
+
+needs_tflm = unittest.skipUnless(
+    kap.export.tflm_installed(),
+    "tflite-micro is not installed (pip install --pre tflite-micro)")
+
+
+def images(count: int = 8, seed: int = 1) -> np.ndarray:
+  """Draws pictures that the nets below take."""
+  return tiny.images(count, seed, SIZE)
+
+
+def calibration() -> np.ndarray:
+  """Draws the representative images of every conversion below."""
+  return images(32, seed=2)
+
+
+def wcam(method: str = "swa") -> kap.WCAM:
+  return kap.WCAM(LAYER, method=method)
+
+
+@functools.cache
+def net(tail: str = "gap", **settings) -> keras.Model:
+  """Builds a net once for all tests of a process: leave it as it is.
+
+  It is wide enough for the converter to quantize kernels in mode "dynamic".
+  """
+  return tiny.conv_net(tail=tail, **{"size": SIZE, "width": WIDTH, **settings})
+
+
+@functools.cache
+def converted(
+    tail: str = "gap",
+    mode: str = "float32",
+    method: str = "swa",
+    one_subgraph: bool = False,
+    **settings,
+) -> bytes:
+  """Converts `net(tail, **settings)` once for all tests of a process."""
+  return kap.export.convert(
+      net(tail, **settings), wcam(method), mode=mode,
+      representative_images=calibration() if mode == "int8" else None,
+      one_subgraph=one_subgraph)
+
+
+def plainly_converted(net: keras.Model, mode: str) -> bytes:
+  """Converts a net of named outputs by TensorFlow alone, for one image.
+
+  The signature is called "serve", its input "images".
+  """
+  shape = [1, *net.inputs[0].shape[1:]]
+  serve = tf.function(net).get_concrete_function(
+      tf.TensorSpec(shape, tf.float32, name="images"))
+  with tempfile.TemporaryDirectory() as folder:
+    tf.saved_model.save(net, folder, signatures={"serve": serve})
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        folder, signature_keys=["serve"])
+    if mode != "float32":
+      converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if mode == "float16":
+      converter.target_spec.supported_types = [tf.float16]
+    if mode == "int8":
+      converter.representative_dataset = lambda: (
+          {"images": one[None]} for one in calibration())
+      converter.target_spec.supported_ops = [
+          tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+      converter.inference_input_type = tf.int8
+      converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
+@functools.cache
+def quantize_aware(tail: str = "gap", sparse: bool = False) -> keras.Model:
+  """Builds a quantize-aware net whose ranges have seen pictures."""
+  make = tiny.quantize_sparse if sparse else tiny.quantize
+  student = make(tiny.conv_net(tail=tail, size=SIZE))
+  for _ in range(3):
+    student(calibration(), training=True)
+  return student
+
+
+def parsed(content: bytes) -> schema.ModelT:
+  """Parses a file by LiteRT's own tools."""
+  return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+
+
+def packed(model: schema.ModelT) -> bytes:
+  """Writes a file by LiteRT's own tools."""
+  builder = flatbuffers.Builder(4096)
+  builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+  return bytes(builder.Output())
+
+
+def foreign(content: bytes) -> bytes:
+  """Takes signatures and metadata off a file, as if others had made it."""
+  model = parsed(content)
+  model.signatureDefs, model.metadata = [], []
+  return packed(model)
+
+
+def operators(content: bytes) -> list[list[str]]:
+  """Names the operators of each subgraph, those of others as "CUSTOM"."""
+  model = parsed(content)
+  names = {code: name for name, code in vars(schema.BuiltinOperator).items()
+           if not name.startswith("_")}
+  codes = [names[max(one.builtinCode, one.deprecatedBuiltinCode)]
+           for one in model.operatorCodes]
+  return [[codes[one.opcodeIndex] for one in graph.operators]
+          for graph in model.subgraphs]
+
+
+def input_gradient(
+    score, images_in: np.ndarray) -> np.ndarray:
+  """Differentiates a function of images, summed, by them; plain TensorFlow."""
+  batch = tf.constant(images_in)
+  with tf.GradientTape() as tape:
+    tape.watch(batch)
+    value = tf.reduce_sum(score(batch))
+  return tape.gradient(value, batch).numpy()
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+  """Gives the cosine of each pair of maps."""
+  one, other = (maps.reshape(len(maps), -1).astype(np.float64)
+                for maps in (one, other))
+  return (one * other).sum(1) / (
+      np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1))
+
+
+def run_python(
+    code: str, *arguments: str, timeout: float = 300,
+) -> subprocess.CompletedProcess:
+  """Runs code in a process of its own that finds what this one finds."""
+  code = f"import sys; sys.path[:0] = {sys.path!r}\n{code}"
+  return subprocess.run(
+      [sys.executable, "-c", code, *arguments], capture_output=True, text=True,
+      check=False, timeout=timeout)
+
+
+def run_module(
+    module: str, arguments: Sequence[str], timeout: float = 600,
+    **settings,
+) -> subprocess.CompletedProcess:
+  """Runs `python -m module` in a process that finds what this one finds."""
+  code = ("import runpy; sys.argv = sys.argv[1:]\n"
+          "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)")
+  code = f"import sys; sys.path[:0] = {sys.path!r}\n{code}"
+  return subprocess.run(
+      [sys.executable, "-c", code, module, *arguments], capture_output=True,
+      text=True, check=False, timeout=timeout, **settings)

@@ -1,0 +1,472 @@
+"""Tests of interpreter.py: scores and maps read back from files."""
+
+import functools
+import re
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from keras_attr_preserve.export import tflm_worker
+from keras_attr_preserve.export.interpreter import RUNTIMES
+from tests import export_helpers as helpers
+from tests import tiny
+
+ROADS = ("gap", "block")  # "features" and "gradient".
+
+
+@functools.cache
+def interpreter(
+    tail="gap", mode="float32", method="swa", runtime="xnnpack",
+    **settings) -> kap.export.Interpreter:
+  return kap.export.Interpreter(
+      helpers.converted(tail, mode, method, **settings), runtime=runtime)
+
+
+def grad_cam(net, targets=None, images=None):
+  return kap.attribution.grad_cam(
+      net, helpers.images() if images is None else images, targets,
+      helpers.LAYER)
+
+
+class PredictTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("gap", "linear"), ("gap", "softmax"), ("gap", "sigmoid"),
+      ("gap", "softmax_layer"), ("block", "linear"), ("block", "softmax"))
+  def test_float32(self, tail, head):
+    images, net = helpers.images(), helpers.net(tail, head=head)
+    got = interpreter(tail, head=head).predict(images)
+    self.assertEqual(got.dtype, np.float32)
+    np.testing.assert_allclose(got, net.predict(images, verbose=0), 1e-5, 1e-5)
+
+  @parameterized.product(tail=ROADS, head=("linear", "softmax"))
+  def test_int8(self, tail, head):
+    images, net = helpers.images(), helpers.net(tail, head=head)
+    runner = interpreter(tail, "int8", head=head)
+    outputs = runner.signatures["predict"].outputs
+    for logits in (True, False):
+      name = "logits" if logits or head == "linear" else "predictions"
+      want = (helpers.net(tail) if logits else net).predict(images, verbose=0)
+      error = np.abs(runner.predict(images, logits=logits) - want).max()
+      # Measured: 2 steps of 1/256 of the range.
+      self.assertLess(error, 4 * outputs[name].scale, name)
+
+  @parameterized.parameters(
+      ("softmax", 3), ("softmax_layer", 3), ("sigmoid", 3), ("sigmoid", 1))
+  def test_logits_of_a_head_with_an_activation(self, head, classes):
+    images = helpers.images()
+    runner = interpreter("gap", head=head, classes=classes)
+    logits = runner.predict(images, logits=True)
+    # The same weights without the activation.
+    linear = helpers.net("gap", classes=classes)
+    np.testing.assert_allclose(
+        logits, linear.predict(images, verbose=0), 1e-5, 1e-5)
+    activation = tf.nn.sigmoid if head == "sigmoid" else tf.nn.softmax
+    np.testing.assert_allclose(
+        runner.predict(images), activation(logits), 1e-5, 1e-6)
+    np.testing.assert_array_equal(runner.explain(images).logits, logits)
+
+  def test_one_image_at_a_time_gives_the_same(self):
+    for mode in ("float32", "int8"):
+      runner, images = interpreter("block", mode), helpers.images()
+      together = runner.explain(images)
+      for i in range(len(images)):
+        alone = runner.explain(images[i:i + 1])
+        np.testing.assert_array_equal(alone.maps[0], together.maps[i])
+        np.testing.assert_array_equal(alone.logits[0], together.logits[i])
+
+  @parameterized.product(mode=("float32", "int8"))
+  def test_one_subgraph(self, mode):
+    # The signature "predict" of such a file has an input "class_weights" too.
+    runner = interpreter("block", mode, one_subgraph=True)
+    np.testing.assert_array_equal(
+        runner.predict(helpers.images()),
+        interpreter("block", mode).predict(helpers.images()))
+    self.assertEqual(runner.input_shape, (8, 8, 2))
+
+  def test_other_number_types_of_the_same_pictures(self):
+    images = np.round(helpers.images())
+    want = interpreter().predict(images)
+    for dtype in (np.float64, np.float16, np.int8):
+      np.testing.assert_array_equal(
+          interpreter().predict(images.astype(dtype)), want)
+
+
+class ExplainTest(parameterized.TestCase):
+
+  @parameterized.product(
+      tail=ROADS, targets=(None, 0, 2, np.int64(1), [0, 1, 2, 2, 1, 0, 1, 1]))
+  def test_grad_cam_in_its_own_units(self, tail, targets):
+    maps, logits = interpreter(tail).explain(helpers.images(), targets)
+    want = grad_cam(helpers.net(tail), targets)
+    self.assertEqual(maps.dtype, np.float32)
+    self.assertEqual(maps.shape, (8, 8, 8))
+    np.testing.assert_allclose(maps, want, 1e-4, 1e-5 * want.max())
+    np.testing.assert_allclose(
+        logits, helpers.net(tail).predict(helpers.images(), verbose=0),
+        1e-5, 1e-5)
+
+  @parameterized.product(tail=ROADS, mode=("float32", "int8"))
+  def test_float_weights_of_the_logits(self, tail, mode):
+    # Class 0 against class 1, at ten times its score; any other for others.
+    weights = np.random.default_rng(0).normal(size=[8, 3]).astype(np.float32)
+    weights[:4] = [10, -10, 0]
+    maps, _ = interpreter(tail, mode).explain(helpers.images(), weights)
+    want = grad_cam(helpers.net(tail), weights)
+    self.assertGreater(want.max((1, 2)).min(), 0)
+    self.assertGreater(
+        helpers.cosines(maps, want).min(), 0.9999 if mode == "float32" else .99)
+    np.testing.assert_allclose(
+        maps.max((1, 2)), want.max((1, 2)), 1e-4 if mode == "float32" else .1)
+
+  @parameterized.product(
+      tail=ROADS, mode=("float16", "dynamic", "int8"), target=(0, 1, 2))
+  def test_every_class_in_other_modes(self, tail, mode, target):
+    # Nearly all the calibration pictures of these nets are of one top class:
+    # the backward pass of the others must not be clipped to its range.
+    maps, _ = interpreter(tail, mode).explain(helpers.images(), target)
+    want = grad_cam(helpers.net(tail), target)
+    self.assertGreater(want.max((1, 2)).min(), 0)
+    self.assertGreater(helpers.cosines(maps, want).mean(), 0.99)
+    # Units, too: the mean of the maps.
+    self.assertAlmostEqual(maps.mean() / want.mean(), 1, delta=0.05)
+
+  @parameterized.product(
+      tail=ROADS, mode=("float32", "int8"), targets=(None, 0, 1))
+  def test_one_logit(self, tail, mode, targets):
+    # Class 1 is its positive side, class 0 its negative.
+    settings = {"head": "sigmoid", "classes": 1}
+    maps, logits = interpreter(tail, mode, **settings).explain(
+        helpers.images(), targets)
+    net = helpers.net(tail, **settings)
+    if targets is None:
+      targets = (logits[:, 0] >= 0).astype(int)
+    want = grad_cam(net, targets)
+    alive = want.max((1, 2)) > 0
+    self.assertTrue(alive.any())
+    self.assertGreater(
+        helpers.cosines(maps[alive], want[alive]).min(),
+        0.9999 if mode == "float32" else 0.99)
+
+  @parameterized.parameters(0, 1)
+  def test_one_logit_that_was_always_positive(self, target):
+    # The weights -1 and 1 must both be there, whatever the calibration saw.
+    net = tiny.conv_net(
+        tail="block", classes=1, size=helpers.SIZE)
+    net.get_layer("logits").bias.assign([50.0])
+    content = kap.export.convert(
+        net, helpers.wcam(), mode="int8",
+        representative_images=helpers.calibration())
+    maps, _ = kap.export.Interpreter(content).explain(helpers.images(), target)
+    want = grad_cam(net, target)
+    alive = want.max((1, 2)) > 0
+    self.assertTrue(alive.any())
+    self.assertTrue(maps[alive].any((1, 2)).all())
+    self.assertGreater(
+        helpers.cosines(maps[alive], want[alive]).min(), 0.98)
+
+  @parameterized.product(mode=("float32", "int8"))
+  def test_equal_weighted(self, mode):
+    maps, _ = interpreter("block", mode, "ewa").explain(helpers.images())
+    want = kap.attribution.equal_weighted(
+        helpers.net("block"), helpers.images(), layer=helpers.LAYER)
+    np.testing.assert_allclose(
+        maps, want, 1e-5, (1e-6 if mode == "float32" else 0.05) * want.max())
+
+  def test_targets_in_one_subgraph(self):
+    runner = interpreter("block", "float32", one_subgraph=True)
+    for targets in (None, 1, [2, 1, 0, 0, 1, 2, 2, 2]):
+      np.testing.assert_allclose(
+          runner.explain(helpers.images(), targets).maps,
+          interpreter("block").explain(helpers.images(), targets).maps,
+          1e-4, 1e-6)
+
+  @parameterized.product(
+      tail=ROADS,
+      targets=(3, -1, "dog", [0, 1], [[0, 1, 2]], 1.0, np.ones((8, 2))))
+  def test_bad_targets(self, tail, targets):
+    with self.assertRaisesRegex(ValueError, "targets must be"):
+      interpreter(tail).explain(helpers.images(), targets)
+
+  def test_the_explanation_has_names(self):
+    explanation = interpreter().explain(helpers.images(2))
+    self.assertIs(explanation.maps, explanation[0])
+    self.assertIs(explanation.logits, explanation[1])
+
+
+class ImagesTest(parameterized.TestCase):
+
+  @parameterized.product(
+      method=("predict", "explain"), mode=("float32", "int8"))
+  def test_shape(self, method, mode):
+    call = getattr(interpreter("gap", mode), method)
+    for shape in ((8, 8, 2), (1, 8, 9, 2), (0, 8, 8, 2), (1, 8, 8, 3)):
+      with self.assertRaisesRegex(
+          ValueError, r"images must have shape \[at least 1, 8, 8, 2\]; got"):
+        call(np.zeros(shape))
+
+  @parameterized.parameters("predict", "explain")
+  def test_not_finite(self, method):
+    images = helpers.images(3)
+    images[2, 1, 1, 1] = np.nan
+    for mode in ("float32", "int8"):
+      with self.assertRaisesRegex(ValueError, "images must be finite; 1 of 3"):
+        getattr(interpreter("gap", mode), method)(images)
+
+  def test_no_numbers(self):
+    with self.assertRaisesRegex(TypeError, "images must be numbers"):
+      interpreter().predict(["a.png"])
+
+  @parameterized.product(
+      method=("predict", "explain"), factor=(255.0, 1 / 255))
+  def test_another_range(self, method, factor):
+    # Pixels 0..255 for a file that takes 0..1, or the other way round.
+    call = getattr(interpreter("gap", "int8"), method)
+    low, high = interpreter("gap", "int8").signatures["predict"].inputs[
+        "images"].range
+    with self.assertRaisesRegex(
+        ValueError, "images must be in the range the model was trained on; the "
+        f"file takes {re.escape(f'{low:.4g}..{high:.4g}')} in steps of .*, "
+        "got "):
+      call(helpers.images() * factor)
+    # A file of floats has no range.
+    getattr(interpreter(), method)(helpers.images() * factor)
+
+  def test_a_little_outside_is_clipped(self):
+    runner = interpreter("gap", "int8")
+    low, high = runner.signatures["predict"].inputs["images"].range
+    images = helpers.images(2)
+    images[0, 0, 0] = [low - 0.1 * (high - low), high + 0.1 * (high - low)]
+    np.testing.assert_array_equal(
+        runner.predict(images), runner.predict(np.clip(images, low, high)))
+
+  def test_one_colour_is_no_other_range(self):
+    interpreter("gap", "int8").predict(np.zeros((1, 8, 8, 2)))
+
+
+class RuntimesTest(parameterized.TestCase):
+
+  @parameterized.product(runtime=helpers.LITERT_RUNTIMES, tail=ROADS)
+  def test_float32(self, runtime, tail):
+    maps, logits = interpreter(tail, runtime=runtime).explain(
+        helpers.images(), 1)
+    want = grad_cam(helpers.net(tail), 1)
+    np.testing.assert_allclose(maps, want, 1e-4, 1e-5 * want.max())
+    np.testing.assert_allclose(
+        logits, helpers.net(tail).predict(helpers.images(), verbose=0),
+        1e-5, 1e-5)
+
+  @parameterized.product(runtime=helpers.LITERT_RUNTIMES, tail=ROADS)
+  def test_int8(self, runtime, tail):
+    runner = interpreter(tail, "int8", runtime=runtime)
+    maps, logits = runner.explain(helpers.images(), 1)
+    other = interpreter(tail, "int8").explain(helpers.images(), 1)
+    # Runtimes differ by a step here and there.
+    step = runner.signatures["predict"].outputs["logits"].scale
+    self.assertLessEqual(np.abs(logits - other.logits).max(), 1.01 * step)
+    np.testing.assert_allclose(
+        maps, other.maps, 0, 0.1 * other.maps.max())
+
+  def test_unknown(self):
+    with self.assertRaisesRegex(
+        ValueError, f"runtime must be one of {re.escape(str(RUNTIMES))}; got "
+        "'gpu'"):
+      kap.export.Interpreter(helpers.converted(), runtime="gpu")
+
+  def test_tflm_that_is_not_installed(self):
+    with mock.patch.object(
+        tflm_worker, "installed", return_value=False), self.assertRaisesRegex(
+            ImportError, "tflite-micro.*pip install"):
+      kap.export.Interpreter(
+          helpers.converted("gap", "int8"), runtime="tflm")
+
+  def test_the_worker_s_reason_is_told(self):
+    # What TFLite Micro says in front of its traceback is the reason.
+    said = ("Didn't find op for builtin opcode 'ELU'\nTraceback (most recent "
+            "call last):\n  File x\n    ^^^^\n  File y\n    ^^^^\n"
+            "RuntimeError: TFLM failed to allocate tensors\n")
+    done = mock.Mock(returncode=1, stdout="", stderr=said)
+    with mock.patch.object(
+        tflm_worker, "installed", return_value=True), mock.patch(
+            "subprocess.run", return_value=done):
+      runner = kap.export.Interpreter(
+          helpers.converted("gap", "int8"), runtime="tflm")
+      with self.assertRaisesRegex(
+          ValueError, "refused by the runtime 'tflm'.*ELU"):
+        runner.predict(helpers.images(1))
+
+
+@helpers.needs_tflm
+class TflmTest(parameterized.TestCase):
+
+  @parameterized.parameters(*ROADS)
+  def test_the_reference_kernels_numbers(self, tail):
+    content = helpers.converted(tail, "int8", one_subgraph=True)
+    micro, reference = (kap.export.Interpreter(content, runtime=runtime)
+                        for runtime in ("tflm", "reference"))
+    ours, theirs = (runner.explain(helpers.images(64), 2)
+                    for runner in (micro, reference))
+    if tail == "gap":
+      # Features, and so maps: equal to the last bit.
+      np.testing.assert_array_equal(ours.maps, theirs.maps)
+    else:
+      self.assertGreater(helpers.cosines(ours.maps, theirs.maps).min(), 0.999)
+    # Of the logits 0.2 to 1 % are a step apart (ai-edge-litert 2.3).
+    step = micro.signatures["explain"].outputs["logits"].scale
+    apart = np.abs(ours.logits - theirs.logits) / step
+    self.assertLess(apart.max(), 1.01)
+    self.assertLess((apart > 0).mean(), 0.05)
+
+  @parameterized.parameters(("gap", "softmax"), ("block", "linear"))
+  def test_predict(self, tail, head):
+    content = helpers.converted(tail, "int8", head=head, one_subgraph=True)
+    micro, reference = (kap.export.Interpreter(content, runtime=runtime)
+                        for runtime in ("tflm", "reference"))
+    name = "logits" if head == "linear" else "predictions"
+    step = micro.signatures["predict"].outputs[name].scale
+    np.testing.assert_allclose(
+        micro.predict(helpers.images()), reference.predict(helpers.images()),
+        0, 1.01 * step)
+
+  def test_floats(self):
+    maps, _ = interpreter("gap", runtime="tflm").explain(helpers.images(), 1)
+    want = grad_cam(helpers.net(), 1)
+    np.testing.assert_allclose(maps, want, 1e-4, 1e-5 * want.max())
+
+  def test_two_subgraphs_are_refused(self):
+    # The interpreter itself would end the process.
+    with self.assertRaisesRegex(
+        ValueError, "must have one subgraph for the runtime 'tflm'; got 2. "
+        "Convert with one_subgraph=True"):
+      interpreter("block", "int8", runtime="tflm")
+
+  def test_float16_is_refused(self):
+    runner = interpreter("gap", "float16", runtime="tflm")
+    with self.assertRaisesRegex(
+        ValueError, "refused by the runtime 'tflm'.*(DEQUANTIZE|float16)"):
+      runner.predict(helpers.images(1))
+
+
+class FilesTest(parameterized.TestCase):
+
+  def test_paths_and_bytes(self):
+    content = helpers.converted()
+    path = tiny.folder(self) / "net.tflite"
+    path.write_bytes(content)
+    want = interpreter().predict(helpers.images())
+    for one in (path, str(path), content, bytearray(content)):
+      np.testing.assert_array_equal(
+          kap.export.Interpreter(one).predict(helpers.images()), want)
+
+  def test_nothing_there(self):
+    with self.assertRaisesRegex(FileNotFoundError, "missing.tflite"):
+      kap.export.Interpreter("missing.tflite")
+    with self.assertRaises(IsADirectoryError):
+      kap.export.Interpreter(tiny.folder(self))
+
+  @parameterized.parameters(None, 3, [[b"TFL3"]])
+  def test_no_file(self, content):
+    with self.assertRaisesRegex(TypeError, "tflite_model must be the bytes"):
+      kap.export.Interpreter(content)
+
+  def test_what_it_knows(self):
+    runner = interpreter("block", "int8")
+    self.assertEqual(runner.metadata, {
+        "layer": "act", "method": "swa", "mode": "int8", "road": "gradient"})
+    self.assertEqual(set(runner.signatures), {"predict", "explain"})
+    self.assertEqual(runner.input_shape, (8, 8, 2))
+
+  def test_flipped_bits_end_in_an_error_or_not_at_all(self):
+    # In a process of its own: LiteRT is C++.
+    folder = tiny.folder(self)
+    for tail, mode in (("gap", "int8"), ("block", "float32")):
+      (folder / f"{tail}.tflite").write_bytes(helpers.converted(tail, mode))
+    done = helpers.run_python(
+        _FLIP, "120", *map(str, folder.glob("*.tflite")))
+    self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+    self.assertRegex(done.stdout, "240 files")
+
+
+# Reads damaged files and runs what can be run. Anything else than a ValueError
+# or a result ends it with another exit code.
+_FLIP = """
+import numpy as np
+import keras_attr_preserve as kap
+count = int(sys.argv[1])
+images = np.random.default_rng(0).normal(size=(1, 8, 8, 2)).astype(np.float32)
+for path in sys.argv[2:]:
+  rng = np.random.default_rng(0)
+  content = open(path, "rb").read()
+  for i in range(count):
+    damaged = bytearray(content)
+    place = rng.integers(len(content) if i % 2 else 400)
+    damaged[place] ^= 1 << rng.integers(8)
+    try:
+      runner = kap.export.Interpreter(bytes(damaged))
+      runner.predict(images)
+      runner.explain(images)
+    except ValueError:
+      pass
+print(count * len(sys.argv[2:]), "files")
+"""
+
+
+class ForeignTest(parameterized.TestCase):
+  """Files that others have made."""
+
+  @parameterized.parameters("float32", "int8")
+  def test_without_signatures(self, mode):
+    net = helpers.net()
+    content = helpers.foreign(helpers.plainly_converted(
+        type(net)(net.inputs, {"logits": net.outputs[0]}), mode))
+    runner = kap.export.Interpreter(content)
+    self.assertIsNone(runner.metadata)
+    self.assertEqual(list(runner.signatures), [""])
+    self.assertEqual(runner.input_shape, (8, 8, 2))
+    images = helpers.images()
+    np.testing.assert_array_equal(
+        runner.predict(images), interpreter("gap", mode).predict(images))
+    with self.assertRaisesRegex(
+        ValueError, "tflite_model carries no attribution: it was not made by"):
+      runner.explain(images)
+
+  def test_with_a_signature_of_another_name(self):
+    net = helpers.net()
+    content = helpers.plainly_converted(
+        type(net)(net.inputs, {"scores": net.outputs[0]}), "float32")
+    runner = kap.export.Interpreter(content)
+    np.testing.assert_allclose(
+        runner.predict(helpers.images()),
+        net.predict(helpers.images(), verbose=0), 1e-5, 1e-5)
+    with self.assertRaisesRegex(ValueError, "carries no attribution"):
+      runner.explain(helpers.images())
+
+  def test_several_outputs_and_no_name_for_them(self):
+    runner = kap.export.Interpreter(helpers.foreign(helpers.converted()))
+    with self.assertRaisesRegex(
+        ValueError, "has 2 outputs and no 'predict' signature"):
+      runner.predict(helpers.images())
+
+  def test_our_metadata_alone_is_not_enough(self):
+    model = helpers.parsed(helpers.converted())
+    model.signatureDefs = [one for one in model.signatureDefs
+                           if one.signatureKey == b"predict"]
+    with self.assertRaisesRegex(
+        ValueError, "carries no attribution|damaged|signature"):
+      kap.export.Interpreter(helpers.packed(model)).explain(helpers.images())
+
+  @helpers.needs_tflm
+  def test_without_signatures_in_tflm(self):
+    net = helpers.net()
+    content = helpers.foreign(helpers.plainly_converted(
+        type(net)(net.inputs, {"logits": net.outputs[0]}), "int8"))
+    np.testing.assert_array_equal(
+        *(kap.export.Interpreter(content, runtime=runtime).predict(
+            helpers.images(4)) for runtime in ("tflm", "reference")))
+
+
+if __name__ == "__main__":
+  absltest.main()

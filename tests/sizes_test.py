@@ -1,0 +1,90 @@
+"""Tests of sizes.py: what a file weighs."""
+
+import gzip
+import io
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from keras_attr_preserve.export.sizes import file_sizes
+from tests import export_helpers as helpers
+from tests import tiny
+
+
+def sparse_net(tail="gap", seed=0):
+  """A net with a known share of zeros: 3 of 4 of each kernel, no bias."""
+  net = tiny.conv_net(tail=tail, size=helpers.SIZE, width=16, seed=seed)
+  for layer in net.layers:
+    if layer.weights and "bn" not in layer.name:
+      kernel = layer.weights[0].numpy()
+      kernel.flat[np.arange(kernel.size) % 4 != 0] = 0
+      # Large enough not to be rounded to zero.
+      kernel = np.where(kernel, np.sign(kernel) * (1 + np.abs(kernel)), 0)
+      layer.weights[0].assign(kernel)
+  return net
+
+
+class FileSizesTest(parameterized.TestCase):
+
+  @parameterized.product(mode=helpers.MODES)
+  def test_sparsity(self, mode):
+    content = kap.export.convert(
+        sparse_net(), helpers.wcam(), mode=mode,
+        representative_images=helpers.calibration() if mode == "int8" else None)
+    self.assertAlmostEqual(file_sizes(content)["sparsity"], 0.75)
+
+  @parameterized.parameters(False, True)
+  def test_sparsity_with_a_backward_pass(self, one_subgraph):
+    # 0.75 forwards; the kernels of the backward pass are the same again.
+    content = kap.export.convert(
+        sparse_net("block"), helpers.wcam(), mode="float32",
+        one_subgraph=one_subgraph)
+    self.assertAlmostEqual(file_sizes(content)["sparsity"], 0.75, delta=0.01)
+
+  def test_a_dense_net(self):
+    self.assertLess(file_sizes(helpers.converted())["sparsity"], 0.01)
+
+  def test_bytes(self):
+    content = helpers.converted("gap", "int8")
+    sizes = file_sizes(content)
+    self.assertEqual(set(sizes), {"bytes", "bytes_gzipped", "sparsity"})
+    self.assertEqual(sizes["bytes"], len(content))
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
+      file.write(content)
+    self.assertEqual(sizes["bytes_gzipped"], len(packed.getvalue()))
+    self.assertEqual(sizes, file_sizes(bytearray(content)))  # And again.
+
+  def test_gzip_rewards_sparsity(self):
+    def gzipped(net):
+      return file_sizes(kap.export.convert(
+          net, helpers.wcam(), mode="int8",
+          representative_images=helpers.calibration()))["bytes_gzipped"]
+    dense = tiny.conv_net(size=helpers.SIZE, width=16)
+    self.assertLess(gzipped(sparse_net()), gzipped(dense))
+
+  def test_no_tflite_file(self):
+    with self.assertRaisesRegex(ValueError, "must be a .tflite file"):
+      file_sizes(b"nothing of that kind")
+    with self.assertRaisesRegex(TypeError, "must be the bytes"):
+      file_sizes("net.tflite")
+    with self.assertRaisesRegex(ValueError, "damaged"):
+      file_sizes(helpers.converted()[:1000])
+
+  def test_flipped_bits(self):
+    content = helpers.converted("gap", "int8")
+    rng = np.random.default_rng(0)
+    for i in range(200):
+      damaged = bytearray(content)
+      damaged[rng.integers(len(content) if i % 2 else 400)] ^= (
+          1 << rng.integers(8))
+      try:
+        sizes = file_sizes(bytes(damaged))
+      except ValueError:
+        continue  # Anything else than a ValueError fails the test.
+      self.assertBetween(sizes["sparsity"], 0, 1)
+
+
+if __name__ == "__main__":
+  absltest.main()
