@@ -3,8 +3,9 @@
 TensorFlow's own gradients of ReLU, batch normalization, pooling and depthwise
 convolution are operations of their own, unknown to TFLite. Each rule here
 computes the same numbers from ordinary operators, for one image and known
-sizes. Masks are selections, not products with a cast, and nothing divides at
-run time, so that the int8 kernels of microcontrollers can follow.
+sizes. Masks are selections against a number, which convert to SELECT_V2 (of
+three tensors of one shape they would become SELECT, which TFLite Micro lacks),
+and nothing divides at run time, so that int8 kernels can follow.
 
 A tape keeps an operation's inputs and outputs only where TensorFlow's own
 gradient needs them, so a rule takes sizes from the gradient it is given.
@@ -24,22 +25,22 @@ __all__ = ["BUILTIN_GRADIENTS"]
 
 
 def _relu(op, grad):
-  return tf.where(op.outputs[0] > 0, grad, tf.zeros_like(grad))
+  return tf.where(op.outputs[0] > 0, grad, 0.0)
 
 
 def _relu6(op, grad):
   output = op.outputs[0]
   inside = tf.logical_and(output > 0, output < 6)
-  return tf.where(inside, grad, tf.zeros_like(grad))
+  return tf.where(inside, grad, 0.0)
 
 
 def _leaky_relu(op, grad):
-  return tf.where(op.inputs[0] > 0, grad, op.get_attr("alpha") * grad)
+  return grad * tf.where(op.inputs[0] > 0, 1.0, op.get_attr("alpha"))
 
 
 def _elu(op, grad):
   output = op.outputs[0]
-  return tf.where(output > 0, grad, (output + 1) * grad)
+  return grad * tf.where(output > 0, 1.0, output + 1)
 
 
 def _sigmoid(op, grad):
@@ -79,8 +80,8 @@ def _max_pool(op, grad):
     largest = pool.seen_from(padded, offset) >= pooled
     if pool.padded:
       largest = tf.logical_and(largest, pool.seen_from(inside, offset))
-    part = tf.where(largest, left, tf.zeros_like(left))
-    left = tf.where(largest, tf.zeros_like(left), left)
+    part = tf.where(largest, left, 0.0)
+    left = tf.where(largest, 0.0, left)
     total.append(pool.placed(part, offset))
   return pool.crop(tf.add_n(total))
 

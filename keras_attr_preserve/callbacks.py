@@ -46,47 +46,65 @@ class PreserveAttribution(keras.callbacks.Callback):
         fit the model itself is said when `fit` starts, before any training.
     """
     super().__init__()
+    self._supports_tf_logs = True  # Its hooks need no logs: no waiting.
     self._teacher = check_model(teacher, "teacher")
     self._wcam = wcam
     self._distillation = distillation
     self._step: TrainStep | None = None
+    self._begun = False
 
   def set_model(self, model: keras.Model) -> None:
     """Installs the step; Keras calls it before it builds its functions."""
-    super().set_model(model)
+    super().set_model(check_model(model))
     self._uninstall()
-    owner = getattr(model.__dict__.get("train_step"), "__self__", None)
-    if isinstance(owner, PreserveAttribution):
-      owner._uninstall()
-      raise ValueError(
-          "callbacks: the model has a PreserveAttribution already; give one, "
-          "with several layers if need be.")
-    if (type(model).train_step is not keras.Model.train_step
-        or "train_step" in model.__dict__):
-      raise ValueError(
-          f"model {model.name!r} has a train_step of its own, which this "
-          "callback would replace; call kap.TrainStep inside it instead.")
+    other = getattr(model.train_function, "owner", None)
+    if other is not None:
+      begun = other._begun
+      other._uninstall()
+      if not begun:  # Else what a fit left behind that died.
+        raise ValueError(
+            "callbacks: the model has a PreserveAttribution already; give one, "
+            "with several layers if need be.")
+    for name in ("train_step", "test_step"):
+      if (getattr(type(model), name) is not getattr(keras.Model, name)
+          or name in vars(model)):
+        raise ValueError(
+            f"model {model.name!r} has a {name} of its own, which this "
+            "callback would replace; call kap.TrainStep inside it instead.")
     self._step = TrainStep(model, self._teacher, self._wcam,
                            distillation=self._distillation)
-    model.train_step = self._train_step
-    model.test_step = self._test_step
-    _forget_functions(model)
-
-  def _train_step(self, data: Any) -> dict[str, tf.Tensor]:
-    return self._step(data)
-
-  def _test_step(self, data: Any) -> dict[str, tf.Tensor]:
-    return self._step.test(data)
+    self._begun = False
+    model.train_function = _Function(
+        self, model, "train_step", model.make_train_function)
+    model.test_function = _Function(
+        self, model, "test_step", model.make_test_function)
 
   def on_train_begin(self, logs: Any = None) -> None:
-    """Guards the function that Keras has built by now."""
-    self.model.train_function = self._guarded(self.model.train_function)
+    """Notes that training began."""
+    self._begun = True
+
+  def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    """Says that the next step is one of this callback's `fit`."""
+    self.model.train_function.expected = True
+
+  def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+    """Says that the next step is one of this callback's `fit`."""
+    if self._step is not None:
+      self.model.test_function.expected = True
 
   def on_test_begin(self, logs: Any = None) -> None:
     """Starts the means of a validation pass."""
     self._reset_metrics()
-    if self._step is not None:
-      self.model.test_function = self._guarded(self.model.test_function)
+
+  def on_test_end(self, logs: Any = None) -> None:
+    """Gives the model back where `evaluate` was called with this callback."""
+    if not self._begun:
+      self._uninstall()
+
+  def on_predict_end(self, logs: Any = None) -> None:
+    """Gives the model back where `predict` was called with this callback."""
+    if not self._begun:
+      self._uninstall()
 
   def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
     """Starts the means of an epoch."""
@@ -100,40 +118,53 @@ class PreserveAttribution(keras.callbacks.Callback):
     for metric in self._step.metrics if self._step is not None else ():
       metric.reset_state()
 
-  def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function`, giving the model back where it fails."""
-    if isinstance(function, _Guard):
-      return function
-    return _Guard(function, self._uninstall)
-
   def _uninstall(self) -> None:
     if self._step is None:
       return
-    model, self._step = self._step.model, None
-    del model.train_step
-    del model.test_step
-    _forget_functions(model)
+    model, self._step, self._begun = self._step.model, None, False
+    model.train_function = None
+    model.test_function = None
 
 
-class _Guard:
-  """Calls a train or test function, and `undo` if it does not return."""
+class _Function:
+  """A train or test function that has the model's step only while it runs.
+
+  Keras announces each batch to the callbacks of a `fit` first; a call without
+  that comes from elsewhere (the callback's `fit` died, or someone evaluates
+  during it) and gets the model's own step.
+  """
 
   def __init__(
-      self, function: Callable[..., Any], undo: Callable[[], None]):
-    self._function = function
-    self._undo = undo
+      self,
+      owner: PreserveAttribution,
+      model: keras.Model,
+      name: str,
+      make: Callable[..., Callable[..., Any]],
+  ):
+    self.owner = owner
+    self.expected = False
+    self._model = model
+    self._name = name
+    self._make = make
+    self._made: dict[bool, Callable[..., Any]] = {}
 
-  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+  def __call__(self, *args: Any) -> Any:
+    ours, self.expected = self.expected, False
+    if ours:
+      step = self.owner._step
+      setattr(self._model, self._name,
+              step if self._name == "train_step" else step.test)
     try:
-      return self._function(*args, **kwargs)
+      if ours not in self._made:
+        self._made[ours] = self._make(force=True)
+        setattr(self._model, self._name.replace("step", "function"), self)
+      return self._made[ours](*args)
     except (StopIteration, tf.errors.OutOfRangeError):
       raise  # The end of the data, an epoch's ordinary end.
     except BaseException:
-      self._undo()
+      if ours:
+        self.owner._uninstall()
       raise
-
-
-def _forget_functions(model: keras.Model) -> None:
-  """Makes Keras build its functions anew from the steps the model has now."""
-  model.train_function = None
-  model.test_function = None
+    finally:
+      if ours:
+        delattr(self._model, self._name)

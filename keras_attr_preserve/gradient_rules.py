@@ -33,11 +33,6 @@ def _pass_first(op: tf.Operation, grad: tf.Tensor):
   return [grad] + [None] * (len(op.inputs) - 1)
 
 
-def _no_gradient(op: tf.Operation, *_):
-  """What TensorFlow does with an operation that has no gradient."""
-  return [None] * len(op.inputs)
-
-
 STRAIGHT_THROUGH: Mapping[str, Rule] = {
     "FakeQuantWithMinMaxArgs": _pass_first,
     "FakeQuantWithMinMaxVars": _pass_first,
@@ -67,14 +62,16 @@ def _moments_difference(op: tf.Operation, grad: tf.Tensor):
     rounding = 1e-5 * tf.reduce_max(tf.abs(x), axes, keepdims=True)
     y = tf.where(tf.reduce_all(tf.abs(y - mean) <= rounding), mean, y)
   grad = 2 * grad * (x - y)
-  return grad, _summed_to(-grad, tf.shape(op.inputs[1]))
+  return (_summed_to(grad, tf.shape(op.inputs[0])),
+          _summed_to(-grad, tf.shape(op.inputs[1])))
 
 
 def _summed_to(grad: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
   """Sums over the axes along which a tensor of `shape` was broadcast."""
   padding = tf.ones([tf.rank(grad) - tf.size(shape)], shape.dtype)
   wide = tf.concat([padding, shape], 0)
-  axes = tf.where((wide == 1) & (tf.shape(grad) != 1))[:, 0]
+  axes = tf.cast(
+      tf.where((wide == 1) & (tf.shape(grad) != 1))[:, 0], tf.int32)
   return tf.reshape(tf.reduce_sum(grad, axes), shape)
 
 
@@ -114,7 +111,10 @@ def _install(op_type: str) -> None:
     if op_type in _installed:
       return
     registry = ops.gradient_registry
-    usual = registry.lookup(op_type) or _no_gradient
+    usual = registry.lookup(op_type)
+    if usual is None:
+      raise ValueError(
+          f"rules: {op_type!r} has no gradient that another could replace.")
 
     def gradient(op, *grads):
       rule = getattr(_active, "rules", {}).get(op_type, usual)

@@ -45,7 +45,7 @@ def spatial_layers(model: keras.Model) -> list[str]:
   """
   return [unwrapped_name(layer.name) for layer in model.layers
           if not isinstance(layer, keras.layers.InputLayer)
-          and _is_spatial(_output(model, layer))]
+          and _is_spatial(layer.get_output_at(0))]
 
 
 def last_spatial_layer(model: keras.Model) -> str:
@@ -148,8 +148,12 @@ class Tap:
           f"model {model.name!r} must give [batch, classes]; its output is "
           f"{model.outputs[0].shape}.")
     self._hidden_logits, logits = _logits(model)
+    # What `add_loss` on a model's own tensors made is a layer without a
+    # successor; it runs along, so that its loss is there.
+    self._added = [layer.get_output_at(0) for layer in model.layers
+                   if type(layer).__name__ in ("AddLoss", "AddMetric")]
     self._graph = keras.Model(
-        model.inputs, [*features, logits, model.outputs[0]])
+        model.inputs, [*features, logits, model.outputs[0], *self._added])
     self.gives_logits = (
         not self._hidden_logits and logits is model.outputs[0])
 
@@ -168,7 +172,8 @@ class Tap:
     Returns:
       The features, logits and output.
     """
-    *features, logits, output = self._graph(images, training=training)
+    outputs = self._graph(images, training=training)
+    *features, logits, output = outputs[:len(outputs) - len(self._added)]
     if self._hidden_logits:
       logits = _before_activation(logits)
     return Tapped(features, logits, output)
@@ -260,15 +265,19 @@ def _output(model: keras.Model, layer: keras.layers.Layer) -> Any:
   """
   if len(layer.inbound_nodes) == 1:
     return layer.get_output_at(0)
+  found = []
   for node in range(len(layer.inbound_nodes)):
     output = layer.get_output_at(node)
     try:
       keras.Model(model.inputs, output)
     except ValueError:  # "Graph disconnected": another model's.
       continue
-    return output
-  raise ValueError(
-      f"layer {layer.name!r} has no output in model {model.name!r}.")
+    found.append(output)
+  if len(found) != 1:
+    raise ValueError(
+        f"layer {layer.name!r} has {len(found)} outputs in model "
+        f"{model.name!r}, which calls it as often; it must have one.")
+  return found[0]
 
 
 def _unwrap(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -291,8 +300,35 @@ def _logits(model: keras.Model) -> tuple[bool, Any]:
         head = _unwrap(layer)
         if isinstance(head, keras.layers.Softmax):
           return False, layer.get_input_at(node)
-        return _activation_name(head) in ("softmax", "sigmoid"), output
+        if _activation_name(head) in ("softmax", "sigmoid"):
+          return True, output
+        if not _is_plain(head) and _squashes(layer, node):
+          raise ValueError(
+              f"model {model.name!r} ends in a softmax or sigmoid whose logits "
+              f"cannot be read, in layer {layer.name!r}; end it in "
+              "Dense(classes) followed by a Softmax layer.")
+        return False, output
   raise ValueError(f"model {model.name!r} has no layer that makes its output.")
+
+
+def _is_plain(layer: keras.layers.Layer) -> bool:
+  """Says whether the activation, if any, is one of Keras's by its name."""
+  name = _activation_name(layer)
+  return bool(name) and hasattr(keras.activations, name)
+
+
+def _squashes(layer: keras.layers.Layer, node: int) -> bool:
+  """Traces a layer to see whether it ends in a softmax or sigmoid."""
+  inputs = tf.nest.map_structure(
+      lambda one: tf.TensorSpec(one.shape, one.dtype),
+      layer.get_input_at(node))
+  graph = tf.function(
+      lambda one: layer(one), autograph=False).get_concrete_function(
+          inputs).graph
+  op = graph.outputs[0].op
+  while op.type in ("Identity", "Cast", "Reshape"):
+    op = op.inputs[0].op
+  return op.type in ("Softmax", "Sigmoid")
 
 
 def _activation_name(layer: keras.layers.Layer) -> str:

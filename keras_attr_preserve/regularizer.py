@@ -185,14 +185,17 @@ def _compare(teacher_map, student_map, present):
   """Returns present, distance, agreement, dead and valid of one class."""
   teacher_map = tf.cast(teacher_map, student_map.dtype)
   present = tf.cast(present, student_map.dtype)
-  alive = tf.where(tf.reduce_max(teacher_map, [1, 2]) > 0, present, 0)
-  dead = tf.where(tf.reduce_max(student_map, [1, 2]) > 0, 0.0, alive)
+  alive = tf.where(
+      tf.reduce_max(teacher_map, [1, 2]) > 0, present, tf.zeros_like(present))
+  dead = tf.where(
+      tf.reduce_max(student_map, [1, 2]) > 0, tf.zeros_like(alive), alive)
   distance = wcam.map_distance(teacher_map, student_map) * present
   return present, distance, (alive - dead) * (1 - distance), dead, alive
 
 
 def _names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
-  names = (layer,) if isinstance(layer, str) else tuple(layer)
+  names = (layer,) if isinstance(layer, str) else layer
+  names = tuple(names) if isinstance(names, Sequence) else ()
   if not names or not all(isinstance(name, str) and name for name in names):
     raise TypeError(
         f"{argument} must be a layer's name or a list of names; got {layer!r}.")

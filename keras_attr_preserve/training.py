@@ -121,6 +121,9 @@ class TrainStep:
       The total loss, a scalar, and the student's output.
     """
     model = self.model
+    x, y, sample_weight = tf.nest.map_structure(
+        lambda one: one if one is None else tf.convert_to_tensor(one),
+        (x, y, sample_weight))
     with tf.GradientTape(persistent=True) as teacher_tape:
       _watch(teacher_tape, x)
       teacher = self._teacher(x, training=False)

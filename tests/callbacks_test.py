@@ -239,7 +239,7 @@ class TrainingTest(_CallbackTest):
     update = tfmot.sparsity.keras.UpdatePruningStep()
     history = self.fit(student, callbacks=[update], epochs=2, validation_data=(
         self.pictures, self.labels))
-    # Field note 4: two epochs of three batches, not of six forward passes.
+    # Trap 4: two epochs of three batches, not of six forward passes.
     self.assertEqual(set(tiny.pruning_steps(student)), {6})
     self.assertContainsSubset(LOGS, set(history))
     stripped = tfmot.sparsity.keras.strip_pruning(student)
@@ -260,7 +260,7 @@ class TrainingTest(_CallbackTest):
     self.assert_clean(student)
 
   def test_quantization_that_keeps_zeros(self):
-    """Field note 12."""
+    """Trap 12."""
     net = tiny.smooth_net(1)
     kernel = net.get_layer("conv").kernel
     zeros = np.random.default_rng(0).uniform(size=kernel.shape) < 0.5
@@ -369,7 +369,7 @@ class AfterwardsTest(_CallbackTest):
 
   @parameterized.parameters("quantize", "prune")
   def test_wrapped_saved_and_loaded(self, wrap):
-    """Field note 10: .h5 is exact, within tfmot's scope."""
+    """Trap 10: .h5 is exact, within tfmot's scope."""
     student = _compiled(getattr(tiny, wrap)(tiny.smooth_net(1)))
     update = [tfmot.sparsity.keras.UpdatePruningStep()] * (wrap == "prune")
     self.fit(student, callbacks=update)
@@ -385,7 +385,7 @@ class AfterwardsTest(_CallbackTest):
     self.assertContainsSubset(LOGS, set(self.fit(loaded, callbacks=update)))
 
   def test_resumed_pruning_goes_on_counting(self):
-    """Field note 17."""
+    """Trap 17."""
     folder = str(tiny.folder(self))
     student = _compiled(tiny.prune(tiny.smooth_net(1)))
     counts = []

@@ -142,7 +142,7 @@ class GradCamTest(parameterized.TestCase):
         grad_cam(pruned, pictures, 1, "act"), want, atol=1e-5)
 
   def test_a_clipped_score_does_not_blank_its_map(self):
-    """Field note 2."""
+    """Trap 2."""
     net = tiny.conv_net()
     net.get_layer("logits").bias.assign([50.0, 0.0, 0.0])
     model = tiny.quantize(net)

@@ -89,7 +89,7 @@ class StraightThroughTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*QUANTIZERS[1:])
   def test_a_gradient_inside_has_a_gradient_of_its_own(self, quantizer):
-    """Field note 1: outside, the second gradient is None, with no error."""
+    """Trap 1: outside, the second gradient is None, with no error."""
     def second(rules):
       x = tf.constant(VALUES)
       kernel = tf.constant(UPSTREAM)
@@ -104,7 +104,7 @@ class StraightThroughTest(parameterized.TestCase):
       return outer.gradient(total, kernel)
 
     np.testing.assert_array_equal(second(STRAIGHT_THROUGH), 2 * UPSTREAM)
-    self.assertIsNone(second({}), "TensorFlow mended it: see field note 1.")
+    self.assertIsNone(second({}), "TensorFlow mended it: see trap 1.")
 
   def test_the_outer_pass_keeps_the_clipped_gradient(self):
     x = tf.constant(VALUES)
@@ -121,7 +121,7 @@ class StraightThroughTest(parameterized.TestCase):
 
 
 class MomentsTest(parameterized.TestCase):
-  """Field note 3: tf.nn.moments stops the gradient of its mean."""
+  """Trap 3: tf.nn.moments stops the gradient of its mean."""
 
   def _second(self, function, x, rules):
     """Gradient of v . f'(x), where v counts 1, 2, 3 and so on."""

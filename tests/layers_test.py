@@ -235,7 +235,7 @@ class TapTest(parameterized.TestCase):
       layers.Tap(keras.Model(inputs, x), ["conv"])(tiny.images(2, size=4))
 
   def test_a_stripped_model(self):
-    """Field note 5: its layers' `output` belongs to the old graph."""
+    """Trap 5: its layers' `output` belongs to the old graph."""
     pictures = tiny.images(3)
     pruned = tiny.prune(tiny.conv_net(head="softmax"))
     want = layers.Tap(pruned, ["act"])(pictures)
@@ -251,7 +251,7 @@ class TapTest(parameterized.TestCase):
     np.testing.assert_array_equal(again.features[0], want.features[0])
 
   def test_a_quantized_convolution_comes_before_the_normalization(self):
-    """Field note 6."""
+    """Trap 6."""
     pictures = tiny.images(3)
     net = tiny.conv_net()
     with tiny.fine_quantizers():
@@ -265,7 +265,7 @@ class TapTest(parameterized.TestCase):
     self.assertGreater(np.abs(got.features[0] - normalized).max(), 0.1)
 
   def test_runs_the_model_once(self):
-    """Field note 4: pruning wrappers count forward calls."""
+    """Trap 4: pruning wrappers count forward calls."""
     model = tiny.prune(tiny.conv_net())
     for layer in model.layers:
       if hasattr(layer, "pruning_step"):
@@ -395,7 +395,7 @@ class SensitivitiesTest(parameterized.TestCase):
     self.assertLess(tiny.relative_error(got, want), 2e-2)
 
   def test_alive_where_a_quantizer_clips_the_score(self):
-    """Field note 2."""
+    """Trap 2."""
     net = tiny.conv_net(head="softmax")
     net.get_layer("logits").bias.assign([50.0, -50.0, 0.0])
     model = tiny.quantize(net)

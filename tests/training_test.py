@@ -90,7 +90,7 @@ class GradientTest(parameterized.TestCase):
     """Double backprop, also through hidden Dense layers with ReLU.
 
     And through BatchNormalization in training mode between the map and the
-    score, which is not fused in this precision: field note 3.
+    score, which is not fused in this precision: trap 3.
     """
     with tiny.float64():
       student = _compiled(_net(1, tail, activation))
@@ -108,7 +108,7 @@ class GradientTest(parameterized.TestCase):
       "UnitNormalization", "Dense BatchNormalization",
       "Dense LayerNormalization")
   def test_float64_behind_other_normalizations(self, kind):
-    """Field note 3: tf.nn.moments bends second gradients, silently."""
+    """Trap 3: tf.nn.moments bends second gradients, silently."""
     layers = keras.layers
     def net(seed):
       inputs = keras.Input((4, 4, 2))
@@ -159,7 +159,7 @@ class GradientTest(parameterized.TestCase):
     self._check(_Objective(step), 5e-3, 5e-2)
 
   def test_float32_behind_fused_normalization(self):
-    """Field note 3: fused BatchNormalization has a second gradient."""
+    """Trap 3: fused BatchNormalization has a second gradient."""
     student = _compiled(_net(1, "block", "softplus"))
     self.assertTrue(student.get_layer("bn2").fused)
     step = TrainStep(student, _net(0, "block", "softplus"),
@@ -187,7 +187,7 @@ class GradientTest(parameterized.TestCase):
       ("flatten", True), ("block", True), ("depthwise", True),
       ("block", False))
   def test_under_quantization(self, tail, training):
-    """tfmot's own wrappers, with 16 bits in place of 8 (field note 1).
+    """tfmot's own wrappers, with 16 bits in place of 8 (trap 1).
 
     The quantizers round in both passes; only their steps are fine enough for
     differences to see through. Their second gradients are those of 8 bits.
@@ -205,7 +205,7 @@ class GradientTest(parameterized.TestCase):
       ("flatten", "quantize"), ("block", "quantize"),
       ("depthwise", "quantize"), ("block", "quantize_sparse"))
   def test_reaches_every_weight_it_reaches_in_the_float_net(self, tail, wrap):
-    """Field note 1: under 8 bits the plain second gradient is None."""
+    """Trap 1: under 8 bits the plain second gradient is None."""
     net = _net(1, tail, "relu")
     reached = {}
     for name, student in (("float", net), (wrap, getattr(tiny, wrap)(net))):
@@ -237,7 +237,7 @@ class GradientTest(parameterized.TestCase):
       np.testing.assert_allclose(one, gradients[1][name], atol=1e-5)
 
   def test_without_the_rules_quantization_kills_the_second_gradient(self):
-    """What the tests above would see if the library fell into field note 1."""
+    """What the tests above would see if the library fell into trap 1."""
     student = tiny.quantize(_net(1, "flatten", "relu"))
     pictures = tf.constant(tiny.images(COUNT, size=4))
     tap = Tap(student, ["act"])
@@ -251,10 +251,10 @@ class GradientTest(parameterized.TestCase):
     kernel, = (one for one in student.trainable_variables
                if one.name == "logits/kernel:0")
     self.assertIsNone(outer.gradient(total, kernel),
-                      "TensorFlow mended it: see field note 1.")
+                      "TensorFlow mended it: see trap 1.")
 
   def test_alive_where_the_head_clips(self):
-    """Field note 2: a confident image's score stands on the quantizer's bound.
+    """Trap 2: a confident image's score stands on the quantizer's bound.
 
     A plain gradient through the quantized score is zero there.
     """
@@ -604,7 +604,7 @@ class StepTest(parameterized.TestCase):
     self.assertEqual(float(whole), float(dropped))
 
   def test_each_net_runs_once(self):
-    """Field note 4."""
+    """Trap 4."""
     class Count(keras.layers.Layer):
       def build(self, _):
         self.count = self.add_weight(

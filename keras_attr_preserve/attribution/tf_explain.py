@@ -62,8 +62,8 @@ def integrated_gradients(
         f"layer must be None, the input is explained; got {layer!r}.")
   if steps < 2:
     raise ValueError(f"steps must be 2 or more; got {steps}.")
-  images = check_images(images, model.inputs[0].shape[1:])
   tap = Tap(model)
+  images = check_images(images, model.inputs[0].shape[1:])
 
   @tf.function(reduce_retracing=True)
   def top(batch):

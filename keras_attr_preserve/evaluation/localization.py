@@ -149,7 +149,7 @@ def _grown(mask: np.ndarray, radius: int) -> np.ndarray:
     return mask
   grown = np.zeros_like(mask)
   height, width = mask.shape
-  for down in range(-radius, radius + 1):
+  for down in range(-min(radius, height - 1), min(radius, height - 1) + 1):
     reach = int(np.sqrt(radius**2 - down**2))
     rows = np.zeros_like(mask)
     source = mask[max(0, -down):height - max(0, down)]

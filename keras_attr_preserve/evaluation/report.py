@@ -149,16 +149,13 @@ class Report:
 
   def to_dict(self) -> dict[str, Any]:
     """Gives facts and figures as plain values; NaN becomes None."""
-    def plain(row):
-      return {key: None if np.isnan(value) else value
-              for key, value in row.items()}
-    return {
+    return _plain({
         **self.facts,
-        "agreement": {name: plain(row) for name, row in self.summary().items()},
+        "agreement": self.summary(),
         "dead": self.dead,
         "prediction_agreement": self.prediction_agreement,
         "worst_images": self.worst_images(),
-    }
+    })
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes `report.json`, the figures, and `report.csv`, a row an image.
@@ -179,3 +176,14 @@ class Report:
     write_whole(path / "report.csv", table.getvalue())
     write_whole(path / "report.json",
                 json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+  """Turns NumPy's values into Python's, and NaN into None."""
+  if isinstance(value, Mapping):
+    return {key: _plain(one) for key, one in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(one) for one in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  return None if isinstance(value, float) and np.isnan(value) else value
