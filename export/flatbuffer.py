@@ -6,6 +6,7 @@ Uses LiteRT's own schema and tools (`ai_edge_litert.schema_py_generated`,
 
 import dataclasses
 import json
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,12 +125,43 @@ def read_model(tflite_model: bytes) -> schema.ModelT:
         "tflite_model must be a .tflite file, whose bytes 4 to 7 are 'TFL3'; "
         f"got {len(tflite_model)} bytes with {bytes(tflite_model[4:8])!r}.")
   try:
-    return flatbuffer_utils.read_model_from_bytearray(bytearray(tflite_model))
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(tflite_model))
+    _check_references(model)
   except (AttributeError, IndexError, KeyError, MemoryError, OverflowError,
           TypeError, UnicodeError, ValueError, SystemError,
-          flatbuffers.encode.packer.struct.error) as error:
+          struct.error) as error:
     raise ValueError(
         f"tflite_model is damaged: {type(error).__name__}: {error}") from error
+  return model
+
+
+def _check_references(model: schema.ModelT) -> None:
+  """Raises IndexError or TypeError where one part names another in vain."""
+  def check(numbers, parts, least=0):
+    for number in numbers:
+      if not least <= number < len(parts):
+        raise IndexError(f"part {number} of {len(parts)}")
+
+  for graph in model.subgraphs:
+    check([*graph.inputs, *graph.outputs], graph.tensors)
+    check([tensor.buffer for tensor in graph.tensors], model.buffers)
+    for tensor in graph.tensors:
+      np.prod(tensor.shape)
+      tensor.name.decode()
+    for operator in graph.operators:
+      check([operator.opcodeIndex], model.operatorCodes)
+      check(operator.inputs, graph.tensors, least=-1)  # -1: an input left out.
+      check(operator.outputs, graph.tensors)
+  for entry in model.signatureDefs or []:
+    check([entry.subgraphIndex], model.subgraphs)
+    graph = model.subgraphs[entry.subgraphIndex]
+    entry.signatureKey.decode()
+    for named, order in ((entry.inputs, graph.inputs),
+                         (entry.outputs, graph.outputs)):
+      for one in named:
+        one.name.decode()
+        [*order].index(one.tensorIndex)
+  check([entry.buffer for entry in model.metadata or []], model.buffers)
 
 
 def signatures(model: schema.ModelT) -> dict[str, Signature]:

@@ -15,7 +15,8 @@ FLOORS = (
     ("training",),
     ("callbacks",),
     ("export",),
-    ("examples", "tests"),
+    ("examples",),
+    ("tests",),
 )
 HEAVY = ("tf_explain", "cv2", "matplotlib", "tensorboard", "sklearn", "scipy",
          "tflite_micro", "keras")

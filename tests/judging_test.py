@@ -1,5 +1,6 @@
 """Tests of judging.py: the example's figures, table, files and picture."""
 
+import collections
 import csv
 import io
 import json
@@ -194,10 +195,7 @@ class JudgeTest(parameterized.TestCase):
 
   def test_saved(self):
     folder = tiny.folder(self)
-    settings = {key: 1 for key in (
-        "seed", "train_scenes", "test_scenes", "judge_on", "teacher_epochs",
-        "prune_epochs", "quantize_epochs", "sparsity", "weight", "target",
-        "logtostderr")}
+    settings = collections.defaultdict(lambda: 1, logtostderr=True)
     judging.save(folder, self.results, settings)
     report = json.loads((folder / "report.json").read_text())
     self.assertEqual(
