@@ -21,7 +21,7 @@ from keras_attr_preserve.files import write_whole
 
 __all__ = ["judge", "picture", "save", "table"]
 
-OUTSIDE_SCENES = 200
+OUTSIDE_SCENES = 100
 MICRO_SCENES = 100
 _MAP_SCORES = ("cosine", "spearman", "ssim", "top_k_iou")
 

@@ -1,10 +1,14 @@
 """The main job on real digits and photographs, from training to shipped file.
 
 Trains a classifier, compresses it twice to a sparse int8 .tflite file, once
-plainly and once holding its attribution maps, and compares the maps of both
-files, read off the files, with the classifier's own.
+plainly and once holding its attribution maps (and scores), and compares the
+maps of both files, read off the files, with the classifier's own.
 
     python -m examples.quickstart --output=out/quickstart
+
+The rival that holds the scores alone joins in with
+
+    ... --arm=plain --arm=distilled --arm=preserved
 """
 
 import time
@@ -21,7 +25,7 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_string("output", "out/quickstart", "Folder for what comes out.")
 flags.DEFINE_integer("seed", 1, "Seed of data, weights and batches.")
-flags.DEFINE_integer("train_scenes", 6000, "Scenes to train on.")
+flags.DEFINE_integer("train_scenes", 5000, "Scenes to train on.")
 flags.DEFINE_integer("test_scenes", 1000, "Scenes to judge on.")
 flags.DEFINE_enum("judge_on", "test", ["test", "validation"],
                   "Which part to judge on; choose settings on validation.")
@@ -34,7 +38,8 @@ flags.DEFINE_enum("target", "present", ["teacher", "label", "present"],
                   "Which class's map is held; see WCAM.")
 flags.DEFINE_multi_enum(
     "arm", ["plain", "preserved"], ["plain", "distilled", "preserved"],
-    "Ways to compress: plainly, with the teacher's scores, with its maps.")
+    "Ways to compress: plainly, with the teacher's scores, with its scores and "
+    "maps.")
 
 LAYER = "relu4"
 PRUNED = ("conv2", "conv3", "conv4")
@@ -117,11 +122,13 @@ def main(argv):
 
   wcam = kap.WCAM(
       LAYER, method="swa", weight=FLAGS.weight, target=FLAGS.target)
+  scores = kap.Distillation(kind="sigmoid")
   callbacks = {
       "plain": [],
-      "distilled": [kap.PreserveAttribution(
-          teacher, None, distillation=kap.Distillation(kind="sigmoid"))],
-      "preserved": [kap.PreserveAttribution(teacher, wcam)],
+      "distilled": [
+          kap.PreserveAttribution(teacher, None, distillation=scores)],
+      "preserved": [
+          kap.PreserveAttribution(teacher, wcam, distillation=scores)],
   }
   files, models = {}, {"teacher": teacher}
   for name in FLAGS.arm:

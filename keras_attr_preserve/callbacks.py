@@ -46,7 +46,6 @@ class PreserveAttribution(keras.callbacks.Callback):
         fit the model itself is said when `fit` starts, before any training.
     """
     super().__init__()
-    self._supports_tf_logs = True  # Its hooks need no logs: no waiting.
     self._teacher = check_model(teacher, "teacher")
     self._wcam = wcam
     self._distillation = distillation

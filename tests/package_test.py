@@ -1,0 +1,102 @@
+"""Tests of the package as a whole, from a checkout and from a wheel."""
+
+import importlib
+import pkgutil
+import re
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+
+from absl.testing import absltest
+
+import keras_attr_preserve as kap
+
+EXPORT = {"builtin_gradients", "convert", "flatbuffer", "head", "interpreter",
+          "signatures", "sizes", "tflm_worker", "verify", "verify_command"}
+
+
+class PackageTest(absltest.TestCase):
+
+  def test_export_is_part_of_the_package(self):
+    self.assertEqual(kap.export.__name__, "keras_attr_preserve.export")
+    self.assertIs(sys.modules["keras_attr_preserve.export"], kap.export)
+    self.assertNotIn("export", sys.modules)
+    for name in kap.export.__all__:
+      self.assertTrue(hasattr(kap.export, name), name)
+    self.assertContainsSubset(
+        {"Explanation", "Interpreter", "convert", "file_sizes",
+         "tflm_installed", "verify"}, kap.export.__all__)
+    for one in (kap.export.convert, kap.export.Interpreter,
+                kap.export.verify, kap.export.file_sizes):
+      self.assertStartsWith(one.__module__, "keras_attr_preserve.export.")
+
+  def test_every_module_of_export_is_importable(self):
+    names = {one.name for one in pkgutil.iter_modules(kap.export.__path__)}
+    self.assertContainsSubset(EXPORT, names)
+    for name in names - {"verify_command"}:  # That one defines flags.
+      module = importlib.import_module(f"keras_attr_preserve.export.{name}")
+      if name != "tflm_worker":  # A script.
+        self.assertContainsSubset(module.__all__, dir(module))
+
+  def test_types_are_packaged(self):
+    self.assertTrue(
+        (resources.files("keras_attr_preserve") / "py.typed").is_file())
+
+  def test_version(self):
+    self.assertRegex(kap.__version__, r"^\d+\.\d+\.\d+")
+
+  def test_names_are_sorted_and_there(self):
+    for module in (kap, kap.export, kap.attribution, kap.evaluation):
+      self.assertLen(set(module.__all__), len(module.__all__))
+      for name in module.__all__:
+        self.assertTrue(hasattr(module, name), f"{module.__name__}.{name}")
+
+
+class InstalledTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    try:
+      self.distribution = metadata.distribution("keras_attr_preserve")
+    except metadata.PackageNotFoundError:
+      self.skipTest("keras_attr_preserve is not installed here")
+
+  def test_version(self):
+    self.assertEqual(self.distribution.version, kap.__version__)
+
+  def test_command(self):
+    commands = {one.name: one.value for one in self.distribution.entry_points
+                if one.group == "console_scripts"}
+    self.assertEqual(
+        commands["kap-verify"],
+        "keras_attr_preserve.export.verify_command:run")
+
+  def test_needs_nothing_optional(self):
+    needed = {re.split(r"[^\w-]", one)[0].lower()
+              for one in self.distribution.requires if "extra ==" not in one}
+    self.assertContainsSubset(
+        {"ai-edge-litert", "tensorflow-model-optimization"}, needed)
+    self.assertNoCommonElements(
+        needed, {"matplotlib", "scikit-learn", "pytest", "tflite-micro"})
+
+
+class CheckoutTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.root = Path(kap.__file__).absolute().parent.parent
+    if not (self.root / "setup.py").exists():
+      self.skipTest("not a checkout")
+
+  def test_setup_lists_every_package(self):
+    text = (self.root / "setup.py").read_text()
+    listed = set(re.findall(r'^ +"(keras_attr_preserve[\w.]*)",$', text, re.M))
+    there = {
+        ".".join(path.parent.relative_to(self.root).parts)
+        for path in (self.root / "keras_attr_preserve").rglob("__init__.py")}
+    self.assertEqual(listed, there | {"keras_attr_preserve.export"})
+    self.assertEmpty([*(self.root / "export").glob("*/__init__.py")])
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,135 @@
+"""A smoke run of the quickstart: few scenes, one epoch each, all files."""
+
+import csv
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import absltest
+
+try:
+  import matplotlib  # noqa: F401
+  import sklearn  # noqa: F401
+except ImportError as error:
+  raise absltest.unittest.SkipTest(
+      f"the examples' packages are not installed: {error}") from error
+
+import keras_attr_preserve as kap
+from tests import export_helpers as helpers
+from tests import tiny
+
+FLAGS = ("--train_scenes=64", "--test_scenes=16", "--teacher_epochs=1",
+         "--prune_epochs=1", "--quantize_epochs=1")
+
+
+def run(folder: Path, *arguments: str):
+  # Some of TensorFlow's sums depend on how its threads share them.
+  return helpers.run_module(
+      "examples.quickstart", [f"--output={folder}", *FLAGS, *arguments],
+      env={**os.environ, "TF_NUM_INTRAOP_THREADS": "1"})
+
+
+class QuickstartTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    place = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(place.cleanup)
+    cls.folder = Path(place.name) / "new" / "quickstart"
+    cls.done = run(cls.folder)
+
+  def report(self, folder=None):
+    return json.loads(((folder or self.folder) / "report.json").read_text())
+
+  def test_it_ends_well_and_says_what_it_found(self):
+    self.assertEqual(self.done.returncode, 0, self.done.stderr[-3000:])
+    for words in ("1. Drawing", "2. Training", "3. Compressing", "4. Reading",
+                  "agreement with the teacher's maps", "localization",
+                  str(self.folder)):
+      self.assertIn(words, self.done.stdout)
+    for name in ("plain", "preserved"):
+      self.assertIn(name, self.done.stdout)
+
+  def test_files(self):
+    self.assertEqual(
+        sorted(os.listdir(self.folder)),
+        ["maps.png", "plain.tflite", "preserved.tflite", "report.csv",
+         "report.json"])
+    picture = (self.folder / "maps.png").read_bytes()
+    self.assertStartsWith(picture, b"\x89PNG\r\n\x1a\n")
+    self.assertGreater(len(picture), 50_000)
+
+  def test_tflite_files(self):
+    for name in ("plain", "preserved"):
+      content = (self.folder / f"{name}.tflite").read_bytes()
+      runner = kap.export.Interpreter(content)
+      self.assertEqual(runner.metadata, {
+          "layer": "relu4", "method": "swa", "mode": "int8",
+          "road": "features"})
+      self.assertEqual(runner.input_shape, (64, 64, 3))
+      images = np.random.default_rng(0).uniform(size=(2, 64, 64, 3))
+      maps, logits = runner.explain(images)
+      self.assertEqual((maps.shape, logits.shape), ((2, 8, 8), (2, 10)))
+      self.assertEqual(
+          self.report()["results"][name]["bytes"], len(content))
+
+  def test_report(self):
+    report = self.report()
+    self.assertEqual(
+        set(report), {"settings", "versions", "results", "gap_closed"})
+    for flag in FLAGS:
+      name, value = flag[2:].split("=")
+      self.assertEqual(report["settings"][name], int(value))
+    self.assertEqual(
+        list(report["results"]),
+        ["centre prior", "teacher", "plain", "preserved"])
+    for name in ("plain", "preserved"):
+      row = report["results"][name]
+      for key in ("cosine_mean", "spearman_p5", "roc_auc", "dead_maps",
+                  "mean_average_precision", "same_top_class", "sparsity"):
+        self.assertBetween(row[key], -1, 1, key)
+    for key, value in report["gap_closed"].items():
+      plain, ours = (report["results"][name][key]
+                     for name in ("plain", "preserved"))
+      best = report["results"]["teacher"].get(key, 1.0)
+      self.assertAlmostEqual(value, (ours - plain) / (best - plain))
+
+  def test_table_file(self):
+    rows = list(csv.DictReader((self.folder / "report.csv").open()))
+    results = self.report()["results"]
+    self.assertEqual(
+        list(rows[0]), ["figure", *results, "gap_closed"])
+    for row in rows:
+      for name, values in results.items():
+        if row["figure"] in values:
+          self.assertEqual(float(row[name]), values[row["figure"]])
+        else:
+          self.assertEqual(row[name], "")
+
+  @pytest.mark.slow
+  def test_a_second_run_gives_the_same(self):
+    folder = tiny.folder(self)
+    again = run(folder)
+    self.assertEqual(again.returncode, 0, again.stderr[-3000:])
+    for name in ("report.json", "report.csv", "plain.tflite",
+                 "preserved.tflite"):
+      self.assertEqual((folder / name).read_bytes(),
+                       (self.folder / name).read_bytes(), name)
+
+
+class ArgumentsTest(absltest.TestCase):
+
+  def test_unknown_arguments(self):
+    done = run(tiny.folder(self), "surprise")
+    self.assertNotEqual(done.returncode, 0)
+    self.assertIn("unknown arguments: ['surprise']",
+                  done.stdout + done.stderr)
+    self.assertNotIn("Training", done.stdout)
+
+
+if __name__ == "__main__":
+  absltest.main()
