@@ -143,8 +143,9 @@ def main(argv):
   write_whole(folder / "maps.png",
               judging.picture(teacher, files, wcam, unseen))
   print(judging.table(results))
-  print(f"\n{folder}: plain.tflite, preserved.tflite, report.json, report.csv, "
-        f"maps.png ({time.monotonic() - start:.0f} s)")
+  names = ", ".join(f"{name}.tflite" for name in files)
+  print(f"\n{folder}: {names}, report.json, report.csv, maps.png "
+        f"({time.monotonic() - start:.0f} s)")
 
 
 if __name__ == "__main__":

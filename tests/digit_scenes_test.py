@@ -5,16 +5,21 @@ import itertools
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from tests import export_helpers as helpers
+
 try:
   from sklearn import datasets
-except ImportError as error:
-  raise absltest.unittest.SkipTest(
-      "scikit-learn is not installed: pip install scikit-learn") from error
 
-from examples import digit_scenes
+  from examples import digit_scenes
+except ImportError:  # Said by setUpModule.
+  pass
 
 PARTS = ("train", "validation", "test")
 COUNT = 120
+
+
+def setUpModule():
+  helpers.skip_without_examples()
 
 
 class PartsTest(parameterized.TestCase):

@@ -1,6 +1,7 @@
 """Converted tiny models, and looks into .tflite files, that the tests share."""
 
 import functools
+import importlib
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,17 @@ LITERT_RUNTIMES = ("xnnpack", "builtin", "reference")
 needs_tflm = unittest.skipUnless(
     kap.export.tflm_installed(),
     "tflite-micro is not installed (pip install --pre tflite-micro)")
+
+
+def skip_without_examples() -> None:
+  """Skips the running module where the examples cannot run."""
+  for name in ("examples", "matplotlib", "sklearn"):
+    try:
+      importlib.import_module(name)
+    except ImportError as error:
+      raise unittest.SkipTest(
+          f"the examples or what they need are not installed: {error}"
+      ) from error
 
 
 def images(count: int = 8, seed: int = 1) -> np.ndarray:

@@ -13,20 +13,21 @@ import numpy as np
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
-try:
-  import matplotlib  # noqa: F401
-  import sklearn  # noqa: F401
-except ImportError as error:
-  raise absltest.unittest.SkipTest(
-      f"the examples' packages are not installed: {error}") from error
-
 import keras_attr_preserve as kap
-from examples import digit_scenes, judging
 from keras_attr_preserve import attribution, evaluation
 from tests import export_helpers as helpers
 from tests import tiny
 
+try:
+  from examples import digit_scenes, judging
+except ImportError:  # Said by setUpModule.
+  pass
+
 SCENES = 12
+
+
+def setUpModule():
+  helpers.skip_without_examples()
 
 
 def results_by_hand():

@@ -96,12 +96,21 @@ class _ModelTest(parameterized.TestCase):
     runner = kap.export.Interpreter(content)
     predictions = runner.predict(images)
     # These nets end in a softmax.
-    np.testing.assert_allclose(predictions.sum(1), 1, atol=0.05)
+    np.testing.assert_allclose(
+        predictions.sum(1), 1, atol=1e-5 if mode == "float32" else 0.15)
     if mode == "float32":
       np.testing.assert_allclose(
           predictions, net.predict(images, verbose=0), atol=1e-5)
     logits = runner.predict(images, logits=True)
-    np.testing.assert_array_equal(logits, runner.explain(images, 0).logits)
+    explained = runner.explain(images, 0).logits
+    if road == "features" or mode == "float32":
+      np.testing.assert_array_equal(logits, explained)
+    else:
+      # The two subgraphs may differ: TensorFlow's calibrator takes the range of
+      # a sum's input for that of the sum where the kernel adds in place, which
+      # it does in the one and not in the other. Measured: 7 steps at most.
+      step = runner.signatures["explain"].outputs["logits"].scale
+      self.assertLess(np.abs(logits - explained).max(), 15 * step)
     self.assertGreater(np.abs(logits).max(), 1.5)
     return content
 
