@@ -1,5 +1,6 @@
 """Tests of digit_scenes.py: scenes with true masks, and parts kept apart."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -7,12 +8,10 @@ from absl.testing import absltest, parameterized
 
 from tests import export_helpers as helpers
 
-try:
+with contextlib.suppress(ImportError):  # Said by setUpModule.
   from sklearn import datasets
 
   from examples import digit_scenes
-except ImportError:  # Said by setUpModule.
-  pass
 
 PARTS = ("train", "validation", "test")
 COUNT = 120

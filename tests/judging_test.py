@@ -1,6 +1,7 @@
 """Tests of judging.py: the example's figures, table, files and picture."""
 
 import collections
+import contextlib
 import csv
 import io
 import json
@@ -18,10 +19,8 @@ from keras_attr_preserve import attribution, evaluation
 from tests import export_helpers as helpers
 from tests import tiny
 
-try:
+with contextlib.suppress(ImportError):  # Said by setUpModule.
   from examples import digit_scenes, judging
-except ImportError:  # Said by setUpModule.
-  pass
 
 SCENES = 12
 
