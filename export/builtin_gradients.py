@@ -10,7 +10,7 @@ and nothing divides at run time, so that int8 kernels can follow.
 A tape keeps an operation's inputs and outputs only where TensorFlow's own
 gradient needs them, so a rule takes sizes from the gradient it is given.
 
-`Conv2D`, `MatMul`, `BiasAdd`, additions, reshapes, padding and concatenation
+`MatMul`, `BiasAdd`, additions, reshapes, padding and concatenation
 need no rule: what TensorFlow gives for them converts.
 """
 
@@ -98,6 +98,17 @@ def _average_pool(op, grad):
                for offset in np.ndindex(*pool.size))
   kernel = np.ones([*pool.size, image.shape[3]], np.float32)
   return pool.transposed(grad * (1 / np.asarray(counts)), kernel)
+
+
+def _convolution(op, grad):
+  image, kernel = op.inputs
+  if kernel.shape[2] != image.shape[3]:
+    raise ValueError("a convolution in groups has no rule here.")
+  settings = {name: op.get_attr(name) for name in (
+      "strides", "padding", "dilations", "explicit_paddings")}
+  return tf.raw_ops.Conv2DBackpropInput(
+      input_sizes=image.shape, filter=kernel, out_backprop=grad,
+      **settings), None
 
 
 def _depthwise(op, grad):
@@ -189,6 +200,7 @@ class _Window:
 
 BUILTIN_GRADIENTS: Mapping[str, Rule] = {
     "AvgPool": _average_pool,
+    "Conv2D": _convolution,
     "DepthwiseConv2dNative": _depthwise,
     "Elu": _elu,
     "FusedBatchNormV3": _batch_norm,

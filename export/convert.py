@@ -18,7 +18,7 @@ from keras_attr_preserve.export.head import head_weights
 from keras_attr_preserve.export.signatures import ExplainedModel
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import Tap, sensitivities
-from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["MODES", "convert", "is_quantize_aware", "strip"]
 
@@ -73,6 +73,12 @@ def convert(
       where they are needed, or a tail that TFLite cannot express.
   """
   check_model(model)
+  check_wcam(wcam)
+  if any(layer.compute_dtype == "float16" for layer in model.layers):
+    raise ValueError(
+        f"model {model.name!r} computes in float16, which TFLite's converter "
+        "does not take: build it under the policy float32 and set the same "
+        "weights; mode='float16' then stores them in half precision.")
   if mode not in MODES:
     raise ValueError(f"mode must be one of {MODES}; got {mode!r}.")
   model = strip(model)
@@ -106,7 +112,13 @@ def convert(
   functions = {"explain": explained.explain_gradient()}
   if not one_subgraph:
     functions["predict"] = explained.predict()
-  content = _converted(functions, explained, mode, representative_images)
+  try:
+    content = _converted(functions, explained, mode, representative_images)
+  except Exception as error:
+    raise ValueError(
+        f"layer {layer!r}: TFLite cannot express the backward pass of what "
+        f"follows it; choose a later layer, or method 'ewa'. {error}"
+        ) from error
   aliases = {"predict": ("explain", ("logits", "predictions"))}
   return annotate(content, {**facts, "road": "gradient"},
                   aliases if one_subgraph else {})
@@ -162,12 +174,19 @@ def _converted(
 
 def _samples(functions, explained, images) -> Iterator[Any]:
   """Yields what the ranges are measured on, for each signature in turn."""
-  for image in images:
+  few = len(images) < 30
+  for number, image in enumerate(images):
     for name, function in functions.items():
       sample = {"images": image[None]}
-      if len(function.input_signature) > 1:
-        sample["class_weights"] = explained.top_class(image[None])
-      yield (name, sample) if len(functions) > 1 else sample
+      if len(function.input_signature) == 1:
+        yield (name, sample) if len(functions) > 1 else sample
+        continue
+      # The backward pass of any class, for and against it, not of top classes
+      # alone: each a third of the images, or all on all where these are few.
+      weights = explained.calibration_weights(image[None], number)
+      for one in weights if few else [weights[number % len(weights)]]:
+        explain = {**sample, "class_weights": one}
+        yield (name, explain) if len(functions) > 1 else explain
 
 
 def _has_constant_sensitivity(model: keras.Model, layer: str) -> bool:
@@ -209,7 +228,9 @@ def _head_is_found(
   for target in {0, len(weights) // 2, len(weights) - 1}:
     ours = _sensitivity(model, layer, image, np.eye(
         len(weights), dtype=np.float32)[[target]])[0]
-    norms = np.linalg.norm(ours) * np.linalg.norm(weights[target])
-    if not ours @ weights[target] > 0.99 * norms:
+    theirs = weights[target]
+    # A share for the rounding of int8 weights; both may be zero.
+    if np.linalg.norm(ours - theirs) > 0.15 * max(
+        np.linalg.norm(ours), np.linalg.norm(theirs)):
       return False
   return True

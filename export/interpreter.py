@@ -88,6 +88,8 @@ class Interpreter:
     model = read_model(self._content)
     self.metadata = read_metadata(model)
     self.signatures = signatures(model)
+    if self.metadata is not None:
+      _check_explain(self.metadata, self.signatures)
     self._head = self._head_weights(model)
     run = _Tflm if runtime == "tflm" else _LiteRT
     self._runtime = run(self._content, runtime, len(model.subgraphs))
@@ -139,7 +141,7 @@ class Interpreter:
       TypeError, ValueError: an argument is not as above, or the file carries no
         attribution.
     """
-    if self.metadata is None or "explain" not in self.signatures:
+    if self.metadata is None:
       raise ValueError(
           "tflite_model carries no attribution: it was not made by "
           "kap.export.convert.")
@@ -150,8 +152,11 @@ class Interpreter:
       weights = self._weights(
           targets, self.predict(images, logits=True)
           if targets is None else np.empty([len(images), classes]))
-      outputs = self._run("explain", {**feeds, "class_weights": weights})
-      sensitivity = outputs["sensitivity"]
+      # The ranges of the backward pass are those of weights up to 1.
+      size = np.abs(weights).max(1, keepdims=True)
+      size[size == 0] = 1
+      outputs = self._run("explain", {**feeds, "class_weights": weights / size})
+      sensitivity = outputs["sensitivity"] * size[:, None, None]
     else:
       outputs = self._run("explain", feeds)
       weights = self._weights(targets, outputs["logits"])
@@ -202,7 +207,10 @@ class Interpreter:
     """Runs a signature on floats, an image at a time, and joins the floats."""
     key = name if name in self.signatures else next(iter(self.signatures))
     signature = self.signatures[key]
-    encoded = {one: spec.encode(feeds[one])
+    count = len(next(iter(feeds.values())))
+    # Of a file with one subgraph `predict` has the inputs of `explain`, too.
+    encoded = {one: spec.encode(feeds.get(
+        one, np.zeros([count, *spec.shape[1:]], np.float32)))
                for one, spec in signature.inputs.items()}
     numbers = self._runtime.run(key, signature, encoded)
     return {one: spec.decode(numbers[one])
@@ -303,6 +311,28 @@ class _Tflm:
                 for name, spec in signature.outputs.items()}
 
 
+def _check_explain(
+    metadata: Any, entries: Mapping[str, Signature]) -> None:
+  """Raises ValueError where a file lacks what its metadata promises."""
+  known = isinstance(metadata, dict) and (
+      metadata.get("road") in ("features", "gradient")
+      and metadata.get("method") in ("swa", "ewa"))
+  explain = entries.get("explain")
+  gradient = known and metadata["road"] == "gradient"
+  predict = entries.get("predict")
+  if not known or explain is None or predict is None or (
+      "logits" not in predict.outputs) or not (
+      {"logits", "features", *(["sensitivity"] if gradient else [])}
+      <= explain.outputs.keys()) or not (
+          {"images", *(["class_weights"] if gradient else [])}
+          <= explain.inputs.keys()):
+    raise ValueError(
+        "tflite_model is damaged: its signatures are not those that its "
+        f"metadata promise; got {metadata} and {sorted(entries)}.")
+
+
 def _reason(text: str) -> str:
-  """The last lines of what a failed process said."""
-  return " / ".join(text.strip().splitlines()[-3:]) or "it said nothing"
+  """What a failed process said: its last words before and in its traceback."""
+  before, *trace = text.strip().split("Traceback (most recent call last)")
+  lines = before.strip().splitlines()[-2:] + "".join(trace).splitlines()[-1:]
+  return " / ".join(lines) or "it said nothing"

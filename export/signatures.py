@@ -1,5 +1,7 @@
 """The functions behind a file's `predict` and `explain` signatures."""
 
+import numpy as np
+
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.export.builtin_gradients import BUILTIN_GRADIENTS
 from keras_attr_preserve.gradient_rules import gradient_rules
@@ -72,9 +74,20 @@ class ExplainedModel(tf.Module):
               "sensitivity": sensitivity}
     return tf.function(explain, input_signature=[self._image, self._weights])
 
-  def top_class(self, images: tf.Tensor) -> tf.Tensor:
-    """Weights of the logits that choose each image's top class."""
-    return top_class_seed(self._tap(images).logits)
+  def calibration_weights(
+      self, image: np.ndarray, number: int) -> list[tf.Tensor]:
+    """Weights of the logits for the image's top class, and for and against one.
+
+    Args:
+      image: `[1, height, width, channels]`.
+      number: which image it is; the classes take turns.
+
+    Returns:
+      Three times `[1, classes]`.
+    """
+    classes = self._tap.classes
+    other = tf.one_hot([number // 3 % classes], classes)
+    return [top_class_seed(self._tap(image).logits), other, -other]
 
   def _scores(self, tapped: Tapped) -> dict[str, tf.Tensor]:
     if self._gives_logits:

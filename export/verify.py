@@ -15,7 +15,7 @@ from keras_attr_preserve.export.interpreter import Interpreter
 from keras_attr_preserve.export.sizes import file_sizes
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import Tap
-from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.regularizer import WCAM, check_wcam
 from keras_attr_preserve.wcam import same_size
 
 __all__ = ["verify"]
@@ -53,6 +53,7 @@ def verify(
       another method, or has other classes.
   """
   check_model(teacher, "teacher")
+  check_wcam(wcam)
   images = check_images(images, teacher.inputs[0].shape[1:])
   if isinstance(tflite_model, (str, os.PathLike)):
     tflite_model = Path(tflite_model).read_bytes()

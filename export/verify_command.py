@@ -8,6 +8,7 @@ when they fall short, 2 on bad input.
 """
 
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,12 @@ def load_images(path: str, key: str) -> np.ndarray:
     OSError: the file cannot be read.
     ValueError: it is not NumPy's, or has no such key.
   """
-  loaded = np.load(path, allow_pickle=False)
+  try:
+    loaded = np.load(path, allow_pickle=False)
+  except (EOFError, ValueError, zipfile.BadZipFile) as error:
+    raise ValueError(
+        f"--images must be a whole .npy or .npz file; {path!r}: "
+        f"{error}") from error
   if isinstance(loaded, np.ndarray):
     return loaded
   with loaded:

@@ -7,7 +7,7 @@ from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, tf
 from keras_attr_preserve.layers import Tapped, sensitivities, top_class_seed
 
-__all__ = ["WCAM", "Match"]
+__all__ = ["WCAM", "Match", "check_wcam"]
 
 _METHODS = ("swa", "ewa")
 _TARGETS = ("teacher", "label", "present")
@@ -28,6 +28,13 @@ class Match(NamedTuple):
   agreement: tf.Tensor
   dead: tf.Tensor
   valid: tf.Tensor
+
+
+def check_wcam(wcam: Any) -> "WCAM":
+  """Returns `wcam` if it is a WCAM, and raises TypeError if it is not."""
+  if not isinstance(wcam, WCAM):
+    raise TypeError(f"wcam must be a WCAM; got {wcam!r}.")
+  return wcam
 
 
 class WCAM:

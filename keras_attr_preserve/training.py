@@ -5,7 +5,7 @@ from typing import Any
 from keras_attr_preserve.compat import check_model, keras, tf
 from keras_attr_preserve.layers import Tap
 from keras_attr_preserve.objectives import Distillation
-from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["TrainStep"]
 
@@ -50,8 +50,8 @@ class TrainStep:
       ValueError: a layer is missing, the classes differ, or the two nets share
         weights, so that training one would change the other.
     """
-    if wcam is not None and not isinstance(wcam, WCAM):
-      raise TypeError(f"wcam must be a WCAM or None; got {type(wcam)}.")
+    if wcam is not None:
+      check_wcam(wcam)
     if distillation is not None and not isinstance(distillation, Distillation):
       raise TypeError(
           f"distillation must be a Distillation or None; got "

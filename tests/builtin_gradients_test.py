@@ -165,6 +165,15 @@ class RuleTest(parameterized.TestCase):
         lambda x: tf.nn.depthwise_conv2d(
             x, kernel, [1, stride, stride, 1], padding), picture())
 
+  @parameterized.product(
+      size=((1, 1), (3, 3), (5, 3)), stride=(1, 2, 3), padding=PADDINGS)
+  def test_convolution(self, size, stride, padding):
+    kernel = np.random.default_rng(5).normal(
+        size=[*size, 3, 4]).astype(np.float32)
+    self.check(
+        "Conv2D", lambda x: tf.nn.conv2d(x, kernel, stride, padding),
+        picture())
+
   def test_dilated_depthwise_is_refused(self):
     def dilated(x):
       return tf.raw_ops.DepthwiseConv2dNative(
@@ -192,7 +201,8 @@ class RuleTest(parameterized.TestCase):
   def test_every_rule_is_tested_here(self):
     self.assertEqual(
         set(BUILTIN_GRADIENTS),
-        {"AvgPool", "DepthwiseConv2dNative", "Elu", "FusedBatchNormV3",
+        {"AvgPool", "Conv2D", "DepthwiseConv2dNative", "Elu",
+         "FusedBatchNormV3",
          "LeakyRelu", "MaxPool", "Mean", "Relu", "Relu6", "Sigmoid", "Tanh"})
 
 

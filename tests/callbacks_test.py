@@ -531,7 +531,7 @@ class RefusedTest(_CallbackTest):
     self.assert_clean()
 
   def test_what_is_no_setting(self):
-    with self.assertRaisesRegex(TypeError, "wcam must be a WCAM or None"):
+    with self.assertRaisesRegex(TypeError, "wcam must be a WCAM; got"):
       self.fit(callbacks=[PreserveAttribution(self.teacher, "act")],
                preserve=False)
     self.assert_clean()

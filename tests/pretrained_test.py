@@ -204,7 +204,7 @@ class VisualWakeWordsTest(_ModelTest):
         kap.evaluation.localization(one, masks, valid)["roc_auc"].mean()
         for one in (maps, kap.attribution.grad_cam(
             net, images, 1, "activation_18"))]
-    # Measured: .6 of both, .002 apart.
+    # 59 pictures. Measured: .691 and .694.
     self.assertAlmostEqual(*scores, delta=0.02)
 
 

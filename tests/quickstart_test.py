@@ -129,15 +129,5 @@ class QuickstartTest(absltest.TestCase):
         self.assertAlmostEqual(value, theirs[key], places=4, msg=key)
 
 
-class ArgumentsTest(absltest.TestCase):
-
-  def test_unknown_arguments(self):
-    done = run(tiny.folder(self), "surprise")
-    self.assertNotEqual(done.returncode, 0)
-    self.assertIn("unknown arguments: ['surprise']",
-                  done.stdout + done.stderr)
-    self.assertNotIn("Training", done.stdout)
-
-
 if __name__ == "__main__":
   absltest.main()

@@ -183,11 +183,15 @@ def pruning_steps(model: keras.Model) -> list[int]:
 @contextlib.contextmanager
 def float64():
   """Builds Keras models of double precision inside."""
+  # The policy too: once any was set, floatx alone has no say.
+  policy = keras.mixed_precision.global_policy()
   keras.backend.set_floatx("float64")
+  keras.mixed_precision.set_global_policy("float64")
   try:
     yield
   finally:
     keras.backend.set_floatx("float32")
+    keras.mixed_precision.set_global_policy(policy)
 
 
 def fine_quantizers():

@@ -738,7 +738,7 @@ class ErrorsTest(parameterized.TestCase):
       TrainStep(_compiled(_net(1, name="student")), _net(0), **settings)
 
   @parameterized.parameters(
-      ({"wcam": "act"}, "wcam must be a WCAM or None; got .*str"),
+      ({"wcam": "act"}, "wcam must be a WCAM; got 'act'"),
       ({"distillation": 0.9},
        "distillation must be a Distillation or None; got .*float"))
   def test_settings(self, settings, message):
