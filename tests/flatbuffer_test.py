@@ -168,7 +168,21 @@ class SignaturesTest(absltest.TestCase):
       flatbuffer.signatures(model)
 
 
+  def test_a_scale_without_a_zero_point(self):
+    model = flatbuffer.read_model(helpers.converted("gap", "int8"))
+    graph = model.subgraphs[0]
+    graph.tensors[graph.outputs[0]].quantization.zeroPoint = np.int64([])
+    with self.assertRaisesRegex(ValueError, "tflite_model"):
+      flatbuffer.signatures(model)
+
+
 class ConstantTest(parameterized.TestCase):
+
+  def test_scales_along_no_axis(self):
+    model = schema.ModelT()
+    tensor = quantized_tensor(model, [[1, 2], [3, 4]], [1, 2], [0, 0], axis=5)
+    with self.assertRaisesRegex(ValueError, "tflite_model"):
+      flatbuffer.constant(model, tensor)
 
   def test_per_channel_by_hand(self):
     model = schema.ModelT()

@@ -385,6 +385,30 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(set(runner.signatures), {"predict", "explain"})
     self.assertEqual(runner.input_shape, (8, 8, 2))
 
+  def test_what_litert_refuses_only_when_it_runs(self):
+    # Of a file with two subgraphs the second is made ready by its first call.
+    model = helpers.parsed(helpers.converted("block"))
+    second = next(one.signatureKey.decode() for one in model.signatureDefs
+                  if one.subgraphIndex == 1)
+    for operator in model.subgraphs[1].operators:
+      if hasattr(operator.builtinOptions, "strideH"):
+        operator.builtinOptions.strideH = 0
+    runner = kap.export.Interpreter(helpers.packed(model))
+    with self.assertRaisesRegex(
+        ValueError, "tflite_model is refused by the runtime 'xnnpack'"):
+      getattr(runner, second)(helpers.images(1))
+
+  def test_logits_without_classes(self):
+    model = helpers.parsed(helpers.converted())
+    graph = model.subgraphs[0]
+    entry, = [one for one in model.signatureDefs
+              if one.signatureKey == b"explain"]
+    tensor, = [graph.tensors[one.tensorIndex] for one in entry.outputs
+               if one.name == b"logits"]
+    tensor.shape = np.int32([])
+    with self.assertRaises(ValueError):
+      kap.export.Interpreter(helpers.packed(model)).explain(helpers.images(1))
+
   def test_flipped_bits_end_in_an_error_or_not_at_all(self):
     # In a process of its own: LiteRT is C++.
     folder = tiny.folder(self)

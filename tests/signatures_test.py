@@ -94,16 +94,20 @@ class ExplainedModelTest(parameterized.TestCase):
       self.assertEqual(specs[0].shape, (1, 8, 8, 2))
       self.assertEqual(specs[-1].shape[0], 1)
 
-  def test_top_class(self):
-    net = helpers.net("block")
-    images = helpers.images()
-    np.testing.assert_array_equal(
-        ExplainedModel(net, helpers.LAYER).top_class(images),
-        np.eye(3)[net.predict(images, verbose=0).argmax(1)])
+  def test_calibration_weights(self):
+    net, image = helpers.net("block"), helpers.images(1)
+    explained = ExplainedModel(net, helpers.LAYER)
+    top = np.eye(3)[net.predict(image, verbose=0).argmax(1)]
+    for number in range(12):  # The classes take turns, for and against.
+      other = np.eye(3)[[number // 3 % 3]]
+      for got, want in zip(explained.calibration_weights(image, number),
+                           (top, other, -other), strict=True):
+        np.testing.assert_array_equal(got, want)
     one = helpers.net("block", classes=1)
-    np.testing.assert_array_equal(
-        ExplainedModel(one, helpers.LAYER).top_class(images),
-        np.where(one.predict(images, verbose=0) >= 0, 1, -1))
+    got = ExplainedModel(one, helpers.LAYER).calibration_weights(image, 7)
+    self.assertEqual(
+        [float(weight) for weight in got],
+        [np.sign(one.predict(image, verbose=0)[0, 0]), 1, -1])
 
   def test_gradients_elsewhere_stay_tensorflow_s(self):
     net, images = helpers.net("block"), helpers.images(2)
