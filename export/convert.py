@@ -114,11 +114,11 @@ def convert(
     functions["predict"] = explained.predict()
   try:
     content = _converted(functions, explained, mode, representative_images)
-  except Exception as error:
+  except ValueError as error:
     raise ValueError(
-        f"layer {layer!r}: TFLite cannot express the backward pass of what "
-        f"follows it; choose a later layer, or method 'ewa'. {error}"
-        ) from error
+        f"layer {layer!r}: TFLite cannot express the model, or the backward "
+        f"pass of what follows the layer; a later layer, or method 'ewa', "
+        f"needs less. {_shortened(error)}") from error
   aliases = {"predict": ("explain", ("logits", "predictions"))}
   return annotate(content, {**facts, "road": "gradient"},
                   aliases if one_subgraph else {})
@@ -169,7 +169,20 @@ def _converted(
             tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: _samples(
             functions, explained, images)
-    return converter.convert()
+    try:
+      return converter.convert()
+    # The converter raises errors of its own, private kinds, and others.
+    except Exception as error:
+      raise ValueError(
+          f"model: TFLite cannot express it. {_shortened(error)}") from error
+
+
+def _shortened(error: Exception, keep: int = 200) -> str:
+  """Both ends of an error, without the listing that may lie between."""
+  text = " ".join(str(error).split())
+  if len(text) <= 2 * keep:
+    return text
+  return f"{text[:keep]} ... {text[-keep:]}"
 
 
 def _samples(functions, explained, images) -> Iterator[Any]:

@@ -208,7 +208,7 @@ def _spec(tensor: schema.TensorT, position: int) -> TensorSpec:
   if quantization is not None and quantization.scale is not None and len(
       quantization.scale):
     scale = float(quantization.scale[0])
-    zero_point = int(quantization.zeroPoint[0])
+    zero_point = int(_zero_points(tensor)[0])
   shape = tuple(int(size) for size in tensor.shape)
   return TensorSpec(
       position, shape, np.dtype(_DTYPES[tensor.type]), scale, zero_point)
@@ -244,11 +244,28 @@ def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
     return values
   shape = [1] * values.ndim
   if len(quantization.scale) > 1:
-    shape[quantization.quantizedDimension] = -1
+    axis = quantization.quantizedDimension
+    if not 0 <= axis < values.ndim or (
+        values.shape[axis] != len(quantization.scale)):
+      raise ValueError(
+          f"tflite_model is damaged: {len(quantization.scale)} scales along "
+          f"axis {axis} of a tensor of shape {list(values.shape)}.")
+    shape[axis] = -1
   scale = np.asarray(quantization.scale, np.float32).reshape(shape)
-  zero_point = np.asarray(quantization.zeroPoint, np.float32)
+  zero_point = _zero_points(tensor).astype(np.float32)
   return (values - zero_point.reshape(shape if len(zero_point) > 1 else -1)
           ) * scale
+
+
+def _zero_points(tensor: schema.TensorT) -> np.ndarray:
+  points = np.atleast_1d(np.asarray(
+      [] if tensor.quantization.zeroPoint is None
+      else tensor.quantization.zeroPoint))
+  if len(points) not in (1, len(tensor.quantization.scale)):
+    raise ValueError(
+        f"tflite_model is damaged: {len(tensor.quantization.scale)} scales "
+        f"with {len(points)} zero points.")
+  return points
 
 
 def read_metadata(model: schema.ModelT) -> dict[str, Any] | None:

@@ -231,6 +231,7 @@ class _LiteRT:
 
   def __init__(self, content: bytes, runtime: str, subgraphs: int):
     del subgraphs
+    self._name = runtime
     try:
       self._interpreter = litert.Interpreter(
           model_content=content,
@@ -247,9 +248,14 @@ class _LiteRT:
     call = (self._interpreter.get_signature_runner(key) if key
             else self._plain(signature))
     rows = []
-    for i in range(len(next(iter(feeds.values())))):
-      rows.append(call(**{name: array[i:i + 1]
-                          for name, array in feeds.items()}))
+    try:
+      for i in range(len(next(iter(feeds.values())))):
+        rows.append(call(**{name: array[i:i + 1]
+                            for name, array in feeds.items()}))
+    except (ValueError, RuntimeError) as error:
+      raise ValueError(
+          f"tflite_model is refused by the runtime {self._name!r}: "
+          f"{error}") from error
     return {name: np.concatenate([row[name] for row in rows])
             for name in signature.outputs}
 
@@ -325,7 +331,9 @@ def _check_explain(
       {"logits", "features", *(["sensitivity"] if gradient else [])}
       <= explain.outputs.keys()) or not (
           {"images", *(["class_weights"] if gradient else [])}
-          <= explain.inputs.keys()):
+          <= explain.inputs.keys()) or (
+              len(explain.outputs["logits"].shape) != 2) or (
+                  len(explain.outputs["features"].shape) != 4):
     raise ValueError(
         "tflite_model is damaged: its signatures are not those that its "
         f"metadata promise; got {metadata} and {sorted(entries)}.")

@@ -106,7 +106,7 @@ class ExplainedModelTest(parameterized.TestCase):
     one = helpers.net("block", classes=1)
     got = ExplainedModel(one, helpers.LAYER).calibration_weights(image, 7)
     self.assertEqual(
-        [float(weight) for weight in got],
+        [weight.numpy().item() for weight in map(tf.convert_to_tensor, got)],
         [np.sign(one.predict(image, verbose=0)[0, 0]), 1, -1])
 
   def test_gradients_elsewhere_stay_tensorflow_s(self):
