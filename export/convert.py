@@ -17,8 +17,8 @@ from keras_attr_preserve.export.flatbuffer import (
 from keras_attr_preserve.export.head import head_weights
 from keras_attr_preserve.export.signatures import ExplainedModel
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.layers import Tap, sensitivities
 from keras_attr_preserve.regularizer import WCAM, check_wcam
+from keras_attr_preserve.tap import Tap, sensitivities
 
 __all__ = ["MODES", "convert", "is_quantize_aware", "strip"]
 

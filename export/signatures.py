@@ -5,7 +5,7 @@ import numpy as np
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.export.builtin_gradients import BUILTIN_GRADIENTS
 from keras_attr_preserve.gradient_rules import gradient_rules
-from keras_attr_preserve.layers import (
+from keras_attr_preserve.tap import (
   Tap,
   Tapped,
   feature_gradients,

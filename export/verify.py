@@ -14,8 +14,8 @@ from keras_attr_preserve.evaluation.report import Report
 from keras_attr_preserve.export.interpreter import Interpreter
 from keras_attr_preserve.export.sizes import file_sizes
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.layers import Tap
 from keras_attr_preserve.regularizer import WCAM, check_wcam
+from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import same_size
 
 __all__ = ["verify"]

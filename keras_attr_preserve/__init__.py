@@ -2,7 +2,7 @@
 
 from pathlib import Path as _Path
 
-from keras_attr_preserve import attribution, evaluation
+from keras_attr_preserve import attribution, evaluation, objectives
 from keras_attr_preserve.callbacks import PreserveAttribution
 from keras_attr_preserve.compat import clone_model
 from keras_attr_preserve.objectives import Distillation
@@ -28,4 +28,5 @@ __all__ = [
   "clone_model",
   "evaluation",
   "export",
+  "objectives",
 ]

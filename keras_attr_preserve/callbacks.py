@@ -1,9 +1,12 @@
 """The callback that adds attribution preservation to `model.fit`."""
 
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from keras_attr_preserve.compat import check_model, keras, tf
+from keras_attr_preserve.compat import check_keras, keras, tf
+from keras_attr_preserve.layers import graphs_in
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.training import TrainStep
@@ -18,9 +21,14 @@ class PreserveAttribution(keras.callbacks.Callback):
                 callbacks=[PreserveAttribution(teacher, WCAM("relu5"))])
 
   Works on a plain model, a smaller student, and models made by
-  `prune_low_magnitude`, `quantize_model` and pruning-preserving quantization.
+  `prune_low_magnitude`, `cluster_weights`, `quantize_model` and the schemes
+  that combine them. Pruning's `UpdatePruningStep` is added where it was
+  forgotten. The place among the callbacks does not matter.
+
   The logs gain `attr_loss`, `attr_agreement` and `attr_dead` (with a
-  distillation `distill_loss`), and their `val_` twins; see `TrainStep`.
+  distillation `distill_loss`, with a weight that moves `attr_weight`), and
+  their `val_` twins; see `TrainStep`. Maps that are dead, and an agreement that
+  is not reached, are warned of once.
 
   For the length of a `fit` the model's `train_step` and `test_step` are a
   `TrainStep`'s. They are given back when `fit` ends, also when it is
@@ -33,6 +41,8 @@ class PreserveAttribution(keras.callbacks.Callback):
       wcam: WCAM | None,
       *,
       distillation: Distillation | None = None,
+      output: str | None = None,
+      cache: bool | str | os.PathLike = False,
   ):
     """Keeps the settings.
 
@@ -40,21 +50,29 @@ class PreserveAttribution(keras.callbacks.Callback):
       teacher: the net whose maps are kept; never changed.
       wcam: what to match; None for distillation alone.
       distillation: what to learn from the teacher's scores as well.
+      output: which output is the class scores, where there are several.
+      cache: True has the teacher look at each picture but once and keeps what
+        it says in memory; a path keeps it in a file too, for other runs. Not
+        for pictures that change from epoch to epoch. See `TrainStep`.
 
     Raises:
       TypeError, ValueError: the teacher is no `tf_keras` model; what does not
         fit the model itself is said when `fit` starts, before any training.
     """
     super().__init__()
-    self._teacher = check_model(teacher, "teacher")
+    self._teacher = check_keras(teacher, "teacher")
     self._wcam = wcam
-    self._distillation = distillation
+    self._settings = {
+        "distillation": distillation, "output": output, "cache": cache}
     self._step: TrainStep | None = None
+    self._pruning: keras.callbacks.Callback | None = None
+    self._epochs = 0
+    self._warned: set[str] = set()
     self._begun = False
 
   def set_model(self, model: keras.Model) -> None:
     """Installs the step; Keras calls it before it builds its functions."""
-    super().set_model(check_model(model))
+    super().set_model(check_keras(model))
     self._uninstall()
     other = getattr(model.train_function, "owner", None)
     if other is not None:
@@ -70,9 +88,13 @@ class PreserveAttribution(keras.callbacks.Callback):
         raise ValueError(
             f"model {model.name!r} has a {name} of its own, which this "
             "callback would replace; call kap.TrainStep inside it instead.")
-    self._step = TrainStep(model, self._teacher, self._wcam,
-                           distillation=self._distillation)
+    self._step = TrainStep(
+        model, self._teacher, self._wcam, **self._settings)
     self._begun = False
+    self._pruning = _pruning_callback(model)
+    if self._step.state is not None:
+      # For checkpoints, such as those of BackupAndRestore.
+      setattr(model, _STATE, self._step.state)
     model.train_function = _Function(
         self, model, "train_step", model.make_train_function)
     model.test_function = _Function(
@@ -81,6 +103,10 @@ class PreserveAttribution(keras.callbacks.Callback):
   def on_train_begin(self, logs: Any = None) -> None:
     """Notes that training began."""
     self._begun = True
+    self._epochs = 0
+    self._warned = set()
+    if self._pruning is not None:
+      self._pruning.on_train_begin()
 
   def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Says that the next step is one of this callback's `fit`."""
@@ -107,10 +133,31 @@ class PreserveAttribution(keras.callbacks.Callback):
 
   def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
     """Starts the means of an epoch."""
+    self._epochs += 1
+    if self._step is not None and self._step.cache is not None:
+      self._step.cache.reset()
     self._reset_metrics()
+
+  def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    """Warns of what the epoch gives cause to mend, of each thing once."""
+    if self._pruning is not None:
+      self._pruning.on_epoch_end(epoch)
+    if self._step is None:
+      return
+    found, cache = self._step.warnings(), self._step.cache
+    if cache is not None and self._epochs > 1 and cache.looked > cache.found:
+      found.append((
+          "cache", "the cache did not know most of the pictures of a second "
+          "epoch; are they augmented? Then leave cache= out."))
+    for kind, sentence in found:
+      if kind not in self._warned:
+        self._warned.add(kind)
+        warnings.warn(f"PreserveAttribution: {sentence}", stacklevel=2)
 
   def on_train_end(self, logs: Any = None) -> None:
     """Gives the model its own steps back."""
+    if self._step is not None:
+      self._step.save_cache()
     self._uninstall()
 
   def _reset_metrics(self) -> None:
@@ -123,6 +170,25 @@ class PreserveAttribution(keras.callbacks.Callback):
     model, self._step, self._begun = self._step.model, None, False
     model.train_function = None
     model.test_function = None
+    if hasattr(model, _STATE):
+      delattr(model, _STATE)
+
+
+_STATE = "attr_preserve_state"
+
+
+def _pruning_callback(model: keras.Model) -> keras.callbacks.Callback | None:
+  """Returns tfmot's callback for a pruned model.
+
+  Two of them in one fit do no harm: each sets what the other has set.
+  """
+  if not any(hasattr(layer, "pruning_step")
+             for graph in graphs_in(model) for layer in graph.layers):
+    return None
+  import tensorflow_model_optimization as tfmot
+  update = tfmot.sparsity.keras.UpdatePruningStep()
+  update.set_model(model)
+  return update
 
 
 class _Function:

@@ -4,13 +4,41 @@ tensorflow-model-optimization 0.8 works on Keras 2, published as `tf_keras`.
 Everything here uses that one, imported once, from this module.
 """
 
+from typing import Any
+
 import tensorflow as tf
 import tf_keras as keras
 
-__all__ = ["at_least_float32", "check_model", "clone_model", "keras", "tf"]
+__all__ = ["at_least_float32", "check_keras", "check_model", "clone_model",
+           "has_graph", "keras", "tf"]
 
 
-def check_model(model: keras.Model, name: str = "model") -> keras.Model:
+def check_keras(model: Any, name: str = "model") -> keras.Model:
+  """Returns `model` if it is a `tf_keras` model of any kind.
+
+  Args:
+    model: what the caller passed.
+    name: the argument's name, for the error.
+
+  Returns:
+    The model itself.
+
+  Raises:
+    TypeError: it is a Keras 3 model, or no model at all.
+  """
+  if isinstance(model, keras.Model):
+    return model
+  found = f"{type(model).__module__}.{type(model).__name__}"
+  if any(base.__module__.startswith("keras.") for base in type(model).mro()):
+    raise TypeError(
+        f"{name} must be a tf_keras model, because "
+        f"tensorflow-model-optimization takes no other; got the Keras 3 "
+        f"model {found}. Build or load it with `import tf_keras as keras` "
+        "(or set TF_USE_LEGACY_KERAS=1 before importing tensorflow).")
+  raise TypeError(f"{name} must be a tf_keras.Model; got {found}.")
+
+
+def check_model(model: Any, name: str = "model") -> keras.Model:
   """Returns `model` if it is a built `tf_keras` model with one output.
 
   Args:
@@ -24,16 +52,8 @@ def check_model(model: keras.Model, name: str = "model") -> keras.Model:
     TypeError: it is a Keras 3 model, or no model at all.
     ValueError: it is not built, has no layer graph, or several outputs.
   """
-  if not isinstance(model, keras.Model):
-    found = f"{type(model).__module__}.{type(model).__name__}"
-    if any(base.__module__.startswith("keras.") for base in type(model).mro()):
-      raise TypeError(
-          f"{name} must be a tf_keras model, because "
-          f"tensorflow-model-optimization takes no other; got the Keras 3 "
-          f"model {found}. Build or load it with `import tf_keras as keras` "
-          "(or set TF_USE_LEGACY_KERAS=1 before importing tensorflow).")
-    raise TypeError(f"{name} must be a tf_keras.Model; got {found}.")
-  if not model.built or not getattr(model, "inputs", None):
+  check_keras(model, name)
+  if not has_graph(model):
     raise ValueError(
         f"{name} must be a Functional model, or a Sequential one with a known "
         f"input shape; {model.name!r} ({type(model).__name__}) has no layer "
@@ -43,6 +63,12 @@ def check_model(model: keras.Model, name: str = "model") -> keras.Model:
         f"{name} must have one output, the class scores; {model.name!r} has "
         f"{len(model.outputs)}.")
   return model
+
+
+def has_graph(model: Any) -> bool:
+  """Says whether a model is a graph of layers: Functional or Sequential."""
+  return (isinstance(model, keras.Model) and model.built
+          and bool(getattr(model, "inputs", None)))
 
 
 def at_least_float32(tensor: tf.Tensor) -> tf.Tensor:

@@ -1,11 +1,21 @@
-"""What a student learns from a teacher's scores.
+"""What else a student may learn from its teacher: the rivals to compare with.
 
-Logit distillation, alone or beside attribution matching.
+Logit distillation goes alone or beside the matching of maps. The others are
+matchings of maps as other papers have them; each takes the place of a `WCAM`:
+
+    PreserveAttribution(teacher, kap.objectives.CATKD("relu5"))
 """
 
-from keras_attr_preserve.compat import at_least_float32, tf
+from collections.abc import Sequence
 
-__all__ = ["Distillation", "sigmoid_divergence", "softmax_divergence"]
+import numpy as np
+
+from keras_attr_preserve import wcam
+from keras_attr_preserve.compat import at_least_float32, tf
+from keras_attr_preserve.regularizer import WCAM, Schedule
+
+__all__ = ["CATKD", "E2KD", "AttentionTransfer", "Distillation",
+           "sigmoid_divergence", "softmax_divergence"]
 
 
 def softmax_divergence(
@@ -96,3 +106,124 @@ class Distillation:
     return _DIVERGENCES[self.kind](
         tf.cast(teacher_logits, student_logits.dtype), student_logits,
         self.temperature)
+
+
+class AttentionTransfer(WCAM):
+  """Attention transfer: mean squares of features, at several layers.
+
+      loss = weight / 2 * sum_layers mean_hw (Q_t / |Q_t| - Q_s / |Q_s|)^2,
+      Q = mean_c A_c^2
+
+  The map is that of `WCAM(method="ewa")`; the distance is a mean over the
+  positions, which weighs a layer the less, the larger its map.
+
+  References:
+    Zagoruyko and Komodakis 2017, "Paying More Attention to Attention",
+    https://arxiv.org/abs/1612.03928, equation 2 with p = 2, squared as in the
+    authors' experiments, whose beta of 1000 is the weight here.
+  """
+
+  def __init__(
+      self,
+      layer: str | Sequence[str],
+      *,
+      weight: float | Schedule = 1000.0,
+      student_layer: str | Sequence[str] | None = None,
+  ):
+    """Keeps the settings; see `WCAM`."""
+    super().__init__(
+        layer, method="ewa", weight=weight, student_layer=student_layer)
+
+  def _distance(
+      self, teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
+    # The layers' mean is taken later; this is one term of their sum.
+    smaller, _ = wcam.same_size(teacher_map, student_map)
+    positions = tf.cast(tf.reduce_prod(tf.shape(smaller)[1:]), smaller.dtype)
+    return (len(self.layers) / positions
+            * wcam.map_distance(teacher_map, student_map))
+
+
+class E2KD(WCAM):
+  """Explanation-enhanced distillation's term: 1 - cosine of Grad-CAM maps.
+
+  The class is the teacher's top one. The paper adds it to the divergence of the
+  scores: give it with `Distillation(alpha=1.0)`.
+
+  References:
+    Parchami-Araghi, Boehle, Rao and Schiele 2024, "Good Teachers Explain:
+    Explanation-Enhanced Knowledge Distillation",
+    https://arxiv.org/abs/2402.03119, equations 2 and 3.
+  """
+
+  def __init__(
+      self,
+      layer: str,
+      *,
+      weight: float | Schedule = 1.0,
+      student_layer: str | None = None,
+  ):
+    """Keeps the settings; see `WCAM`."""
+    super().__init__(
+        layer, method="swa", weight=weight, student_layer=student_layer,
+        target="teacher")
+
+
+class CATKD(WCAM):
+  """Class attention transfer: the signed activation maps of every class.
+
+      loss = weight * mean_k |M_k^t / |M_k^t| - M_k^s / |M_k^s||^2,
+      M_k = pooled to 2x2: sum_c a_kc A_c
+
+  `a_kc` is the sensitivity of logit k, which for a global average and one Dense
+  layer is its weight, as in the paper; other tails work too.
+
+  References:
+    Guo, Yan, Li and Lin 2023, "Class Attention Transfer Based Knowledge
+    Distillation", CVPR, https://arxiv.org/abs/2304.12777, equations 3 to 5.
+  """
+
+  _SIZE = 2
+
+  def __init__(
+      self,
+      layer: str,
+      *,
+      weight: float | Schedule = 4.0,
+      student_layer: str | None = None,
+  ):
+    """Keeps the settings; see `WCAM`."""
+    super().__init__(
+        layer, method="swa", weight=weight, student_layer=student_layer,
+        target="all")
+
+  def map_size(self, height: int, width: int) -> tuple[int, int]:
+    """Every map is pooled to 2x2."""
+    del height, width
+    return self._SIZE, self._SIZE
+
+  def _collapse(
+      self, features: tf.Tensor, sensitivity: tf.Tensor) -> tf.Tensor:
+    return _pooled(
+        tf.reduce_sum(features * sensitivity, axis=-1), self._SIZE)
+
+  def _distance(
+      self, teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
+    return 2 * wcam.map_distance(teacher_map, student_map)
+
+
+def _pooled(maps: tf.Tensor, size: int) -> tf.Tensor:
+  """Averages maps `[batch, height, width]` over size x size equal windows."""
+  rows, columns = (_windows(length, size) for length in maps.shape[1:])
+  return tf.einsum("ih,bhw,jw->bij", tf.constant(rows, maps.dtype), maps,
+                   tf.constant(columns, maps.dtype))
+
+
+def _windows(length: int | None, size: int) -> np.ndarray:
+  if length is None:
+    raise ValueError("layer: its maps must have a fixed size to be pooled.")
+  windows = np.zeros((size, length))
+  for i in range(size):
+    # Where the length does not divide, windows overlap by one.
+    window = slice(i * length // size, -(-(i + 1) * length // size))
+    windows[i, window] = 1 / len(range(length)[window])
+  return windows

@@ -1,33 +1,52 @@
 """What to match: which layers, which map, for which class, how strongly."""
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, tf
-from keras_attr_preserve.layers import Tapped, sensitivities, top_class_seed
+from keras_attr_preserve.tap import Tapped, sensitivities, top_class_seed
 
-__all__ = ["WCAM", "Match", "check_wcam"]
+__all__ = ["WCAM", "Guide", "Match", "check_wcam"]
 
 _METHODS = ("swa", "ewa")
-_TARGETS = ("teacher", "label", "present")
+_TARGETS = ("teacher", "top_k", "label", "present", "all", "score")
+
+Schedule = Callable[[tf.Tensor], Any]
+
+
+class Guide(NamedTuple):
+  """What a teacher says of a batch; no gradient comes from it.
+
+  Attributes:
+    logits: `[batch, classes]`.
+    maps: for each explained class, for each layer, `[batch, height, width]`.
+  """
+
+  logits: tf.Tensor
+  maps: list[list[tf.Tensor]]
 
 
 class Match(NamedTuple):
   """How a student's maps stand against the teacher's, image by image.
 
+  Each is `[batch, layers]`, a mean over the explained classes.
+
   Attributes:
-    distance: 1 - cosine, `[batch]`; the mean over layers and explained classes.
-    agreement: cosine, `[batch]`; 0 where only the student's map is all zero.
-    dead: share of the student's maps that are all zero, `[batch]`.
-    valid: share of the teacher's maps that are alive, `[batch]`; agreement and
-      dead speak of these alone.
+    distance: what the loss takes: 1 - cosine.
+    agreement: cosine; 0 where only the student's map is all zero.
+    dead: share of the student's maps that are all zero.
+    valid: share of the teacher's maps that are alive; agreement and dead speak
+      of these alone.
+    explained: 1, or 0 where the image has no explained class.
   """
 
   distance: tf.Tensor
   agreement: tf.Tensor
   dead: tf.Tensor
   valid: tf.Tensor
+  explained: tf.Tensor
 
 
 def check_wcam(wcam: Any) -> "WCAM":
@@ -50,29 +69,41 @@ class WCAM:
       layer: str | Sequence[str],
       *,
       method: str = "swa",
-      weight: float = 4.0,
+      weight: float | Schedule = 4.0,
+      agreement: float | None = None,
+      layer_weights: Sequence[float] | None = None,
       drop_rate: float = 0.0,
       student_layer: str | Sequence[str] | None = None,
       target: str = "teacher",
+      top_k: int = 3,
   ):
     """Checks and keeps the settings.
 
     Args:
       layer: the teacher's layer, or several, whose maps are held; best a late
         one, after its activation. In the student the layer of the same name is
-        found also behind tfmot's wrappers.
+        found also behind tfmot's wrappers and in nested models.
       method: "swa", the features weighted by the sensitivity of a score (the
         map is Grad-CAM's), or "ewa", their mean square (needs no gradient).
       weight: factor of (1 - cosine) in the loss, 0 or more; 0 only observes.
-        The paper's 100 on 7x7 maps is 4.08 here.
+        The paper's 100 on 7x7 maps is 4.08 here. Or a Keras learning rate
+        schedule, called with the number of the step.
+      agreement: a cosine to hold, in 0..1, both excluded. The weight, which
+        `weight` then only begins, rises while the maps agree less and falls
+        while they agree more; see `AgreementConstraint`. None keeps `weight`.
+      layer_weights: how much each layer counts, in `layer`'s order; they are
+        scaled to sum to 1. None counts all alike.
       drop_rate: share of the teacher's channels left out of its map, drawn anew
         each step; the paper uses 0.3 for its stochastic variant. In 0..1,
         1 excluded.
       student_layer: the student's layers, where their names differ.
-      target: the class explained. "teacher": the teacher's top class. "label":
-        the label (class number or one-hot). "present": every class that a
-        multi-hot label marks, each with its own map; it costs a pass through
-        the tail for every class, so mind a head of very many classes.
+      target: the class explained. "teacher": the teacher's top class. "top_k":
+        each of the teacher's `top_k` top classes. "label": the label (class
+        number or one-hot). "present": every class that a multi-hot label marks.
+        "all": every class. "score": the score itself of a regression with one
+        output. Each class has a map of its own and costs a pass through the
+        tail, so mind a head of very many classes.
+      top_k: how many classes "top_k" explains.
 
     Raises:
       TypeError, ValueError: a setting is not one of the above.
@@ -89,14 +120,52 @@ class WCAM:
       raise ValueError(f"method must be one of {_METHODS}; got {method!r}.")
     if target not in _TARGETS:
       raise ValueError(f"target must be one of {_TARGETS}; got {target!r}.")
-    if not 0 <= weight < float("inf"):
-      raise ValueError(f"weight must be a number of 0 or more; got {weight}.")
+    if not isinstance(top_k, int) or top_k < 1:
+      raise ValueError(f"top_k must be a number of 1 or more; got {top_k!r}.")
     if not 0 <= drop_rate < 1:
       raise ValueError(f"drop_rate must be in [0, 1); got {drop_rate}.")
+    self.weight = _weight(weight, agreement)
+    self.agreement = agreement
+    self.layer_weights = _layer_weights(layer_weights, len(self.layers))
     self.method = method
-    self.weight = float(weight)
     self.drop_rate = float(drop_rate)
     self.target = target
+    self.top_k = top_k
+
+  @property
+  def needs_labels(self) -> bool:
+    """Whether the explained class comes from the labels."""
+    return self.target in ("label", "present")
+
+  @property
+  def needs_gradient(self) -> bool:
+    """Whether the map is made from the gradient of a score."""
+    return self.method != "ewa"
+
+  def explained(self, classes: int) -> int:
+    """Counts the maps of one layer for one image.
+
+    Args:
+      classes: the number of scores of both nets.
+
+    Returns:
+      How many classes are explained.
+
+    Raises:
+      ValueError: the target does not fit so many classes.
+    """
+    if self.target == "score" and classes != 1:
+      raise ValueError(
+          f"target 'score' needs a model of one output; it has {classes}. For "
+          "classes use 'teacher'.")
+    if self.target == "top_k" and self.top_k > classes:
+      raise ValueError(
+          f"top_k must be at most the model's {classes} classes; got "
+          f"{self.top_k}.")
+    if not self.needs_gradient and not self.needs_labels:
+      return 1  # The map is the same for every class.
+    return {"top_k": self.top_k, "present": classes,
+            "all": classes}.get(self.target, 1)
 
   def seeds(
       self, teacher_logits: tf.Tensor, labels: Any
@@ -115,12 +184,19 @@ class WCAM:
       `[batch, classes]`, and 1 or 0 `[batch]` for whether the image has it.
 
     Raises:
-      ValueError: the labels do not fit the target.
+      ValueError: the labels or the number of classes do not fit the target.
     """
     classes = teacher_logits.shape[-1]
+    count = self.explained(classes)
     everyone = tf.ones(tf.shape(teacher_logits)[:1])
     if self.target == "teacher":
       return [(top_class_seed(teacher_logits), everyone)]
+    if self.target == "top_k":
+      order = tf.math.top_k(teacher_logits, self.top_k).indices
+      return [(tf.one_hot(order[:, k], classes), everyone)
+              for k in range(count)]
+    if self.target in ("all", "score"):
+      return [(_one_class(k, teacher_logits), everyone) for k in range(count)]
     labels = _labels(labels, self.target)
     if self.target == "label":
       return [(_label_seed(labels, classes), everyone)]
@@ -129,49 +205,86 @@ class WCAM:
           f"target 'present' needs multi-hot labels [batch, {classes}]; got "
           f"labels of shape {labels.shape}. For class numbers use 'label'.")
     present = tf.cast(labels > 0.5, tf.float32)
-    return [(tf.broadcast_to(tf.one_hot(k, classes), tf.shape(teacher_logits)),
-             present[:, k]) for k in range(classes)]
+    return [(_one_class(k, teacher_logits), present[:, k])
+            for k in range(count)]
 
-  def match(
+  def guide(
       self,
-      teacher_tape: tf.GradientTape,
+      tape: tf.GradientTape | None,
       teacher: Tapped,
-      student_tape: tf.GradientTape,
-      student: Tapped,
       labels: Any = None,
       drop_seed: tf.Tensor | None = None,
-  ) -> Match:
-    """Compares the maps of two nets on one batch.
+  ) -> Guide:
+    """Takes from a teacher what its student is to match.
 
     Args:
-      teacher_tape: the persistent tape of the teacher's forward pass.
-      teacher: the teacher's features and logits.
-      student_tape: the persistent tape of the student's forward pass.
-      student: the student's features and logits.
+      tape: the persistent tape of its forward pass; None where no gradient is
+        needed.
+      teacher: its features and logits.
       labels: needed for the targets "label" and "present".
       drop_seed: two integers for stochastic matching; None matches every
         channel, as when judging.
 
     Returns:
-      A `Match`; gradients reach the student alone.
+      A `Guide`.
     """
-    pairs = []
-    for seed, present in self.seeds(tf.stop_gradient(teacher.logits), labels):
-      teacher_maps = self._maps(teacher_tape, teacher, seed, drop_seed)
-      student_maps = self._maps(student_tape, student, seed)
-      pairs += [_compare(tf.stop_gradient(one), other, present)
-                for one, other in zip(teacher_maps, student_maps)]
-    present, distance, agreement, dead, valid = map(
-        tf.add_n, zip(*pairs, strict=True))
+    logits = tf.stop_gradient(teacher.logits)
+    return Guide(logits, [
+        [tf.stop_gradient(one)
+         for one in self._maps(tape, teacher, seed, drop_seed)]
+        for seed, _ in self.seeds(logits, labels)])
+
+  def match(
+      self,
+      guide: Guide,
+      tape: tf.GradientTape | None,
+      student: Tapped,
+      labels: Any = None,
+  ) -> Match:
+    """Compares a student's maps with the teacher's on one batch.
+
+    Args:
+      guide: the teacher's, of the same batch.
+      tape: the persistent tape of the student's forward pass; None where no
+        gradient is needed.
+      student: the student's features and logits.
+      labels: as for `guide`.
+
+    Returns:
+      A `Match`.
+    """
+    classes = []
+    for (seed, present), wanted in zip(
+        self.seeds(guide.logits, labels), guide.maps, strict=True):
+      maps = self._maps(tape, student, seed)
+      classes.append([self._compare(one, other, present)
+                      for one, other in zip(wanted, maps, strict=True)])
+    # Classes x layers x five figures [batch], to five sums [batch, layers].
+    present, distance, agreement, dead, valid = (
+        tf.stack([tf.add_n(one) for one in zip(*figure)], axis=-1)
+        for figure in zip(*(zip(*layers) for layers in classes)))
     return Match(
         tf.math.divide_no_nan(distance, present),
         tf.math.divide_no_nan(agreement, valid),
         tf.math.divide_no_nan(dead, valid),
-        tf.math.divide_no_nan(valid, present))
+        tf.math.divide_no_nan(valid, present),
+        tf.cast(present > 0, present.dtype))
+
+  def map_size(self, height: int, width: int) -> tuple[int, int]:
+    """The size of the map of features of this size."""
+    return height, width
+
+  def _collapse(
+      self, features: tf.Tensor, sensitivity: tf.Tensor) -> tf.Tensor:
+    return wcam.sensitivity_weighted_map(features, sensitivity)
+
+  def _distance(
+      self, teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
+    return wcam.map_distance(teacher_map, student_map)
 
   def _maps(
       self,
-      tape: tf.GradientTape,
+      tape: tf.GradientTape | None,
       tapped: Tapped,
       seed: tf.Tensor,
       drop_seed: tf.Tensor | None = None,
@@ -181,23 +294,26 @@ class WCAM:
     if drop_seed is not None:
       features = [wcam.drop_channels(one, self.drop_rate, drop_seed + [0, i])
                   for i, one in enumerate(features)]
-    if self.method == "ewa":
+    if not self.needs_gradient:
       return [wcam.equal_weighted_map(one) for one in features]
     weights = sensitivities(tape, tapped, seed)
-    return [wcam.sensitivity_weighted_map(one, at_least_float32(weight))
+    return [self._collapse(one, weight)
             for one, weight in zip(features, weights)]
 
+  def _compare(self, teacher_map, student_map, present):
+    """Returns present, distance, agreement, dead and valid of one class."""
+    teacher_map = tf.cast(teacher_map, student_map.dtype)
+    present = tf.cast(present, student_map.dtype)
+    nothing = tf.zeros_like(present)
+    alive = tf.where(_is_alive(teacher_map), present, nothing)
+    dead = tf.where(_is_alive(student_map), nothing, alive)
+    distance = self._distance(teacher_map, student_map) * present
+    cosine = 1 - wcam.map_distance(teacher_map, student_map)
+    return present, distance, (alive - dead) * cosine, dead, alive
 
-def _compare(teacher_map, student_map, present):
-  """Returns present, distance, agreement, dead and valid of one class."""
-  teacher_map = tf.cast(teacher_map, student_map.dtype)
-  present = tf.cast(present, student_map.dtype)
-  alive = tf.where(
-      tf.reduce_max(teacher_map, [1, 2]) > 0, present, tf.zeros_like(present))
-  dead = tf.where(
-      tf.reduce_max(student_map, [1, 2]) > 0, tf.zeros_like(alive), alive)
-  distance = wcam.map_distance(teacher_map, student_map) * present
-  return present, distance, (alive - dead) * (1 - distance), dead, alive
+
+def _is_alive(maps: tf.Tensor) -> tf.Tensor:
+  return tf.reduce_any(maps != 0, [1, 2])
 
 
 def _names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
@@ -209,11 +325,44 @@ def _names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
   return names
 
 
+def _weight(weight: Any, agreement: float | None) -> float | Schedule:
+  if agreement is not None and not 0 < agreement < 1:
+    raise ValueError(
+        f"agreement must be a cosine between 0 and 1; got {agreement}.")
+  if callable(weight) and agreement is None:
+    return weight
+  if not isinstance(weight, numbers.Real):
+    kinds = "a number or a schedule" if agreement is None else (
+        "a number, where agreement= finds the rest")
+    raise TypeError(f"weight must be {kinds}; got {weight!r}.")
+  if not 0 <= weight < float("inf") or (agreement is not None and not weight):
+    least = "0 or more" if agreement is None else "more than 0"
+    raise ValueError(f"weight must be a number of {least}; got {weight}.")
+  return float(weight)
+
+
+def _layer_weights(
+    weights: Sequence[float] | None, layers: int) -> tuple[float, ...]:
+  if weights is None:
+    return (1 / layers,) * layers
+  if len(weights) != layers or min(weights) < 0 or not (
+      0 < sum(weights) < float("inf")):
+    raise ValueError(
+        f"layer_weights must be {layers} numbers of 0 or more, not all 0; got "
+        f"{weights!r}.")
+  return tuple(one / sum(weights) for one in weights)
+
+
 def _labels(labels: Any, target: str) -> tf.Tensor:
   if labels is None or isinstance(labels, dict):
     raise ValueError(
         f"target {target!r} needs labels, a tensor; got {type(labels)}.")
   return tf.cast(labels, tf.float32)
+
+
+def _one_class(number: int, logits: tf.Tensor) -> tf.Tensor:
+  return tf.broadcast_to(
+      tf.one_hot(number, logits.shape[-1]), tf.shape(logits))
 
 
 def _label_seed(labels: tf.Tensor, classes: int) -> tf.Tensor:

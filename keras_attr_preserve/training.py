@@ -1,11 +1,18 @@
 """The one train step of all compressions."""
 
+import contextlib
+import os
 from typing import Any
 
-from keras_attr_preserve.compat import check_model, keras, tf
-from keras_attr_preserve.layers import Tap
+from keras_attr_preserve.compat import check_keras, keras, tf
+from keras_attr_preserve.constraint import AgreementConstraint
+from keras_attr_preserve.guidance import Guidance
+from keras_attr_preserve.heads import output_names
+from keras_attr_preserve.layers import graphs_in
+from keras_attr_preserve.meters import MatchMeter
 from keras_attr_preserve.objectives import Distillation
-from keras_attr_preserve.regularizer import WCAM, check_wcam
+from keras_attr_preserve.regularizer import WCAM, Guide, check_wcam
+from keras_attr_preserve.tap import Tap, Tapped, watch
 
 __all__ = ["TrainStep"]
 
@@ -26,6 +33,12 @@ class TrainStep:
 
   One step is one forward pass of each net, one backward pass of the student and
   the tail of each net once more for its sensitivities.
+
+  Attributes:
+    model: the student.
+    state: what a resumed run needs besides the model and its optimizer, to be
+      saved with them; None where there is nothing.
+    cache: the `TeacherCache`, or None.
   """
 
   def __init__(
@@ -35,20 +48,29 @@ class TrainStep:
       wcam: WCAM | None = None,
       *,
       distillation: Distillation | None = None,
+      output: str | None = None,
+      cache: bool | str | os.PathLike = False,
   ):
     """Finds the layers and checks that the two nets fit each other.
 
     Args:
-      model: the student, a built `tf_keras` model, wrapped by tfmot or not.
+      model: the student, a built `tf_keras` model, wrapped by tfmot or not; or
+        a subclass around one, whose output it gives.
       teacher: its former self or a larger net, with the same classes. It is run
         with `training=False` and never changed.
       wcam: what to match; None matches no map.
       distillation: what to learn from the teacher's scores; None nothing.
+      output: which output is the class scores, by its name in the model; needed
+        where there are several. The teacher has that output or only one.
+      cache: True keeps the teacher's maps and scores of each picture in memory,
+        a path in a file as well, so that it looks at each but once. For
+        pictures that are the same in every epoch.
 
     Raises:
       TypeError: one of them is not a `tf_keras` model.
-      ValueError: a layer is missing, the classes differ, or the two nets share
-        weights, so that training one would change the other.
+      ValueError: a layer is missing, the classes differ, the two nets share
+        weights, so that training one would change the other, or the settings
+        forbid a cache.
     """
     if wcam is not None:
       check_wcam(wcam)
@@ -56,26 +78,34 @@ class TrainStep:
       raise TypeError(
           f"distillation must be a Distillation or None; got "
           f"{type(distillation)}.")
-    _check_apart(check_model(model), check_model(teacher, "teacher"))
+    _check_apart(check_keras(model), check_keras(teacher, "teacher"))
     self.model = model
     self.wcam = wcam
     self.distillation = distillation
-    self._teacher = Tap(teacher, wcam.layers if wcam else ())
-    self._student = Tap(model, wcam.student_layers if wcam else ())
-    if self._teacher.classes != self._student.classes:
-      raise ValueError(
-          f"teacher must have the model's {self._student.classes} classes; got "
-          f"{self._teacher.classes}.")
+    self._student = Tap(model, wcam.student_layers if wcam else (), output)
+    self._output = None if output is None else (
+        output, output_names(self._student.core).index(output))
     with model.distribute_strategy.scope():
-      names = [] if wcam is None else ["attr_loss", "attr_agreement",
-                                       "attr_dead"]
-      names += [] if distillation is None else ["distill_loss"]
-      self._means = {name: keras.metrics.Mean(name) for name in names}
+      self._guidance = Guidance(teacher, wcam, output, cache)
+      if self._guidance.classes != self._student.classes:
+        raise ValueError(
+            f"teacher must have the model's {self._student.classes} classes; "
+            f"got {self._guidance.classes}.")
+      self._constraint = None
+      if wcam is not None and wcam.agreement is not None:
+        self._constraint = AgreementConstraint(wcam.agreement, wcam.weight)
+      self._meter = None if wcam is None else MatchMeter(wcam)
+      self._divergence = None if distillation is None else (
+          keras.metrics.Mean("distill_loss"))
+    self.cache = self._guidance.cache
+    self.state = None if self._constraint is None else tf.train.Checkpoint(
+        log_weight=self._constraint.log_weight)
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
     """The means that a step updates; reset them where an epoch begins."""
-    return list(self._means.values())
+    found = [] if self._meter is None else self._meter.metrics
+    return found + ([] if self._divergence is None else [self._divergence])
 
   def __call__(self, data: Any) -> dict[str, tf.Tensor]:
     """Trains on one batch, as `keras.Model.train_step`.
@@ -86,15 +116,25 @@ class TrainStep:
     Returns:
       The compiled metrics, and over the epoch so far: `attr_loss`, what the
       maps add to the loss; `attr_agreement`, the mean cosine of the maps;
-      `attr_dead`, the share of the student's maps that are all zero; with a
-      distillation `distill_loss`. `loss` stays the compiled loss.
+      `attr_dead`, the share of the student's maps that are all zero (for
+      several layers also of each); with a distillation `distill_loss`. And
+      `attr_weight`, the last step's, where it is no fixed number. `loss` stays
+      the compiled loss.
+
+    Raises:
+      tf.errors.InvalidArgumentError: the loss is not finite; the weights are
+        those from before the step.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+    logs = {}
+    if self.wcam is not None and (
+        self._constraint is not None or callable(self.wcam.weight)):
+      logs["attr_weight"] = self._weight(None)
     with tf.GradientTape() as tape:
       loss, output = self.loss(x, y, weight, training=True)
     self.model.optimizer.minimize(
         loss, self.model.trainable_variables, tape=tape)
-    return self._logs(x, y, output, weight)
+    return {**self._logs(x, y, output, weight), **logs}
 
   def test(self, data: Any) -> dict[str, tf.Tensor]:
     """Judges one batch, as `keras.Model.test_step`; the same logs."""
@@ -104,69 +144,137 @@ class TrainStep:
 
   def loss(
       self, x: Any, y: Any = None, sample_weight: Any = None, *,
-      training: bool = True,
-  ) -> tuple[tf.Tensor, tf.Tensor]:
+      training: bool = True, step: Any = None,
+  ) -> tuple[tf.Tensor, Any]:
     """Computes what a step minimizes, and updates the step's metrics.
 
     Call it under a `tf.GradientTape`. The student runs once.
 
     Args:
-      x: a batch of images.
+      x: a batch of images, or the structure of inputs that the model takes.
       y: its labels, as the compiled loss takes them.
       sample_weight: None, `[batch]` or `[batch, 1]`; weighs every part of an
         image's loss alike.
       training: as in Keras; False matches every channel.
+      step: the number of this step, for schedules and stochastic matching; None
+        takes the count of the model's own optimizer.
 
     Returns:
       The total loss, a scalar, and the student's output.
     """
     model = self.model
+    _check_pruning(model)
     x, y, sample_weight = tf.nest.map_structure(
         lambda one: one if one is None else tf.convert_to_tensor(one),
         (x, y, sample_weight))
-    with tf.GradientTape(persistent=True) as teacher_tape:
-      _watch(teacher_tape, x)
-      teacher = self._teacher(x, training=False)
-    with tf.GradientTape(persistent=True) as student_tape:
-      _watch(student_tape, x)
+    labels, weights = self._of_output(y), self._of_output(sample_weight)
+    seed = None
+    if training and self.wcam is not None and self.wcam.drop_rate:
+      # A step's own, and equal when a run is resumed or repeated.
+      seed = tf.stack([tf.cast(self._count(step), tf.int32), 0])
+    guide = self._guidance(x, labels, seed)
+    needs_gradient = self.wcam is not None and self.wcam.needs_gradient
+    with (tf.GradientTape(persistent=True) if needs_gradient
+          else contextlib.nullcontext()) as tape:
+      watch(tape, x)
       student = self._student(x, training=training)
     loss = model.compute_loss(x, y, student.output, sample_weight)
-
     if self.distillation is not None:
-      divergence = self.distillation.divergence(
-          tf.stop_gradient(teacher.logits), student.logits)
-      divergence = _mean(divergence, sample_weight)
-      self._means["distill_loss"].update_state(divergence)
-      penalty = _replica_share(tf.add_n(model.losses)) if model.losses else 0.0
-      alpha = self.distillation.alpha
-      loss = ((1 - alpha) * (loss - penalty) + penalty
-              + alpha * tf.cast(_replica_share(divergence), loss.dtype))
-
+      loss = self._distilled(loss, guide, student, weights)
     if self.wcam is not None:
-      match = self.wcam.match(
-          teacher_tape, teacher, student_tape, student, y,
-          self._drop_seed() if training and self.wcam.drop_rate else None)
-      attr_loss = self.wcam.weight * _mean(match.distance, sample_weight)
-      self._means["attr_loss"].update_state(attr_loss)
-      self._means["attr_agreement"].update_state(match.agreement, match.valid)
-      self._means["attr_dead"].update_state(match.dead, match.valid)
+      match = self.wcam.match(guide, tape, student, labels)
+      distance, agreement, valid = self._meter.overall(match)
+      attr_loss = _mean(distance, weights) * tf.cast(
+          self._weight(step), distance.dtype)
       loss += tf.cast(_replica_share(attr_loss), loss.dtype)
-    return loss, student.output
+      self._meter.update(match, attr_loss)
+      if training and self._constraint is not None:
+        self._constraint.update(agreement, valid)
+    return self._only_finite(loss, x), student.output
 
-  def _drop_seed(self) -> tf.Tensor:
-    """A seed of this step's own, equal when a run is resumed or repeated."""
-    step = tf.cast(self.model.optimizer.iterations, tf.int32)
-    return tf.stack([step, 0])
+  def save_cache(self) -> None:
+    """Writes the cache to its file, where it has one."""
+    self._guidance.save()
+
+  def warnings(self) -> list[tuple[str, str]]:
+    """Says what the epoch so far gives cause to mend.
+
+    Returns:
+      For each thing what it is about, by which to warn but once, and a
+      sentence.
+    """
+    found = [] if self._meter is None else self._meter.warnings()
+    if self._constraint is not None and self._constraint.at_ceiling:
+      found.append((
+          "ceiling",
+          f"agreement={self.wcam.agreement} is not held although the weight is "
+          "at its ceiling; ask for less, compress less, or train longer."))
+    return found
+
+  def _count(self, step: Any) -> Any:
+    return self.model.optimizer.iterations if step is None else step
+
+  def _weight(self, step: Any) -> Any:
+    if self._constraint is not None:
+      return self._constraint.weight()
+    if callable(self.wcam.weight):
+      return tf.cast(self.wcam.weight(self._count(step)), tf.float32)
+    return self.wcam.weight
+
+  def _of_output(self, structure: Any) -> Any:
+    """Takes the labels or weights of the output that is explained."""
+    if self._output is None:
+      return structure
+    name, position = self._output
+    if isinstance(structure, dict):
+      return structure.get(name)
+    if isinstance(structure, (list, tuple)):
+      return structure[position]
+    return structure
+
+  def _distilled(
+      self, loss: tf.Tensor, guide: Guide, student: Tapped, sample_weight: Any
+  ) -> tf.Tensor:
+    """Gives a share of the task's loss, not of its penalties, to the scores."""
+    divergence = _mean(self.distillation.divergence(
+        guide.logits, student.logits), sample_weight)
+    self._divergence.update_state(divergence)
+    losses = self.model.losses
+    penalty = _replica_share(tf.add_n(losses)) if losses else 0.0
+    alpha = self.distillation.alpha
+    return ((1 - alpha) * (loss - penalty) + penalty
+            + alpha * tf.cast(_replica_share(divergence), loss.dtype))
+
+  def _only_finite(self, loss: tf.Tensor, x: Any) -> tf.Tensor:
+    """Stops before a loss that is not finite reaches a weight.
+
+    Under XLA there are no assertions; loss scaling skips such steps itself.
+    """
+    if isinstance(self.model.optimizer,
+                  keras.mixed_precision.LossScaleOptimizer):
+      return loss
+
+    def stop():
+      bad = tf.add_n([tf.reduce_sum(tf.cast(
+          ~tf.math.is_finite(tf.cast(one, tf.float32)), tf.int32))
+                      for one in tf.nest.flatten(x)])
+      check = tf.debugging.Assert(False, [
+          "The loss is not finite, and the weights are left as they are. "
+          "Values in the batch that are NaN or infinite:", bad])
+      with tf.control_dependencies([check]):
+        return tf.constant(1, loss.dtype)
+
+    one = tf.cond(tf.math.is_finite(loss),
+                  lambda: tf.constant(1, loss.dtype), stop)
+    # So that every gradient waits for the check.
+    return loss * one
 
   def _logs(self, x, y, output, sample_weight) -> dict[str, tf.Tensor]:
     logs = self.model.compute_metrics(x, y, output, sample_weight)
-    return {**logs, **{name: mean.result()
-                       for name, mean in self._means.items()}}
-
-
-def _watch(tape: tf.GradientTape, x: Any) -> None:
-  """Records from the images on, so that frozen nets are recorded too."""
-  tape.watch([one for one in tf.nest.flatten(x) if one.dtype.is_floating])
+    means = {} if self._meter is None else dict(self._meter.means)
+    if self._divergence is not None:
+      means["distill_loss"] = self._divergence
+    return {**logs, **{name: mean.result() for name, mean in means.items()}}
 
 
 def _mean(per_image: tf.Tensor, sample_weight: Any) -> tf.Tensor:
@@ -178,6 +286,19 @@ def _mean(per_image: tf.Tensor, sample_weight: Any) -> tf.Tensor:
 def _replica_share(loss: tf.Tensor) -> tf.Tensor:
   """Divides by the replicas, whose gradients the optimizer adds up."""
   return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _check_pruning(model: keras.Model) -> None:
+  """Says while tracing what tfmot's pruning says from inside the graph."""
+  layers = [layer for graph in graphs_in(model) for layer in graph.layers
+            if hasattr(layer, "pruning_step")]
+  with tf.init_scope():
+    if any(int(keras.backend.get_value(layer.pruning_step)) < 0
+           for layer in layers):
+      raise ValueError(
+          f"model {model.name!r} is pruned, but its pruning step was never "
+          "set; give fit tfmot.sparsity.keras.UpdatePruningStep(), or in a "
+          "loop of your own call its set_model and on_train_begin first.")
 
 
 def _check_apart(model: keras.Model, teacher: keras.Model) -> None:

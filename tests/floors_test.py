@@ -10,8 +10,10 @@ import keras_attr_preserve
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules"),
-    ("layers", "evaluation"),
-    ("objectives", "regularizer", "attribution"),
+    ("layers", "heads", "evaluation"),
+    ("tap", "constraint", "teacher_cache"),
+    ("regularizer", "attribution"),
+    ("objectives", "meters", "guidance"),
     ("training",),
     ("callbacks",),
     ("export",),
@@ -116,7 +118,7 @@ class FloorsTest(absltest.TestCase):
         ("wcam", "from keras_attr_preserve.compat import tf"),  # No neighbour.
         ("layers", "from keras_attr_preserve import training"),
         ("layers", "def f():\n  import keras_attr_preserve.callbacks"),
-        ("evaluation.ranks", "from keras_attr_preserve.layers import Tap"),
+        ("evaluation.ranks", "from keras_attr_preserve import layers"),
         ("training", "from tests import tiny"),
         ("training", "from keras_attr_preserve import WCAM"),
         ("surprise", "")):

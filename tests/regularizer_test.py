@@ -7,7 +7,8 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import WCAM
-from keras_attr_preserve.layers import Tapped
+from keras_attr_preserve.regularizer import Match
+from keras_attr_preserve.tap import Tapped
 
 
 def _tapped(features, kernel):
@@ -19,6 +20,15 @@ def _tapped(features, kernel):
         tf.reduce_sum(one, [1, 2]) @ tf.constant(kernel, tf.float32)
         for one in features])
   return tape, Tapped(features, logits, logits)
+
+
+def _match(wcam, teacher_tape, teacher, student_tape, student, labels=None,
+           drop_seed=None):
+  """A match of both nets, the layers weighed by their shares."""
+  guide = wcam.guide(teacher_tape, teacher, labels, drop_seed)
+  match = wcam.match(guide, student_tape, student, labels)
+  return Match(*(tf.reduce_sum(one * tf.constant(wcam.layer_weights), -1)
+                 for one in match))
 
 
 def _random(seed, batch=3, channels=4, classes=3, size=(2, 3)):
@@ -61,7 +71,14 @@ class SettingsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ({"method": "lrp"}, "method must be one of .*swa.*ewa.*got 'lrp'"),
-      ({"target": "all"}, "target must be one of .*label.*got 'all'"),
+      ({"target": "every"}, "target must be one of .*label.*got 'every'"),
+      ({"top_k": 0}, "top_k must be a number of 1 or more; got 0"),
+      ({"agreement": 1}, "agreement must be a cosine between 0 and 1; got 1"),
+      ({"agreement": 0.0}, "agreement must be a cosine .* got 0.0"),
+      ({"agreement": 0.9, "weight": 0.0}, "weight must be a number of more th"),
+      ({"layer_weights": [1, 1]}, r"layer_weights must be 1 numbers.*\[1, 1\]"),
+      ({"layer_weights": [-1]}, "layer_weights must be 1 numbers of 0 or more"),
+      ({"layer_weights": [0]}, "layer_weights must be .*not all 0; got"),
       ({"weight": -1}, "weight must be a number of 0 or more; got -1"),
       ({"weight": float("inf")}, "weight must be .* got inf"),
       ({"weight": float("nan")}, "weight must be .* got nan"),
@@ -72,6 +89,19 @@ class SettingsTest(parameterized.TestCase):
   def test_errors(self, settings, message):
     with self.assertRaisesRegex(ValueError, message):
       WCAM("relu5", **settings)
+
+  def test_weights_that_are_none(self):
+    with self.assertRaisesRegex(
+        TypeError, "weight must be a number or a schedule; got '4'"):
+      WCAM("relu5", weight="4")
+    with self.assertRaisesRegex(
+        TypeError, "weight must be a number, where agreement= finds the rest"):
+      WCAM("relu5", weight=lambda step: step, agreement=0.9)
+
+  def test_layer_weights_sum_to_one(self):
+    self.assertEqual(
+        WCAM(["a", "b"], layer_weights=[1, 3]).layer_weights, (0.25, 0.75))
+    self.assertEqual(WCAM(["a", "b"]).layer_weights, (0.5, 0.5))
 
   @parameterized.parameters("", None, 5, [[]], [[""]], [["a", 5]])
   def test_names_that_are_none(self, layer):
@@ -109,6 +139,43 @@ class SeedsTest(parameterized.TestCase):
       np.testing.assert_array_equal(seed, np.eye(3)[[k, k]])
       np.testing.assert_array_equal(has, [[0, 0], [1, 0], [1, 1]][k])
 
+  def test_top_k(self):
+    wcam = WCAM("a", target="top_k", top_k=2)
+    seeds = wcam.seeds(tf.constant(self.LOGITS), None)
+    np.testing.assert_array_equal(seeds[0][0], [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(seeds[1][0], [[0, 0, 1], [0, 0, 1]])
+    self.assertLen(seeds, 2)
+    with self.assertRaisesRegex(
+        ValueError, "top_k must be at most the model's 3 classes; got 4"):
+      WCAM("a", target="top_k", top_k=4).seeds(tf.constant(self.LOGITS), None)
+
+  def test_all(self):
+    seeds = WCAM("a", target="all").seeds(tf.constant(self.LOGITS), None)
+    self.assertLen(seeds, 3)
+    for k, (seed, has) in enumerate(seeds):
+      np.testing.assert_array_equal(seed, np.eye(3)[[k, k]])
+      np.testing.assert_array_equal(has, [1, 1])
+
+  def test_the_score_of_a_regression(self):
+    """Not its negative below zero, as for a logit of two classes."""
+    (seed, has), = WCAM("a", target="score").seeds(
+        tf.constant([[2.0], [-3.0]]), None)
+    np.testing.assert_array_equal(seed, [[1], [1]])
+    np.testing.assert_array_equal(has, [1, 1])
+    with self.assertRaisesRegex(
+        ValueError, "target 'score' needs a model of one output; it has 3"):
+      WCAM("a", target="score").seeds(tf.constant(self.LOGITS), None)
+
+  @parameterized.parameters(
+      ({}, 1), ({"target": "top_k"}, 3), ({"target": "present"}, 5),
+      ({"target": "all"}, 5), ({"target": "label"}, 1),
+      ({"target": "all", "method": "ewa"}, 1))
+  def test_how_many_maps(self, settings, want):
+    wcam = WCAM("a", **settings)
+    self.assertEqual(wcam.explained(5), want)
+    logits, labels = tf.random.normal([2, 5]), tf.zeros([2, 5])
+    self.assertLen(wcam.seeds(logits, labels), want)
+
   def test_one_logit(self):
     logits = tf.constant([[2.0], [-3.0]])
     (seed, _), = WCAM("a").seeds(logits, None)
@@ -145,13 +212,14 @@ class MatchTest(parameterized.TestCase):
     teacher = [[[[[3.0, 0.0], [0.0, 4.0]]]]]
     student = [[[[[4.0, 0.0], [0.0, 3.0]]]]]
     kernel = [[0.5], [0.5]]  # A sum over two positions: weights of 1.
-    got = WCAM("a").match(*_tapped(teacher, kernel), *_tapped(student, kernel))
+    got = _match(
+        WCAM("a"), *_tapped(teacher, kernel), *_tapped(student, kernel))
     # Maps (3, 4) and (4, 3), whose cosine is 24/25.
     np.testing.assert_allclose(got.distance, [0.04], atol=1e-6)
     np.testing.assert_allclose(got.agreement, [0.96], atol=1e-6)
     np.testing.assert_array_equal(got.dead, [0])
     np.testing.assert_array_equal(got.valid, [1])
-    got = WCAM("a", method="ewa").match(
+    got = _match(WCAM("a", method="ewa"),
         None, Tapped([tf.constant(teacher[0])], tf.zeros([1, 1]), None),
         None, Tapped([tf.constant(student[0])], tf.zeros([1, 1]), None))
     # Maps (9, 16) / 2 and (16, 9) / 2: 288 / 337.
@@ -163,7 +231,7 @@ class MatchTest(parameterized.TestCase):
     labels = [2, 0, 1]
     wcam = WCAM("a", target=target)
     teacher_tapped = _tapped([teacher], kernel)
-    got = wcam.match(*teacher_tapped, *_tapped([student], other),
+    got = _match(wcam, *teacher_tapped, *_tapped([student], other),
                      tf.constant(labels))
     classes = (labels if target == "label" else
                teacher_tapped[1].logits.numpy().argmax(1))
@@ -175,7 +243,7 @@ class MatchTest(parameterized.TestCase):
 
   def test_equal_weighted_against_numpy(self):
     (teacher, kernel), (student, other) = _random(0), _random(1)
-    got = WCAM("a", method="ewa").match(
+    got = _match(WCAM("a", method="ewa"),
         *_tapped([teacher], kernel), *_tapped([student], other))
     np.testing.assert_allclose(
         got.agreement,
@@ -184,17 +252,43 @@ class MatchTest(parameterized.TestCase):
   def test_several_layers_count_alike(self):
     (one, kernel), (two, _) = _random(0), _random(2, size=(4, 4))
     (other_one, other), (other_two, _) = _random(1), _random(3, size=(4, 4))
-    got = WCAM(["a", "b"], method="ewa").match(
+    got = _match(WCAM(["a", "b"], method="ewa"),
         *_tapped([one, two], kernel), *_tapped([other_one, other_two], other))
     want = (_cosine((one**2).mean(-1), (other_one**2).mean(-1))
             + _cosine((two**2).mean(-1), (other_two**2).mean(-1))) / 2
     np.testing.assert_allclose(got.agreement, want, atol=1e-6)
     np.testing.assert_allclose(got.distance, 1 - want, atol=1e-6)
 
+  def test_layers_with_weights_of_their_own(self):
+    (one, kernel), (two, _) = _random(0), _random(2, size=(4, 4))
+    (other_one, other), (other_two, _) = _random(1), _random(3, size=(4, 4))
+    got = _match(
+        WCAM(["a", "b"], method="ewa", layer_weights=[3, 1]),
+        *_tapped([one, two], kernel), *_tapped([other_one, other_two], other))
+    want = (3 * _cosine((one**2).mean(-1), (other_one**2).mean(-1))
+            + _cosine((two**2).mean(-1), (other_two**2).mean(-1))) / 4
+    np.testing.assert_allclose(got.distance, 1 - want, atol=1e-6)
+
+  @parameterized.parameters(("all", [0, 1, 2]), ("top_k", None))
+  def test_several_classes(self, target, classes):
+    (teacher, kernel), (student, other) = _random(4), _random(5)
+    tapped = _tapped([teacher], kernel)
+    got = _match(WCAM("a", target=target, top_k=2), *tapped,
+                 *_tapped([student], other))
+    orders = np.argsort(-tapped[1].logits.numpy(), axis=1)
+    want = []
+    for i in range(3):
+      chosen = classes if classes else orders[i, :2]
+      maps = [(_swa(teacher, kernel, [k] * 3)[i:i + 1],
+               _swa(student, other, [k] * 3)[i:i + 1]) for k in chosen]
+      self.assertTrue(all(a.any() and b.any() for a, b in maps))
+      want.append(np.mean([_cosine(*pair) for pair in maps]))
+    np.testing.assert_allclose(got.agreement, want, atol=1e-5)
+
   def test_every_class_that_is_present(self):
     (teacher, kernel), (student, other) = _random(4), _random(5)
     labels = np.int32([[1, 1, 0], [0, 0, 1], [0, 0, 0]])
-    got = WCAM("a", target="present").match(
+    got = _match(WCAM("a", target="present"),
         *_tapped([teacher], kernel), *_tapped([student], other),
         tf.constant(labels))
     want = np.zeros(3)
@@ -214,7 +308,7 @@ class MatchTest(parameterized.TestCase):
     alive = np.ones((1, 2, 2, 1))
     teacher = np.concatenate([alive, -alive, alive, -alive])
     student = np.concatenate([alive, alive, -alive, -alive])
-    got = WCAM("a", target="label").match(
+    got = _match(WCAM("a", target="label"),
         *_tapped([teacher], [[1.0, 1.0]]), *_tapped([student], [[1.0, 1.0]]),
         tf.constant([0, 0, 0, 0]))
     np.testing.assert_array_equal(got.valid, [1, 0, 1, 0])
@@ -225,7 +319,7 @@ class MatchTest(parameterized.TestCase):
   def test_one_dead_map_of_two(self):
     alive = np.ones((1, 2, 2, 1))
     kernel = [[1.0]]
-    got = WCAM(["a", "b"]).match(
+    got = _match(WCAM(["a", "b"]),
         *_tapped([alive, alive], kernel),
         *_tapped([-alive, alive], kernel))
     np.testing.assert_array_equal(got.valid, [1])
@@ -236,7 +330,7 @@ class MatchTest(parameterized.TestCase):
   def test_maps_of_different_sizes(self):
     (teacher, kernel), (student, other) = (
         _random(0), _random(1, size=(4, 6)))
-    got = WCAM("a", method="ewa").match(
+    got = _match(WCAM("a", method="ewa"),
         *_tapped([teacher], kernel), *_tapped([student], other))
     self.assertEqual(got.distance.shape, (3,))
     self.assertTrue((got.agreement.numpy() > 0.3).all())
@@ -245,9 +339,9 @@ class MatchTest(parameterized.TestCase):
     (features, kernel) = _random(0, channels=10)
     wcam = WCAM("a", method="ewa", drop_rate=0.3)
     tapped = _tapped([features], kernel)
-    same = wcam.match(*tapped, *tapped)
+    same = _match(wcam, *tapped, *tapped)
     np.testing.assert_allclose(same.agreement, np.ones(3), atol=1e-6)
-    got = wcam.match(*tapped, *tapped, None, tf.constant([5, 0]))
+    got = _match(wcam, *tapped, *tapped, None, tf.constant([5, 0]))
     # Which three channels it was, every triple tried.
     errors = []
     for triple in itertools.combinations(range(10), 3):
@@ -262,7 +356,7 @@ class MatchTest(parameterized.TestCase):
     features, kernel = _random(0, channels=10)
     wcam = WCAM("a", drop_rate=0.5)
     tape, tapped = _tapped([features], kernel)
-    got = wcam.match(tape, tapped, tape, tapped, None, tf.constant([1, 0]))
+    got = _match(wcam, tape, tapped, tape, tapped, None, tf.constant([1, 0]))
     classes = tapped.logits.numpy().argmax(1)
     whole = _swa(features, kernel, classes)
     error = min(
@@ -277,9 +371,9 @@ class MatchTest(parameterized.TestCase):
     wcam = WCAM(["a", "b"], method="ewa", drop_rate=0.5)
     tapped = _tapped([features, features], kernel)
     seed = tf.constant([3, 0])
-    both = wcam.match(*tapped, *tapped, None, seed).agreement
+    both = _match(wcam, *tapped, *tapped, None, seed).agreement
     one = _tapped([features], kernel)
-    alone = WCAM("a", method="ewa", drop_rate=0.5).match(
+    alone = _match(WCAM("a", method="ewa", drop_rate=0.5),
         *one, *one, None, seed).agreement
     self.assertGreater(np.abs(both - alone).max(), 1e-4)
 
@@ -294,7 +388,7 @@ class MatchTest(parameterized.TestCase):
           tape.watch(features)
           logits = tf.reduce_sum(features, [1, 2]) @ variable
         tapes.append((tape, Tapped([features], logits, logits)))
-      distance = tf.reduce_sum(WCAM("a").match(*tapes[0], *tapes[1]).distance)
+      distance = tf.reduce_sum(_match(WCAM("a"), *tapes[0], *tapes[1]).distance)
     of_teacher, of_student = outer.gradient(distance, kernels)
     self.assertIsNone(of_teacher)
     self.assertGreater(np.abs(of_student).max(), 1e-3)
@@ -307,7 +401,7 @@ class MatchTest(parameterized.TestCase):
       logits = tf.reduce_sum(features, [1, 2]) @ tf.constant(
           kernel, tf.float16)
     tapped = Tapped([features], logits, logits)
-    got = WCAM("a").match(tape, tapped, tape, tapped)
+    got = _match(WCAM("a"), tape, tapped, tape, tapped)
     for value in got:
       self.assertEqual(value.dtype, tf.float32)
     np.testing.assert_allclose(got.agreement, [1, 1, 1], atol=1e-6)

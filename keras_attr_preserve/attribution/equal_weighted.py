@@ -7,7 +7,8 @@ import numpy as np
 from keras_attr_preserve.attribution.batches import run_batches
 from keras_attr_preserve.compat import check_model, keras, tf
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.layers import Tap, last_spatial_layer
+from keras_attr_preserve.layers import last_spatial_layer
+from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import equal_weighted_map
 
 __all__ = ["equal_weighted"]

@@ -7,12 +7,8 @@ import numpy as np
 from keras_attr_preserve.attribution.batches import class_weights, run_batches
 from keras_attr_preserve.compat import check_model, keras, tf
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.layers import (
-  Tap,
-  last_spatial_layer,
-  sensitivities,
-  top_class_seed,
-)
+from keras_attr_preserve.layers import last_spatial_layer
+from keras_attr_preserve.tap import Tap, sensitivities, top_class_seed
 from keras_attr_preserve.wcam import sensitivity_weighted_map
 
 __all__ = ["grad_cam"]

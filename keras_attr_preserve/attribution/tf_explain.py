@@ -14,7 +14,7 @@ from keras_attr_preserve.attribution.batches import class_weights, run_batches
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.layers import Tap, top_class_seed
+from keras_attr_preserve.tap import Tap, top_class_seed
 
 __all__ = ["integrated_gradients"]
 

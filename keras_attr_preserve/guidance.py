@@ -1,0 +1,127 @@
+"""Asking the teacher: a pass through it, or its answer kept from before."""
+
+import contextlib
+import os
+from typing import Any
+
+from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.heads import output_names
+from keras_attr_preserve.regularizer import WCAM, Guide
+from keras_attr_preserve.tap import Tap, watch
+from keras_attr_preserve.teacher_cache import TeacherCache, identify
+
+__all__ = ["Guidance"]
+
+
+class Guidance:
+  """What a teacher says of a batch, computed or remembered.
+
+  Attributes:
+    classes: the number of the teacher's scores.
+    cache: the `TeacherCache`, or None.
+  """
+
+  def __init__(
+      self,
+      teacher: keras.Model,
+      wcam: WCAM | None,
+      output: str | None = None,
+      cache: bool | str | os.PathLike = False,
+  ):
+    """Finds the layers; arguments as for `TrainStep`.
+
+    Raises:
+      ValueError: a layer is missing, or the settings forbid a cache.
+    """
+    self._wcam = wcam
+    tap = Tap(teacher, wcam.layers if wcam else (),
+              _own_output(teacher, output))
+    self._tap, self.classes = tap, tap.classes
+    self._explained = wcam.explained(tap.classes) if wcam else 0
+    self.cache = None
+    if cache is not False:
+      self._sizes = self._map_sizes()
+      width = tap.classes + self._explained * sum(
+          height * width for height, width in self._sizes)
+      self.cache = TeacherCache(width, None if cache is True else cache)
+      if self.cache.path is not None:
+        self._identity = identify(
+            teacher, type(wcam).__name__, *((
+                wcam.layers, wcam.method, wcam.target, wcam.top_k)
+                if wcam else ()), output)
+        self.cache.load(self._identity)
+
+  def __call__(
+      self, x: Any, labels: Any = None, drop_seed: tf.Tensor | None = None
+  ) -> Guide:
+    """Says what the teacher says of a batch.
+
+    Args:
+      x: the images.
+      labels: their labels, where the target needs them.
+      drop_seed: for stochastic matching.
+
+    Returns:
+      A `Guide`.
+    """
+    if self.cache is None:
+      return self._look(x, labels, drop_seed)
+    needs_labels = self._wcam is not None and self._wcam.needs_labels
+    return self._unpacked(self.cache(
+        (x, labels) if needs_labels else x,
+        lambda: _packed(self._look(x, labels))))
+
+  def save(self) -> None:
+    """Writes the cache to its file, where it has one."""
+    if self.cache is not None and self.cache.path is not None:
+      self.cache.save(self._identity)
+
+  def _look(
+      self, x: Any, labels: Any, drop_seed: tf.Tensor | None = None) -> Guide:
+    if self._wcam is None:
+      return Guide(tf.stop_gradient(self._tap(x).logits), [])
+    with (tf.GradientTape(persistent=True) if self._wcam.needs_gradient
+          else contextlib.nullcontext()) as tape:
+      watch(tape, x)
+      tapped = self._tap(x, training=False)
+    return self._wcam.guide(tape, tapped, labels, drop_seed)
+
+  def _map_sizes(self) -> list[tuple[int, int]]:
+    if self._wcam is None:
+      return []
+    if self._wcam.drop_rate:
+      raise ValueError(
+          "cache: drop_rate draws the teacher's channels anew in each step, so "
+          "its maps cannot be kept; set drop_rate=0 or leave cache= out.")
+    for shape in self._tap.shapes:
+      if None in shape[1:3]:
+        raise ValueError(
+            f"cache: the teacher must take pictures of one size; its features "
+            f"are {shape}.")
+    return [self._wcam.map_size(*shape[1:3]) for shape in self._tap.shapes]
+
+  def _unpacked(self, values: tf.Tensor) -> Guide:
+    logits, rest = values[:, :self.classes], values[:, self.classes:]
+    maps = []
+    for _ in range(self._explained):
+      maps.append([])
+      for height, width in self._sizes:
+        maps[-1].append(tf.reshape(
+            rest[:, :height * width], [-1, height, width]))
+        rest = rest[:, height * width:]
+    return Guide(logits, maps)
+
+
+def _packed(guide: Guide) -> tf.Tensor:
+  """Lays a batch's logits and maps side by side, `[batch, numbers]`."""
+  parts = [guide.logits, *(one for layers in guide.maps for one in layers)]
+  return tf.concat([
+      tf.cast(tf.reshape(one, [tf.shape(one)[0], -1]), tf.float32)
+      for one in parts], axis=1)
+
+
+def _own_output(teacher: keras.Model, output: str | None) -> str | None:
+  """A teacher with one output need not have named it as the student did."""
+  if output is not None and len(getattr(teacher, "outputs", None) or ()) == 1:
+    return output if output in output_names(teacher) else None
+  return output

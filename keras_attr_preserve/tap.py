@@ -1,0 +1,296 @@
+"""Reading features and scores out of a model while it runs, wrapped or not.
+
+A `Tap` runs a model once and hands back the features of the layers asked for,
+the logits (before the softmax or sigmoid of the head) and the model's own
+output. `sensitivities` says how the logits react to those features.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from keras_attr_preserve.compat import (
+    at_least_float32,
+    check_keras,
+    has_graph,
+    keras,
+    tf,
+)
+from keras_attr_preserve.gradient_rules import SENSITIVITY_RULES, gradient_rules
+from keras_attr_preserve.heads import find_head
+from keras_attr_preserve.layers import graphs_in, layer_output, locate
+
+__all__ = [
+    "Tap",
+    "Tapped",
+    "feature_gradients",
+    "sensitivities",
+    "top_class_seed",
+    "watch",
+]
+
+
+class Tapped(NamedTuple):
+  """What one forward pass gives.
+
+  Attributes:
+    features: one `[batch, height, width, channels]` per layer asked for.
+    logits: `[batch, classes]`, float, before the head's softmax or sigmoid.
+    output: the model's own output, for its losses and metrics.
+  """
+
+  features: list[tf.Tensor]
+  logits: tf.Tensor
+  output: Any
+
+
+class Tap:
+  """Runs a model and reads features and logits on the way.
+
+  The layers of the model are used where they are: nothing is copied or added,
+  and one call is one forward pass, as the wrappers of pruning need.
+
+  The model may be Functional or Sequential, hold others of that kind as layers,
+  or be a subclass whose output is that of the one such model it holds.
+
+  Attributes:
+    model: the model.
+    layers: the names asked for.
+    core: the graph of layers that makes its output: itself, for the most part.
+    classes: the number of scores it gives.
+    shapes: of each layer's features, `(None, height, width, channels)`.
+    gives_logits: whether the model's output is the logits, no softmax between.
+  """
+
+  def __init__(
+      self,
+      model: keras.Model,
+      layers: Sequence[str] = (),
+      output: str | None = None,
+  ):
+    """Finds what to read.
+
+    Args:
+      model: a built `tf_keras` model.
+      layers: names of layers with a spatial map, as in the unwrapped model.
+      output: which output is the class scores, `[batch, classes]`; needed where
+        there are several.
+
+    Raises:
+      TypeError, ValueError: no such model, layer or output.
+    """
+    self.model = check_keras(model)
+    self.layers = tuple(layers)
+    self.core = core = _core(model)
+    self._head = find_head(core, output)
+    self.classes = self._head.classes
+    places = [locate(model, name) for name in layers]
+    reads: dict[keras.Model, dict[str, Any]] = {core: {}}
+    self.shapes = []
+    for name, (graph, layer) in zip(layers, places):
+      features = layer_output(graph, layer)
+      reads.setdefault(graph, {})[name] = features
+      self.shapes.append(tuple(features.shape))
+    reads.setdefault(self._head.graph, {})[_LOGITS] = self._head.tensor
+    self._readers = [
+        _Reader(graph, tensors) for graph, tensors in reads.items()]
+    self.gives_logits = self._head.is_output
+
+  def __call__(self, images: Any, training: bool = False) -> Tapped:
+    """Runs the model once.
+
+    Args:
+      images: what the model takes.
+      training: as in Keras.
+
+    Returns:
+      The features, logits and output.
+
+    Raises:
+      ValueError: the model runs one that it holds more than once, or computes
+        something after it.
+    """
+    with contextlib.ExitStack() as stack:
+      for reader in self._readers[1:]:
+        stack.enter_context(reader.listening())
+      core = self._readers[0]
+      if core.graph is self.model:
+        output = core.run(images, training)
+      else:
+        stack.enter_context(core.listening())
+        output = self.model(images, training=training)
+        self._check_output(output, core.output)
+    found = {name: tensor for reader in self._readers
+             for name, tensor in reader.found.items()}
+    return Tapped([found[name] for name in self.layers],
+                  self._head.logits(found[_LOGITS]), output)
+
+  def _check_output(self, output: Any, inner: Any) -> None:
+    given = {id(one) for one in tf.nest.flatten(output)}
+    if any(id(one) not in given for one in tf.nest.flatten(inner)):
+      raise ValueError(
+          f"model {self.model.name!r} computes something after the model "
+          f"{self._readers[0].graph.name!r} it holds, so that its class scores "
+          "cannot be traced to a layer; move that into the inner model.")
+
+
+class _Reader:
+  """Runs a graph of layers with some of its tensors as outputs besides.
+
+  A nested graph is run by the model around it. While `listening`, its `call` is
+  the reader's. Replicas run in threads that wait for each other half way, so
+  the last one to stop takes it off, and each sees what it read itself.
+  """
+
+  def __init__(self, graph: keras.Model, tensors: dict[str, Any]):
+    self.graph = graph
+    self._names = list(tensors)
+    # What `add_loss` on a model's own tensors made is a layer without a
+    # successor; it runs along, so that its loss is there.
+    added = [layer.get_output_at(0) for layer in graph.layers
+             if type(layer).__name__ in ("AddLoss", "AddMetric")]
+    self._wide = keras.Model(
+        graph.input, [*graph.outputs, *tensors.values(), *added])
+    self._seen = threading.local()
+    self._lock = threading.Lock()
+    self._listeners = 0
+
+  @property
+  def found(self) -> dict[str, tf.Tensor]:
+    """What this thread's last run read, by name."""
+    runs = self._seen.runs
+    if len(runs) != 1:
+      raise ValueError(
+          f"model: it runs the model {self.graph.name!r} that it holds "
+          f"{len(runs)} times; a map needs it to run once.")
+    return dict(zip(self._names, runs[0][1]))
+
+  @property
+  def output(self) -> Any:
+    """The output of this thread's last run."""
+    return self._seen.runs[-1][0] if self._seen.runs else None
+
+  def run(self, images: Any, training: bool | None) -> Any:
+    """Runs the graph and keeps what is read; returns the graph's output."""
+    self._seen.runs = []
+    return self._call(images, training)
+
+  @contextlib.contextmanager
+  def listening(self) -> Iterator[None]:
+    """Reads what the graph computes inside the block."""
+    self._seen.runs = []
+    with self._lock:
+      self._listeners += 1
+      self.graph.call = self._call
+    try:
+      yield
+    finally:
+      with self._lock:
+        self._listeners -= 1
+        if not self._listeners:
+          del self.graph.call
+
+  @tf.autograph.experimental.do_not_convert
+  def _call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+    outputs = tf.nest.flatten(
+        self._wide(inputs, training=training, mask=mask))
+    own = len(self.graph.outputs)
+    output = tf.nest.pack_sequence_as(self.graph.output, outputs[:own])
+    self._seen.runs.append((output, outputs[own:own + len(self._names)]))
+    return output
+
+
+def watch(tape: tf.GradientTape | None, images: Any) -> None:
+  """Records from the images on, so that frozen nets are recorded too."""
+  if tape is not None:
+    tape.watch([one for one in tf.nest.flatten(images)
+                if one.dtype.is_floating])
+
+
+def sensitivities(
+    tape: tf.GradientTape, tapped: Tapped, seed: tf.Tensor) -> list[tf.Tensor]:
+  """Sums the gradient of a score over each feature map.
+
+      a_c = sum_{h,w} d(seed . logits) / dA_c
+
+  Args:
+    tape: as for `feature_gradients`.
+    tapped: as for `feature_gradients`.
+    seed: as for `feature_gradients`.
+
+  Returns:
+    For each layer `[batch, 1, 1, channels]`, in the dtype of its features, half
+    precision cast up.
+
+  Raises:
+    ValueError: the logits do not depend on some layer.
+  """
+  return [tf.reduce_sum(at_least_float32(gradient), [1, 2], keepdims=True)
+          for gradient in feature_gradients(tape, tapped, seed)]
+
+
+def feature_gradients(
+    tape: tf.GradientTape, tapped: Tapped, seed: tf.Tensor) -> list[tf.Tensor]:
+  """Differentiates a score by each feature map.
+
+  Quantizers are transparent to it: it is alive where one clips a score, and an
+  outer tape can differentiate it (see `SENSITIVITY_RULES`).
+
+  Args:
+    tape: the tape that recorded the tap's call; persistent to ask it again.
+    tapped: what that call gave.
+    seed: `[batch, classes]`, the score as a weighted sum of logits: one-hot for
+      one class.
+
+  Returns:
+    For each layer a gradient of its features' shape and dtype.
+
+  Raises:
+    ValueError: the logits do not depend on some layer.
+  """
+  with gradient_rules(SENSITIVITY_RULES):
+    gradients = tape.gradient(
+        tapped.logits, tapped.features,
+        output_gradients=tf.cast(seed, tapped.logits.dtype))
+  if any(gradient is None for gradient in gradients):
+    raise ValueError(
+        "layer: the class scores do not depend on one of the chosen layers "
+        "through differentiable operations.")
+  return gradients
+
+
+def top_class_seed(logits: tf.Tensor) -> tf.Tensor:
+  """Returns each image's top class as weights of the logits.
+
+  Args:
+    logits: `[batch, classes]`. One logit stands for two classes: 1 where it is
+      not negative, and 0, whose score is its negative.
+
+  Returns:
+    `[batch, classes]`, float32: one-hot, or the sign of a single logit.
+  """
+  classes = logits.shape[-1]
+  if classes == 1:
+    return tf.where(logits >= 0, 1.0, -1.0)
+  return tf.one_hot(tf.argmax(logits, axis=-1), classes)
+
+
+_LOGITS = "logits of the head"  # A key that is no layer's name.
+
+
+def _core(model: keras.Model) -> keras.Model:
+  """Returns the graph of layers whose output is the model's own."""
+  if has_graph(model):
+    return model
+  inner = [graph for graph in graphs_in(model)]
+  outermost = [graph for graph in inner if not any(
+      graph is other for outer in inner if outer is not graph
+      for other in graphs_in(outer))]
+  if len(outermost) != 1:
+    what = ", ".join(repr(graph.name) for graph in outermost) or "none"
+    raise ValueError(
+        f"model {model.name!r} ({type(model).__name__}) must be Functional or "
+        "Sequential with a known input shape, or hold one such model and give "
+        f"its output; it holds {what}.")
+  return outermost[0]

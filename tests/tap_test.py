@@ -1,0 +1,535 @@
+"""Tests of tap.py and heads.py: features, logits, sensitivities."""
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import layers, tap
+from tests import tiny
+
+WRAPS = {
+    "plain": lambda model: model,
+    "prune": tiny.prune,
+    "quantize": tiny.quantize,
+    "quantize_sparse": tiny.quantize_sparse,
+}
+
+
+class TapTest(parameterized.TestCase):
+
+  def test_by_hand(self):
+    inputs = keras.Input((1, 2, 1))
+    x = keras.layers.Conv2D(2, 1, name="conv")(inputs)
+    y = keras.layers.GlobalAveragePooling2D()(x)
+    y = keras.layers.Dense(1, "sigmoid", name="head")(y)
+    model = keras.Model(inputs, y)
+    model.set_weights([
+        np.float32([[[[1, -2]]]]), np.float32([0, 10]),
+        np.float32([[1], [3]]), np.float32([-20])])
+    tapped = tap.Tap(model, ["conv"])(np.float32([[[[1], [3]]]]))
+    np.testing.assert_array_equal(
+        tapped.features[0], [[[[1, 8], [3, 4]]]])
+    # Means 2 and 6: 2 + 18 - 20 = 0, of which the sigmoid is a half.
+    np.testing.assert_allclose(tapped.logits, [[0.0]], atol=1e-6)
+    np.testing.assert_allclose(tapped.output, [[0.5]], atol=1e-6)
+
+  @parameterized.parameters(*WRAPS)
+  def test_gives_what_the_model_computes(self, wrap):
+    model = WRAPS[wrap](tiny.conv_net(tail="block", head="softmax"))
+    pictures = tiny.images(3)
+    names = [layer.name for layer in model.layers]
+    own = keras.Model(model.inputs, [
+        model.layers[names.index(
+            layers.find_layer(model, name).name)].output
+        for name in ("act2", "act")])
+    tapped = tap.Tap(model, ["act2", "act"])(pictures)
+    for got, want in zip(tapped.features, own(pictures)):
+      np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(tapped.output, model(pictures))
+    self.assertEqual(tapped.logits.shape, (3, tiny.CLASSES))
+
+  def test_training_reaches_the_layers(self):
+    model = tiny.conv_net()
+    pictures = tiny.images(3)
+    reader = tap.Tap(model, ["act"])
+    still = reader(pictures)
+    before = model.get_layer("bn").moving_mean.numpy()
+    np.testing.assert_array_equal(reader(pictures).logits, still.logits)
+    np.testing.assert_array_equal(model.get_layer("bn").moving_mean, before)
+    moved = reader(pictures, training=True)
+    self.assertGreater(np.abs(moved.logits - still.logits).max(), 0.01)
+    self.assertGreater(
+        np.abs(model.get_layer("bn").moving_mean - before).max(), 1e-4)
+
+  @parameterized.product(
+      wrap=list(WRAPS),
+      head=["softmax", "sigmoid", "softmax_layer", "activation_layer"])
+  def test_logits_are_those_before_the_head(self, wrap, head):
+    # Equal weights, and nothing after the last Dense.
+    plain = WRAPS[wrap](tiny.conv_net(head="linear"))
+    model = WRAPS[wrap](tiny.conv_net(head=head))
+    pictures = tiny.images(3)
+    want = plain(pictures)
+    reader = tap.Tap(model)
+    got = reader(pictures)
+    np.testing.assert_allclose(got.logits, want, atol=1e-6)
+    squash = tf.sigmoid if head == "sigmoid" else tf.nn.softmax
+    np.testing.assert_allclose(got.output, squash(want), atol=1e-6)
+    self.assertFalse(reader.gives_logits)
+    self.assertEqual(reader.classes, tiny.CLASSES)
+    # Float32 arithmetic in another order, through quantizers of steps of 12/255
+    # that could turn that into one step; on these weights none does.
+    traced = tf.function(reader)(pictures)
+    np.testing.assert_allclose(traced.logits, want, atol=1e-5)
+
+  @parameterized.parameters(*WRAPS)
+  def test_logits_of_a_linear_head_are_the_output(self, wrap):
+    model = WRAPS[wrap](tiny.conv_net(head="linear"))
+    reader = tap.Tap(model)
+    got = reader(tiny.images(3))
+    np.testing.assert_array_equal(got.logits, got.output)
+    self.assertTrue(reader.gives_logits)
+    self.assertEmpty(got.features)
+
+  def test_logits_in_training_mode_under_quantization(self):
+    pictures = tiny.images(3)
+    plain, model = (tiny.quantize(tiny.conv_net(head=head))
+                    for head in ("linear", "softmax"))
+    np.testing.assert_array_equal(
+        tap.Tap(model)(pictures, training=True).logits,
+        plain(pictures, training=True))
+
+  def test_other_scores_are_left_as_they_are(self):
+    """An activation that is no softmax belongs to the score."""
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(3, 3, name="conv")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Activation("tanh")(x))
+    reader = tap.Tap(model, ["conv"])
+    got = reader(tiny.images(2, size=4))
+    np.testing.assert_array_equal(got.logits, got.output)
+
+  @parameterized.parameters(
+      "tf.nn.softmax inside", "tf.nn.softmax as a layer", "Softmax inside",
+      "Lambda")
+  def test_a_softmax_it_cannot_look_behind_is_refused(self, kind):
+    """Rather than taken for a logit: its gradient fades where it is sure."""
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(3, 3, name="conv")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    if kind == "tf.nn.softmax inside":
+      x = keras.layers.Dense(3, activation=tf.nn.softmax)(x)
+    elif kind == "tf.nn.softmax as a layer":
+      x = tf.nn.softmax(x)
+    elif kind == "Softmax inside":
+      x = keras.layers.Dense(3, activation=keras.layers.Softmax())(x)
+    else:
+      x = keras.layers.Lambda(tf.nn.softmax)(x)
+    with self.assertRaisesRegex(ValueError, "(?i)softmax"):
+      tap.Tap(keras.Model(inputs, x), ["conv"])(tiny.images(2, size=4))
+
+  def test_a_stripped_model(self):
+    """Trap 5: its layers' `output` belongs to the old graph."""
+    pictures = tiny.images(3)
+    pruned = tiny.prune(tiny.conv_net(head="softmax"))
+    want = tap.Tap(pruned, ["act"])(pictures)
+    stripped = tfmot.sparsity.keras.strip_pruning(pruned)
+    layer = layers.find_layer(stripped, "act")
+    with self.assertRaises((ValueError, AttributeError)):  # The trap is real.
+      keras.Model(stripped.inputs, layer.output)(pictures)
+    got = tap.Tap(stripped, ["act"])(pictures)
+    np.testing.assert_array_equal(got.features[0], want.features[0])
+    np.testing.assert_array_equal(got.logits, want.logits)
+    # The old model still has its own.
+    again = tap.Tap(pruned, ["act"])(pictures)
+    np.testing.assert_array_equal(again.features[0], want.features[0])
+
+  def test_a_quantized_convolution_comes_before_the_normalization(self):
+    """Trap 6."""
+    pictures = tiny.images(3)
+    net = tiny.conv_net()
+    with tiny.fine_quantizers():
+      got = tap.Tap(tiny.quantize(net), ["conv", "act"])(pictures)
+    inside = keras.Model(net.inputs, [
+        net.get_layer(name).output for name in ("conv", "bn", "act")])
+    conv, normalized, act = inside(pictures)
+    # 16 bits over -6..6, steps of 2e-4, on 18 weights.
+    np.testing.assert_allclose(got.features[0], conv, atol=2e-3)
+    np.testing.assert_allclose(got.features[1], act, atol=4e-3)
+    self.assertGreater(np.abs(got.features[0] - normalized).max(), 0.1)
+
+  def test_runs_the_model_once(self):
+    """Trap 4: pruning wrappers count forward calls."""
+    model = tiny.prune(tiny.conv_net())
+    for layer in model.layers:
+      if hasattr(layer, "pruning_step"):
+        layer.pruning_step.assign(0)
+    reader = tap.Tap(model, ["conv", "act"])
+    reader(tiny.images(2), training=True)
+    self.assertEqual(set(tiny.pruning_steps(model)), {1})
+    reader(tiny.images(2), training=False)
+    self.assertEqual(set(tiny.pruning_steps(model)), {1})
+
+  def test_leaves_the_model_as_it_is(self):
+    model = tiny.conv_net()
+    before, config = set(vars(model)), model.get_config()
+    nodes = [len(layer.outbound_nodes) for layer in model.layers]
+    weights = model.get_weights()
+    tap.Tap(model, ["act"])(tiny.images(2))
+    self.assertEqual(set(vars(model)), before)
+    self.assertEqual(model.get_config(), config)
+    self.assertEqual(
+        [len(layer.outbound_nodes) for layer in model.layers], nodes)
+    self.assertTrue(tiny.weights_equal(model.get_weights(), weights))
+
+  def test_an_output_that_is_no_row_of_scores(self):
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 1)(inputs))
+    with self.assertRaisesRegex(
+        ValueError, r"must give \[batch, classes\].*\(None, 4, 4, 2\)"):
+      tap.Tap(model)
+
+  def test_no_model(self):
+    with self.assertRaisesRegex(TypeError, "model must be a tf_keras"):
+      tap.Tap("net")
+
+
+def _nested(seed=0, head="linear"):
+  """A net as transfer learning makes it: a trunk, a pool, a head of its own."""
+  net = tiny.conv_net(tail="block", head=head, seed=seed)
+  trunk = keras.Model(net.input, net.get_layer("act2").output, name="trunk")
+  inner = keras.Model(trunk.input, trunk.output, name="inner")
+  middle = keras.Sequential([inner], name="middle")
+  top = keras.Sequential([
+      keras.layers.Dense.from_config(net.get_layer("logits").get_config())],
+      name="top")
+  inputs = keras.Input((tiny.SIZE, tiny.SIZE, 2))
+  x = keras.layers.GlobalAveragePooling2D()(middle(inputs))
+  model = keras.Model(inputs, top(x), name="outer")
+  top.set_weights(net.get_layer("logits").get_weights())
+  return model, net
+
+
+class _Subclass(keras.Model):
+  """A student as a subclass around a functional core."""
+
+  def __init__(self, core, after=None):
+    super().__init__()
+    self.core = core
+    self.before = keras.layers.Rescaling(1.0)
+    self.after = after
+
+  def call(self, inputs, training=None):
+    output = self.core(self.before(inputs), training=training)
+    return output if self.after is None else self.after(output)
+
+
+class NestedTest(parameterized.TestCase):
+  """Models that hold models: the same as without the nesting."""
+
+  def _check(self, model, net, names, **settings):
+    pictures = tiny.images(3)
+    want, got = tap.Tap(net, names), tap.Tap(model, names, **settings)
+    self.assertEqual(got.classes, want.classes)
+    self.assertEqual(got.gives_logits, want.gives_logits)
+    for training in (False, True):
+      one = want(pictures, training=training)
+      for run in (got, tf.function(got)):
+        other = run(pictures, training=training)
+        for a, b in zip([*one.features, one.logits],
+                        [*other.features, other.logits]):
+          np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(
+            one.output, model(pictures, training=training)
+            if not settings else one.output, atol=1e-5)
+
+  @parameterized.parameters("linear", "softmax", "softmax_layer")
+  def test_layers_and_head_inside_others(self, head):
+    if head == "softmax_layer":
+      net = tiny.conv_net(tail="block", head=head)
+      self._check(keras.Sequential([net]), net, ["act2", "act"])
+      return
+    self._check(*_nested(head=head), ["act2", "act"])
+
+  def test_names_are_found_inside(self):
+    model, _ = _nested()
+    self.assertEqual(layers.spatial_layers(model), [
+        "conv", "bn", "act", "conv2", "bn2", "act2"])
+    with self.assertRaisesRegex(ValueError, "'relu9': model 'outer' has no la"):
+      tap.Tap(model, ["relu9"])
+    # A whole nested model is a layer too.
+    pictures = tiny.images(2)
+    whole, inside = tap.Tap(model, ["middle", "act2"])(pictures).features
+    np.testing.assert_array_equal(whole, inside)
+
+  def test_sensitivities_through_the_nesting(self):
+    model, net = _nested()
+    pictures = tf.constant(tiny.images(3))
+    found = []
+    for one in (net, model, _Subclass(model)):
+      with tf.GradientTape() as tape:
+        tape.watch(pictures)
+        tapped = tap.Tap(one, ["act"])(pictures, training=True)
+      found.append(tap.sensitivities(
+          tape, tapped, tap.top_class_seed(tapped.logits))[0])
+    for one in found[1:]:
+      np.testing.assert_allclose(one, found[0], atol=1e-5)
+
+  @parameterized.parameters("linear", "softmax")
+  def test_a_subclass_around_a_core(self, head):
+    net = tiny.conv_net(tail="block", head=head)
+    self._check(_Subclass(net), net, ["act2", "act"])
+    model, net = _nested(head=head)
+    self._check(_Subclass(model), net, ["act2", "act"])
+
+  def test_a_pruned_nested_model_runs_once(self):
+    """Trap 4, inside a nested model and a subclass."""
+    net = tiny.prune(tiny.conv_net())
+    for layer in net.layers:
+      if hasattr(layer, "pruning_step"):
+        layer.pruning_step.assign(0)
+    for model in (keras.Sequential([net]), _Subclass(net)):
+      before = tiny.pruning_steps(net)
+      tap.Tap(model, ["act"])(tiny.images(2), training=True)
+      self.assertEqual(
+          set(tiny.pruning_steps(net)), {before[0] + 1})
+
+  def test_nothing_is_left_behind(self):
+    model, _ = _nested()
+    inner = [model, *(layer for layer in layers.graphs_in(model))]
+    before = [set(vars(one)) for one in inner]
+    nodes = [len(layer.outbound_nodes) for one in inner for layer in one.layers]
+    reader = tap.Tap(model, ["act"])
+    reader(tiny.images(2))
+    with self.assertRaises(Exception):  # noqa: B017  Keras's own, by version.
+      reader(np.ones((1, 2), np.float32))
+    self.assertEqual([set(vars(one)) for one in inner], before)
+    self.assertEqual(nodes, [
+        len(layer.outbound_nodes) for one in inner for layer in one.layers])
+
+  def test_what_an_inner_model_adds_to_its_loss_is_counted_once(self):
+    net = tiny.conv_net()
+    net.add_loss(tf.reduce_mean(net.output**2))
+    model = keras.Sequential([net])
+    pictures = tiny.images(2)
+    tapped = tap.Tap(model, ["act"])(pictures)
+    self.assertLen(model.losses, 1)
+    self.assertAlmostEqual(
+        float(model.losses[0]), np.mean(tapped.logits.numpy()**2), places=5)
+
+  def test_what_it_refuses(self):
+    net = tiny.conv_net()
+    twice = keras.Input((tiny.SIZE, tiny.SIZE, 2))
+    twice = keras.Model(twice, keras.layers.Add()([net(twice), net(twice)]))
+    with self.assertRaisesRegex(ValueError, "runs the model 'net'.* 2 times"):
+      tap.Tap(twice, ["act"])(tiny.images(2))
+    after = _Subclass(net, after=tf.nn.softmax)
+    with self.assertRaisesRegex(ValueError, "computes something after the mod"):
+      tap.Tap(after, ["act"])(tiny.images(2))
+    class Empty(keras.Model):
+      pass
+    with self.assertRaisesRegex(ValueError, r"must be Functional.*holds none"):
+      tap.Tap(Empty())
+    two = _Subclass(net)
+    two.other = tiny.conv_net(name="other")
+    with self.assertRaisesRegex(ValueError, "it holds 'net', 'other'"):
+      tap.Tap(two)
+
+
+class OutputsTest(parameterized.TestCase):
+
+  def _model(self, kind):
+    net = tiny.conv_net(tail="block", head="softmax")
+    size = keras.layers.Dense(1, name="size")(net.get_layer("pool").output)
+    outputs = {"list": [size, net.output],
+               "dict": {"a_size": size, "kind": net.output}}[kind]
+    return keras.Model(net.input, outputs, name="several"), net
+
+  @parameterized.parameters(("list", "logits"), ("dict", "kind"))
+  def test_one_of_several(self, kind, name):
+    model, net = self._model(kind)
+    pictures = tiny.images(3)
+    got = tap.Tap(model, ["act2"], output=name)(pictures)
+    want = tap.Tap(net, ["act2"])(pictures)
+    np.testing.assert_allclose(got.logits, want.logits, atol=1e-6)
+    np.testing.assert_allclose(got.features[0], want.features[0], atol=1e-6)
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, got.output, model(pictures))
+
+  def test_none_or_another_is_refused(self):
+    model, _ = self._model("list")
+    with self.assertRaisesRegex(
+        ValueError, r"must have one output.*it has \['size', 'logits'\]"):
+      tap.Tap(model)
+    with self.assertRaisesRegex(
+        ValueError, r"output must be one of model 'several'.*got 'kind'"):
+      tap.Tap(model, output="kind")
+
+  @parameterized.parameters("list", "dict")
+  def test_several_inputs(self, kind):
+    net = tiny.conv_net()
+    extra = keras.Input((5,), name="extra")
+    x = keras.layers.Concatenate()([net.get_layer("pool").output, extra])
+    x = keras.layers.Dense(3, name="head")(x)
+    inputs = ([net.input, extra] if kind == "list" else
+              {"pictures": net.input, "extra": extra})
+    model = keras.Model(inputs, x)
+    data = [tf.constant(tiny.images(2)), tf.ones((2, 5))]
+    if kind == "dict":
+      data = {"extra": data[1], "pictures": data[0]}
+    got = tap.Tap(model, ["act"])(data)
+    np.testing.assert_array_equal(got.logits, model(data))
+
+
+class SensitivitiesTest(parameterized.TestCase):
+
+  def _sensitivities(self, model, names, pictures, seed, training=False):
+    reader = tap.Tap(model, names)
+    with tf.GradientTape() as tape:
+      pictures = tf.constant(pictures)
+      tape.watch(pictures)
+      tapped = reader(pictures, training=training)
+    return tapped, [one.numpy() for one in tap.sensitivities(
+        tape, tapped, seed)]
+
+  def _differences(self, model, name, pictures, seed, step):
+    """How seed . logits rises as a whole channel is raised."""
+    layer = model.get_layer(name)
+    features = keras.Model(model.inputs, layer.output)(pictures).numpy()
+    tail = keras.Model(layer.output, model.output)
+    rises = []
+    for channel in np.eye(features.shape[-1], dtype=np.float32):
+      up, down = (tail(features + sign * step * channel).numpy()
+                  for sign in (1, -1))
+      rises.append(((up - down) * seed).sum(1) / (2 * step))
+    return np.stack(rises, axis=1)
+
+  def test_by_hand(self):
+    """A mean over two positions, then weights 1 and 3: each passes a half."""
+    inputs = keras.Input((1, 2, 1))
+    x = keras.layers.Conv2D(2, 1, name="conv")(inputs)
+    y = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(y))
+    model.get_layer("head").set_weights(
+        [np.float32([[1, 7], [3, -5]]), np.zeros(2)])
+    pictures = np.ones((2, 1, 2, 1), np.float32)
+    seed = np.float32([[1, 0], [0, 2]])  # Class 0; twice class 1.
+    tapped, (got,) = self._sensitivities(model, ["conv"], pictures, seed)
+    np.testing.assert_allclose(
+        got, [[[[1, 3]]], [[[14, -10]]]], rtol=1e-6)
+    with tf.GradientTape() as tape:
+      pictures = tf.constant(pictures)
+      tape.watch(pictures)
+      tapped = tap.Tap(model, ["conv"])(pictures)
+    gradient, = tap.feature_gradients(tape, tapped, seed)
+    np.testing.assert_allclose(
+        gradient, [[[[0.5, 1.5]] * 2], [[[7, -5]] * 2]], rtol=1e-6)
+
+  @parameterized.parameters(
+      ("gap", "relu"), ("flatten", "relu"), ("flatten", "tanh"),
+      ("block", "relu"), ("block", "softplus"), ("depthwise", "relu"))
+  def test_against_finite_differences(self, tail, activation):
+    model = tiny.conv_net(tail=tail, activation=activation)
+    pictures = tiny.images(3)
+    seed = np.random.default_rng(3).normal(size=(3, 3)).astype(np.float32)
+    _, (got,) = self._sensitivities(model, ["act"], pictures, seed)
+    self.assertEqual(got.shape, (3, 1, 1, 4))
+    want = self._differences(model, "act", pictures, seed, step=1e-2)
+    # Float32 logits of size 1 over a step of 1e-2: 1e-5; where a ReLU's kink
+    # lies within the step, its share of the sum is wrong by a part.
+    self.assertLess(tiny.relative_error(got[:, 0, 0], want),
+                    2e-2 if activation == "relu" and tail != "gap" else 1e-3)
+
+  def test_several_layers_upstream_of_one_another(self):
+    model = tiny.conv_net(tail="block", activation="softplus", head="softmax")
+    linear = tiny.conv_net(tail="block", activation="softplus")
+    pictures = tiny.images(3)
+    seed = np.eye(3, dtype=np.float32)
+    names = ["act2", "conv", "act", "conv2"]
+    tapped, got = self._sensitivities(model, names, pictures, seed)
+    self.assertLen(tapped.features, 4)
+    for name, one in zip(names, got):
+      _, (alone,) = self._sensitivities(model, [name], pictures, seed)
+      np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-6)
+      self.assertLess(tiny.relative_error(one[:, 0, 0], self._differences(
+          linear, name, pictures, seed, step=1e-2)), 1e-3)
+
+  @parameterized.parameters(
+      "softmax", "sigmoid", "softmax_layer", "activation_layer")
+  def test_heads_do_not_matter(self, head):
+    seed = np.eye(3, dtype=np.float32)
+    _, (want,) = self._sensitivities(
+        tiny.conv_net(), ["act"], tiny.images(3), seed)
+    _, (got,) = self._sensitivities(
+        tiny.conv_net(head=head), ["act"], tiny.images(3), seed)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+  @parameterized.parameters("gap", "flatten", "block", "depthwise")
+  def test_under_quantization_as_in_the_float_net(self, tail):
+    net = tiny.conv_net(tail=tail)
+    pictures, seed = tiny.images(3), np.eye(3, dtype=np.float32)
+    _, (want,) = self._sensitivities(net, ["act"], pictures, seed)
+    with tiny.fine_quantizers():
+      _, (got,) = self._sensitivities(
+          tiny.quantize(net), ["act"], pictures, seed)
+    # 16 bits: steps of 2e-4 on weights of size 0.5, and a ReLU may flip.
+    self.assertLess(tiny.relative_error(got, want), 2e-2)
+
+  def test_alive_where_a_quantizer_clips_the_score(self):
+    """Trap 2."""
+    net = tiny.conv_net(head="softmax")
+    net.get_layer("logits").bias.assign([50.0, -50.0, 0.0])
+    model = tiny.quantize(net)
+    pictures = tf.constant(tiny.images(3))
+    reader = tap.Tap(model, ["act"])
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(pictures)
+      tapped = reader(pictures)
+    np.testing.assert_allclose(tapped.logits[:, :2], [[6, -6]] * 3, atol=0.1)
+    seed = tf.constant([[1.0, 0, 0]] * 3)
+    plain = tape.gradient(
+        tapped.logits, tapped.features[0], output_gradients=seed)
+    np.testing.assert_array_equal(plain, np.zeros_like(plain))  # The trap.
+    got, = tap.sensitivities(tape, tapped, seed)
+    # A mean over the positions: the quantized kernel's column, 8 bits of -6..6
+    # before the first training step, so steps of 0.05.
+    kernel = net.get_layer("logits").kernel.numpy()
+    np.testing.assert_allclose(
+        got[:, 0, 0], [kernel[:, 0]] * 3, atol=0.03)
+
+  def test_frozen_models_are_explained_too(self):
+    model = tiny.conv_net()
+    _, (want,) = self._sensitivities(
+        model, ["act"], tiny.images(2), np.eye(2, 3, dtype=np.float32))
+    model.trainable = False
+    _, (got,) = self._sensitivities(
+        model, ["act"], tiny.images(2), np.eye(2, 3, dtype=np.float32))
+    np.testing.assert_array_equal(got, want)
+
+  def test_a_tail_without_a_gradient(self):
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.Conv2D(2, 1, name="conv")(inputs)
+    x = keras.layers.Lambda(tf.round)(x)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    with self.assertRaisesRegex(ValueError, "layer: .*do not depend"):
+      self._sensitivities(model, ["conv"], np.ones((1, 4, 4, 1), np.float32),
+                          np.float32([[1, 0]]))
+
+
+class TopClassSeedTest(absltest.TestCase):
+
+  def test_one_hot_of_the_largest(self):
+    np.testing.assert_array_equal(
+        tap.top_class_seed(tf.constant([[1.0, 3.0, 2.0], [0.0, 0.0, -1.0]])),
+        [[0, 1, 0], [1, 0, 0]])
+
+  def test_one_logit_has_two_sides(self):
+    np.testing.assert_array_equal(
+        tap.top_class_seed(tf.constant([[2.0], [-3.0], [0.0]])),
+        [[1], [-1], [1]])
+
+
+if __name__ == "__main__":
+  absltest.main()
