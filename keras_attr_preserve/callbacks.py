@@ -93,8 +93,7 @@ class PreserveAttribution(keras.callbacks.Callback):
     self._begun = False
     self._pruning = _pruning_callback(model)
     if self._step.state is not None:
-      # For checkpoints, such as those of BackupAndRestore.
-      setattr(model, _STATE, self._step.state)
+      _track(model, self._step.state)
     model.train_function = _Function(
         self, model, "train_step", model.make_train_function)
     model.test_function = _Function(
@@ -170,11 +169,23 @@ class PreserveAttribution(keras.callbacks.Callback):
     model, self._step, self._begun = self._step.model, None, False
     model.train_function = None
     model.test_function = None
-    if hasattr(model, _STATE):
-      delattr(model, _STATE)
+    _untrack(model)
 
 
 _STATE = "attr_preserve_state"
+
+
+def _track(model: keras.Model, state: tf.train.Checkpoint) -> None:
+  """Has checkpoints of the model, such as BackupAndRestore's, hold the state.
+
+  By TensorFlow's own tracking: Keras's does not let go of what it once tracked.
+  """
+  super(tf.Module, model).__setattr__(_STATE, state)
+
+
+def _untrack(model: keras.Model) -> None:
+  if hasattr(model, _STATE):
+    super(tf.Module, model).__delattr__(_STATE)
 
 
 def _pruning_callback(model: keras.Model) -> keras.callbacks.Callback | None:

@@ -97,6 +97,19 @@ class Tap:
         _Reader(graph, tensors) for graph, tensors in reads.items()]
     self.gives_logits = self._head.is_output
 
+  @property
+  def picture_shape(self) -> tuple[int | None, ...]:
+    """The shape of one picture, as the model takes it.
+
+    Raises:
+      ValueError: it takes several inputs.
+    """
+    if len(self.core.inputs) != 1:
+      raise ValueError(
+          f"model {self.model.name!r} must take one input, the pictures; it "
+          f"takes {len(self.core.inputs)}.")
+    return tuple(self.core.inputs[0].shape[1:])
+
   def __call__(self, images: Any, training: bool = False) -> Tapped:
     """Runs the model once.
 

@@ -10,12 +10,13 @@ import keras_attr_preserve
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules"),
+    ("drawing",),
     ("layers", "heads", "evaluation"),
     ("tap", "constraint", "teacher_cache"),
     ("regularizer", "attribution"),
     ("objectives", "meters", "guidance"),
     ("training",),
-    ("callbacks",),
+    ("callbacks", "agreement_logger"),
     ("export",),
     ("examples",),
     ("tests",),

@@ -1,11 +1,14 @@
-"""Tests of objectives.py: distillation of logits."""
+"""Tests of objectives.py: distillation of logits, and rivals of maps."""
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 from absl.testing import absltest, parameterized
 from scipy import special
 
-from keras_attr_preserve import objectives
+from keras_attr_preserve import PreserveAttribution, TrainStep, objectives
+from keras_attr_preserve.attribution import grad_cam
+from tests import tiny
 
 
 def _logits(count=5, classes=4, scale=3.0):
@@ -114,6 +117,124 @@ class DistillationTest(parameterized.TestCase):
   def test_errors(self, settings, message):
     with self.assertRaisesRegex(ValueError, message):
       objectives.Distillation(**settings)
+
+
+def _nets(positive=True):
+  """Two nets and pictures, with features and head weights as arrays."""
+  build = tiny.smooth_net if positive else tiny.conv_net
+  nets = [build(seed=seed, width=3, size=5, activation="relu")
+          for seed in (0, 1)]
+  pictures = tiny.images(4, size=5)
+  found = []
+  for net in nets:
+    features = keras.Model(net.input, net.get_layer("act").output)(pictures)
+    found.append((features.numpy(), net.get_layer("logits").kernel.numpy()))
+  nets[1].compile("sgd", lambda labels, outputs: 0.0 * outputs[:, 0])
+  return nets, pictures, found
+
+
+def _loss(nets, pictures, rival):
+  step = TrainStep(nets[1], nets[0], rival)
+  loss, _ = step.loss(pictures, np.zeros(4), training=False)
+  return float(loss), {one.name: float(one.result()) for one in step.metrics}
+
+
+def _unit(maps):
+  flat = maps.reshape(len(maps), -1)
+  return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+class RivalsTest(parameterized.TestCase):
+  """Each against its paper's formula, written out in NumPy."""
+
+  def test_attention_transfer(self):
+    nets, pictures, ((teacher, _), (student, _)) = _nets()
+    one, other = (_unit((each**2).mean(-1)) for each in (teacher, student))
+    want = 1000 / 2 * ((one - other)**2).mean(1).mean()
+    loss, logs = _loss(
+        nets, pictures, objectives.AttentionTransfer("act"))
+    self.assertAlmostEqual(loss / want, 1, places=5)
+    self.assertAlmostEqual(
+        logs["attr_agreement"], (one * other).sum(1).mean(), places=5)
+
+  def test_attention_transfer_sums_over_layers(self):
+    nets, pictures, ((teacher, _), (student, _)) = _nets()
+    convs = [keras.Model(net.input, net.get_layer("conv").output)(
+        pictures).numpy() for net in nets]
+    want = 0
+    for pair in ((teacher, student), convs):
+      one, other = (_unit((each**2).mean(-1)) for each in pair)
+      want += 6 / 2 * ((one - other)**2).mean(1).mean()
+    loss, _ = _loss(nets, pictures, objectives.AttentionTransfer(
+        ["act", "conv"], weight=6.0))
+    self.assertAlmostEqual(loss, want, places=5)
+
+  def test_e2kd_is_one_minus_the_cosine_of_grad_cam(self):
+    nets, pictures, _ = _nets()
+    maps = [grad_cam(net, pictures, np.argmax(nets[0](pictures), 1), "act")
+            for net in nets]
+    one, other = map(_unit, maps)
+    loss, _ = _loss(nets, pictures, objectives.E2KD("act", weight=2.0))
+    self.assertAlmostEqual(
+        loss, 2 * (1 - (one * other).sum(1)).mean(), places=5)
+
+  def test_cat_kd_matches_signed_maps_of_every_class(self):
+    nets, pictures, found = _nets(positive=False)
+    pooled = []
+    for features, kernel in found:
+      maps = np.einsum("bhwc,ck->bkhw", features, kernel)
+      # Of 5 rows the middle one belongs to both windows.
+      halves = [slice(0, 3), slice(2, 5)]
+      pooled.append(np.stack([maps[:, :, rows, columns].mean((2, 3))
+                              for rows in halves for columns in halves], -1))
+    self.assertTrue((pooled[0] < 0).any())
+    one, other = (each / np.linalg.norm(each, axis=-1, keepdims=True)
+                  for each in pooled)
+    want = 3 * ((one - other)**2).sum(-1).mean()
+    loss, _ = _loss(nets, pictures, objectives.CATKD("act", weight=3.0))
+    self.assertAlmostEqual(loss, want, places=4)
+
+  @parameterized.parameters("AttentionTransfer", "E2KD", "CATKD")
+  def test_they_train_and_quantized_nets_too(self, name):
+    kind = getattr(objectives, name)
+    teacher = tiny.smooth_net(0)
+    pictures = tiny.images(6, size=4)
+    for wrap in (tiny.copy_of, tiny.quantize):
+      student = wrap(tiny.smooth_net(1))
+      student.compile(keras.optimizers.Adam(0.02),
+                      lambda labels, outputs: 0.0 * outputs[:, 0])
+      history = student.fit(
+          pictures, np.zeros(6), epochs=25, verbose=0, callbacks=[
+              PreserveAttribution(teacher, kind("act"))]).history
+      # Noise of quantizing leaves a rest of it.
+      self.assertLess(
+          history["attr_loss"][-1], 0.5 * history["attr_loss"][0], wrap)
+
+  @parameterized.parameters("AttentionTransfer", "E2KD", "CATKD")
+  def test_their_gradients(self, name):
+    """By finite differences, in double precision."""
+    kind = getattr(objectives, name)
+    with tiny.float64():
+      student = tiny.smooth_net(1, "flatten")
+      student.compile("sgd", lambda labels, outputs: 0.0 * outputs[:, 0])
+      step = TrainStep(student, tiny.smooth_net(0, "flatten"),
+                       kind("act", weight=5.0))
+      pictures = tf.constant(tiny.images(4, size=4))
+      run = tf.function(
+          lambda: step.loss(pictures, tf.zeros(4), training=False)[0])
+      for name in ("conv", "hidden"):
+        kernel = student.get_layer(name).kernel
+        with tf.GradientTape() as tape:
+          loss = run()
+        got = tape.gradient(loss, kernel)
+        if kind is objectives.AttentionTransfer and name == "hidden":
+          self.assertTrue(got is None or not np.any(got))
+          continue
+        entries = np.arange(8)
+        want = tiny.slopes(run, kernel, 1e-5, entries)
+        self.assertGreater(np.abs(want).max(), 1e-5)
+        self.assertLess(
+            tiny.relative_error(np.ravel(got)[entries], want), 1e-5)
 
 
 if __name__ == "__main__":

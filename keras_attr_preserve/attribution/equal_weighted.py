@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import run_batches
-from keras_attr_preserve.compat import check_model, keras, tf
+from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
 from keras_attr_preserve.tap import Tap
@@ -43,9 +43,9 @@ def equal_weighted(
     Park et al. 2020, https://arxiv.org/abs/2010.15054, section 3 (EWA).
   """
   del targets
-  check_model(model)
+  check_keras(model)
   tap = Tap(model, [layer or last_spatial_layer(model)])
-  images = check_images(images, model.inputs[0].shape[1:])
+  images = check_images(images, tap.picture_shape)
 
   @tf.function(reduce_retracing=True)
   def explain(batch):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import class_weights, run_batches
-from keras_attr_preserve.compat import check_model, keras, tf
+from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
 from keras_attr_preserve.tap import Tap, sensitivities, top_class_seed
@@ -48,9 +48,9 @@ def grad_cam(
   References:
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2.
   """
-  check_model(model)
+  check_keras(model)
   tap = Tap(model, [layer or last_spatial_layer(model)])
-  images = check_images(images, model.inputs[0].shape[1:])
+  images = check_images(images, tap.picture_shape)
 
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)

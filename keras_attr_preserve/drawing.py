@@ -1,0 +1,62 @@
+"""Pictures and their maps side by side, as arrays of pixels."""
+
+import numpy as np
+
+from keras_attr_preserve.compat import tf
+
+__all__ = ["side_by_side"]
+
+# Red, green and blue at equal steps of a map's value, from 0 to 1.
+_RAMP = np.array([(24, 26, 110), (0, 112, 150), (70, 180, 95), (255, 236, 70)])
+_COLOUR_SHARE = 0.6
+_LEAST_SIDE = 128
+_GAP = 4
+
+
+def side_by_side(
+    images: np.ndarray,
+    *maps: np.ndarray,
+    value_range: tuple[float, float] | None = None,
+) -> np.ndarray:
+  """Draws each picture, and beside it its maps laid over the grey picture.
+
+  A map is divided by its own maximum and coloured from dark blue (0) over
+  green to yellow (1), brighter all the way; all blue is a dead map. Pictures of
+  at most 64 pixels a side are enlarged, a whole number of times, and maps
+  resized (bilinear) to them.
+
+  Args:
+    images: `[images, height, width, channels]`, of any range; 3 channels are
+      red, green and blue, any other number is drawn as their mean in grey.
+    *maps: each `[images, map height, map width]`; below 0 is drawn as 0.
+    value_range: what is drawn black and white; None for the smallest and the
+      largest value of the images.
+
+  Returns:
+    uint8 `[images, height, width of all panels and white gaps, 3]`.
+  """
+  low, high = value_range or (images.min(), images.max())
+  pictures = np.clip((images - low) / (high - low or 1), 0, 1)
+  scale = max(1, _LEAST_SIDE // max(images.shape[1:3]))
+  pictures = 255 * pictures.repeat(scale, 1).repeat(scale, 2)
+  grey = np.repeat(pictures.mean(-1, keepdims=True), 3, -1)
+  panels = [pictures if images.shape[-1] == 3 else grey]
+  gap = np.full((*grey.shape[:2], _GAP, 3), 255.0)
+  for one in maps:
+    colours = _colours(_resized(one, grey.shape[1:3]))
+    panels += [gap, _COLOUR_SHARE * colours + (1 - _COLOUR_SHARE) * grey]
+  return np.concatenate(panels, axis=2).round().astype(np.uint8)
+
+
+def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Resizes maps and divides each by its largest value, 0..1."""
+  maps = np.maximum(tf.image.resize(
+      maps[..., None], size, antialias=True)[..., 0].numpy(), 0)
+  peak = maps.max(axis=(1, 2), keepdims=True)
+  return maps / np.where(peak > 0, peak, 1)
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+  """Turns 0..1 into red, green and blue in 0..255, in a last axis."""
+  stops = np.linspace(0, 1, len(_RAMP))
+  return np.stack([np.interp(values, stops, one) for one in _RAMP.T], -1)

@@ -1,0 +1,148 @@
+"""Tests of constraint.py and of weights that move."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import WCAM, PreserveAttribution, TrainStep
+from keras_attr_preserve.constraint import RATE, SPAN, AgreementConstraint
+from tests import tiny
+
+
+class ConstraintTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (0.9, 0.85, 0.5), (0.9, 0.95, -0.5), (0.9, 0.9, 0.0),
+      (0.9, 0.2, 1.0), (0.8, 1.0, -1.0))  # The move is at most RATE.
+  def test_moves_by_what_the_maps_lack(self, agreement, cosine, want):
+    constraint = AgreementConstraint(agreement, 4.0)
+    self.assertAlmostEqual(float(constraint.weight()), 4.0, places=5)
+    constraint.update(tf.constant([cosine, cosine]), tf.constant([1.0, 1.0]))
+    self.assertAlmostEqual(
+        float(constraint.weight()), 4 * math.exp(RATE * want), places=4)
+
+  def test_counts_what_is_valid(self):
+    constraint = AgreementConstraint(0.9, 1.0)
+    constraint.update(tf.constant([0.85, 0.0]), tf.constant([1.0, 0.0]))
+    self.assertAlmostEqual(
+        float(constraint.log_weight), 0.5 * RATE, places=5)
+    constraint.update(tf.constant([0.1, 0.0]), tf.constant([0.0, 0.0]))
+    self.assertAlmostEqual(
+        float(constraint.log_weight), 0.5 * RATE, places=5)
+
+  def test_stays_within_bounds(self):
+    constraint = AgreementConstraint(0.9, 2.0)
+    for cosine, bound, ceiling in ((0.0, 2 * SPAN, True),
+                                   (1.0, 2 / SPAN, False)):
+      for _ in range(math.ceil(2 * math.log(SPAN) / RATE) + 1):
+        constraint.update(tf.constant([cosine]), tf.constant([1.0]))
+      self.assertAlmostEqual(
+          float(constraint.weight()) / bound, 1, places=4)
+      self.assertEqual(constraint.at_ceiling, ceiling)
+
+
+class TrainingTest(parameterized.TestCase):
+  """With a penalty that pulls the maps away from the teacher's."""
+
+  def setUp(self):
+    super().setUp()
+    keras.utils.set_random_seed(0)
+    self.teacher = tiny.smooth_net(0)
+    self.pictures = tiny.images(8, size=4)
+    self.labels = np.argmax(self.teacher(self.pictures), axis=1)
+
+  def _fit(self, wcam, epochs=300, rate=0.03):
+    student = tiny.smooth_net(1)
+    features = student.get_layer("act").output
+    student.add_loss(2 * tf.reduce_mean(features[:, :2] - features[:, 2:]))
+    student.compile(
+        keras.optimizers.Adam(rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return student.fit(
+        self.pictures, self.labels, epochs=epochs, shuffle=False, verbose=0,
+        callbacks=[PreserveAttribution(self.teacher, wcam)]).history
+
+  @parameterized.parameters(0.9, 0.97)
+  def test_holds_what_is_asked_and_no_more(self, agreement):
+    free = self._fit(WCAM("act", weight=0.0))
+    self.assertLess(np.mean(free["attr_agreement"][-30:]), agreement - 0.03)
+    held = self._fit(WCAM("act", agreement=agreement))
+    # Within a fifth of what it allows, averaged over the last tenth.
+    self.assertAlmostEqual(
+        np.mean(held["attr_agreement"][-30:]), agreement,
+        delta=0.2 * (1 - agreement))
+
+  def test_the_weight_falls_where_the_maps_agree_anyway(self):
+    history = self._fit(WCAM("act", agreement=0.2), epochs=100)
+    self.assertLess(history["attr_weight"][-1], 1.0)
+    self.assertEqual(history["attr_weight"][0], 4.0)
+    self.assertTrue(np.all(np.diff(history["attr_weight"]) < 0))
+
+  def test_the_weight_in_the_logs_is_the_one_used(self):
+    history = self._fit(WCAM("act", agreement=0.95), epochs=5)
+    weights = np.array(history["attr_weight"])
+    self.assertLen(set(weights.round(5)), 5)
+    np.testing.assert_allclose(
+        history["attr_loss"],
+        weights * (1 - np.array(history["attr_agreement"])), rtol=1e-4)
+
+  def test_an_agreement_out_of_reach_is_warned_of_once(self):
+    # Labels that only another map explains, and a net that cannot have both:
+    # the step is too small to move the maps at all.
+    wcam = WCAM("act", agreement=0.999)
+    with self.assertWarnsRegex(
+        UserWarning, "agreement=0.999 is not held although the weight is at i"
+    ) as caught:
+      self._fit(
+          wcam, epochs=math.ceil(math.log(SPAN) / RATE) + 5, rate=0.0)
+    self.assertLen([one for one in caught.warnings
+                    if "is not held" in str(one.message)], 1)
+
+  def test_a_schedule(self):
+    warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 4, 3.0)
+    history = self._fit(WCAM("act", weight=warm_up), epochs=6)
+    np.testing.assert_allclose(
+        history["attr_weight"], [0, 0.75, 1.5, 2.25, 3, 3], atol=1e-6)
+    np.testing.assert_allclose(
+        history["attr_loss"], np.array(history["attr_weight"])
+        * (1 - np.array(history["attr_agreement"])), atol=1e-5)
+
+  def test_a_schedule_in_a_loop_of_ones_own(self):
+    student = tiny.smooth_net(1)
+    student.compile("sgd", lambda labels, outputs: 0.0 * outputs[:, 0])
+    step = TrainStep(student, self.teacher, WCAM(
+        "act", weight=lambda count: 2.0 * tf.cast(count, tf.float32)))
+    losses = [float(step.loss(self.pictures, self.labels, step=count)[0])
+              for count in (0, 1, 3)]
+    self.assertEqual(losses[0], 0)
+    self.assertAlmostEqual(losses[2] / losses[1], 3, places=4)
+
+  def test_a_fixed_weight_is_not_logged(self):
+    self.assertNotIn("attr_weight", self._fit(WCAM("act"), epochs=1))
+
+  def test_the_state_is_the_models_only_during_fit(self):
+    student = tiny.smooth_net(1)
+    student.compile("sgd", "mse")
+    seen = []
+    class Look(keras.callbacks.Callback):
+      def on_epoch_end(self, epoch, logs=None):
+        seen.append(tf.train.list_variables(
+            tf.train.Checkpoint(model=self.model).save(path)))
+    path = str(tiny.folder(self) / "checkpoint")
+    before = set(vars(student))
+    student.fit(self.pictures, np.zeros((8, 3)), verbose=0, callbacks=[
+        Look(), PreserveAttribution(
+            self.teacher, WCAM("act", agreement=0.9))])
+    self.assertTrue(any("log_weight" in name for name, _ in seen[0]))
+    self.assertNotIn("attr_preserve_state", vars(student))
+    self.assertContainsSubset(before, set(vars(student)))
+    after = tf.train.list_variables(
+        tf.train.Checkpoint(model=student).save(path))
+    self.assertFalse(any("log_weight" in name for name, _ in after))
+
+
+if __name__ == "__main__":
+  absltest.main()
