@@ -2,7 +2,8 @@
 
 Two jobs need them. Training through a sensitivity differentiates a gradient,
 and TensorFlow's gradients of FakeQuant and of `tf.nn.moments` are not made for
-that: one gives silently nothing, the other silently something wrong. And on the
+that: one gives silently nothing, the other silently something wrong; and a
+batch normalization in training mode mixes the images of a batch. And on the
 device a backward pass must be written in operators that TFLite has.
 
 TensorFlow offers no public way to name another gradient for an operation that a
@@ -16,10 +17,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-__all__ = ["SENSITIVITY_RULES", "STRAIGHT_THROUGH", "gradient_rules"]
+__all__ = ["BATCH_IS_CONSTANT", "MOMENTS", "SENSITIVITY_RULES",
+           "STRAIGHT_THROUGH", "gradient_rules"]
 
 Rule = Callable[..., object]
 
@@ -75,12 +78,52 @@ def _summed_to(grad: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
   return tf.reshape(tf.reduce_sum(grad, axes), shape)
 
 
-SENSITIVITY_RULES: Mapping[str, Rule] = {
-    **STRAIGHT_THROUGH,
-    "SquaredDifference": _moments_difference,
+MOMENTS: Mapping[str, Rule] = {"SquaredDifference": _moments_difference}
+"""Rules under which a normalization of each image by its own statistics has an
+exact second gradient."""
+
+
+def _fused_batch_norm(op: tf.Operation, grad: tf.Tensor, *_):
+  x, scale, _, _, variance = op.inputs
+  if op.get_attr("is_training"):
+    axes = ([0, 2, 3] if op.get_attr("data_format") == b"NCHW" else [0, 1, 2])
+    # Anew, because the operation's own outputs hand no gradient on.
+    variance = tf.nn.moments(tf.cast(x, tf.float32), axes)[1]
+  factor = scale * tf.math.rsqrt(variance + op.get_attr("epsilon"))
+  if op.get_attr("data_format") == b"NCHW":
+    factor = tf.reshape(factor, [-1, 1, 1])
+  return [grad * tf.cast(factor, grad.dtype)] + [None] * 4
+
+
+def _not_through_the_batch(op: tf.Operation, grad: tf.Tensor):
+  del grad
+  axes = np.atleast_1d(tf.get_static_value(op.inputs[1]))
+  rank = op.inputs[0].shape.rank
+  if axes.size and rank and 0 in axes % rank:
+    return [None, None]
+  return NotImplemented
+
+
+BATCH_IS_CONSTANT: Mapping[str, Rule] = {
+    "FusedBatchNormV3": _fused_batch_norm,
+    "Mean": _not_through_the_batch,
+    "Sum": _not_through_the_batch,
 }
-"""Rules for a sensitivity that is itself differentiated: quantizers are
-transparent, and a normalization by batch or layer statistics is exact."""
+"""Rules under which the statistics of a batch are numbers, not functions of it.
+
+In training mode a batch normalization subtracts from each image's gradient its
+share in the batch's mean and variance, so that the sensitivity of one image
+tells of all the others. What is explained is a net that runs on one image with
+statistics that stand still; under these rules the sensitivity is that of
+the net with this batch's statistics frozen, as at inference with its own. How
+it depends on the weights stays exact: the statistics move with them.
+"""
+
+SENSITIVITY_RULES: Mapping[str, Rule] = {
+    **STRAIGHT_THROUGH, **MOMENTS, **BATCH_IS_CONSTANT}
+"""Rules for a sensitivity that is itself differentiated, in training mode too:
+quantizers are transparent, a batch's statistics constants, and a normalization
+of each image by its own statistics is exact."""
 
 
 @contextlib.contextmanager
@@ -90,7 +133,7 @@ def gradient_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
   Args:
     rules: for each operation type (such as "Relu"), a function of the operation
       and the gradients of its outputs that returns those of its inputs, as
-      `tf.RegisterGradient` describes.
+      `tf.RegisterGradient` describes; NotImplemented leaves it to TensorFlow.
 
   Yields:
     Nothing.
@@ -118,7 +161,8 @@ def _install(op_type: str) -> None:
 
     def gradient(op, *grads):
       rule = getattr(_active, "rules", {}).get(op_type, usual)
-      return rule(op, *grads)
+      found = rule(op, *grads)
+      return usual(op, *grads) if found is NotImplemented else found
 
     entry = registry._registry[op_type]  # pylint: disable=protected-access
     registry._registry[op_type] = {**entry, "type": gradient}

@@ -86,11 +86,9 @@ class TrainStep:
     self.model = model
     self.wcam = wcam
     self.distillation = distillation
-    self._student = Tap(model, wcam.student_layers if wcam else (), output)
-    self._output = None if output is None else (
-        output, output_names(self._student.core).index(output))
     with model.distribute_strategy.scope():
       self._guidance = Guidance(teacher, wcam, output, cache)
+      self._student = Tap(model, wcam.student_layers if wcam else (), output)
       if self._guidance.classes != self._student.classes:
         raise ValueError(
             f"teacher must have the model's {self._student.classes} classes; "
@@ -101,6 +99,8 @@ class TrainStep:
       self._meter = None if wcam is None else MatchMeter(wcam)
       self._divergence = None if distillation is None else (
           keras.metrics.Mean("distill_loss"))
+    self._output = None if output is None else (
+        output, output_names(self._student.core).index(output))
     self.cache = self._guidance.cache
     self.state = None if self._constraint is None else tf.train.Checkpoint(
         log_weight=self._constraint.log_weight)

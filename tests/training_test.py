@@ -532,6 +532,27 @@ class StepTest(parameterized.TestCase):
     self.assertLess(start, 0.95)
     self.assertGreater(end, 0.99)
 
+  @parameterized.parameters("copy_of", "quantize")
+  def test_a_normalization_behind_the_map_does_not_undo_it(self, wrap):
+    """In training mode it mixes the images; the net is judged without it."""
+    teacher = tiny.conv_net(seed=0, tail="block", size=4)
+    student = getattr(tiny, wrap)(tiny.conv_net(seed=1, tail="block", size=4))
+    for layer in student.layers:
+      # So that a hundred steps move the averages.
+      layer = getattr(layer, "layer", layer)
+      if isinstance(layer, keras.layers.BatchNormalization):
+        layer.momentum = 0.5
+    student.compile(keras.optimizers.Adam(0.02), _no_task)
+    step = TrainStep(student, teacher, WCAM("act"))
+    run = tf.function(step)
+    start = float(step.test(self.data)["attr_agreement"])
+    for _ in range(120):
+      run(self.data)
+    for metric in step.metrics:
+      metric.reset_state()
+    self.assertLess(start, 0.7)
+    self.assertGreater(float(step.test(self.data)["attr_agreement"]), 0.85)
+
   def test_logs_are_means_over_the_epoch(self):
     step = TrainStep(self.student, self.teacher, WCAM("act", weight=3.0))
     self.student.optimizer.learning_rate = 0.0
