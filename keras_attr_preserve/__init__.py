@@ -3,8 +3,10 @@
 from pathlib import Path as _Path
 
 from keras_attr_preserve import attribution, evaluation, objectives
+from keras_attr_preserve.agreement_logger import AgreementLogger
 from keras_attr_preserve.callbacks import PreserveAttribution
 from keras_attr_preserve.compat import clone_model
+from keras_attr_preserve.iterative_pruning import IterativePruning
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.training import TrainStep
@@ -21,7 +23,9 @@ __version__ = "0.1.0"
 
 __all__ = [
   "WCAM",
+  "AgreementLogger",
   "Distillation",
+  "IterativePruning",
   "PreserveAttribution",
   "TrainStep",
   "attribution",

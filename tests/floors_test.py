@@ -11,7 +11,7 @@ PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules"),
     ("drawing",),
-    ("layers", "heads", "evaluation"),
+    ("layers", "heads", "evaluation", "iterative_pruning"),
     ("tap", "constraint", "teacher_cache"),
     ("regularizer", "attribution"),
     ("objectives", "meters", "guidance"),
