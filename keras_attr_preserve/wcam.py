@@ -54,7 +54,9 @@ def sensitivity_weighted_map(
   References:
     Park et al. 2020, section 3; Selvaraju et al. 2017, Grad-CAM.
   """
-  return tf.nn.relu(tf.reduce_sum(features * sensitivity, axis=-1))
+  # A product of matrices, which needs no second tensor of the features' size.
+  return tf.nn.relu(tf.einsum(
+      "bhwc,bc->bhw", features, tf.squeeze(sensitivity, [1, 2])))
 
 
 def drop_channels(
