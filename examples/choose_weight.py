@@ -17,11 +17,12 @@ import keras_attr_preserve as kap
 from examples import digit_scenes
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.compat import keras
+from keras_attr_preserve.evaluation.report import summarize
 from keras_attr_preserve.files import make_folder, write_whole
 
 OUTPUT = flags.DEFINE_string("output", "out/choose_weight", "Results' folder.")
 SEED = flags.DEFINE_integer("seed", 1, "Seed of data, weights and batches.")
-SCENES = flags.DEFINE_integer("train_scenes", 2500, "Scenes to train on.")
+SCENES = flags.DEFINE_integer("train_scenes", 5000, "Scenes to train on.")
 JUDGED = flags.DEFINE_integer("judged_scenes", 600, "Scenes to judge on.")
 TEACHER_EPOCHS = flags.DEFINE_integer("teacher_epochs", 12, "Epochs.")
 PRUNE_EPOCHS = flags.DEFINE_integer("prune_epochs", 6, "Epochs.")
@@ -34,8 +35,8 @@ LAYER = "last"
 WHOLE = ("first", "logits")
 
 
-def _block(x, channels, name, stride=1):
-  x = keras.layers.Conv2D(channels, 3, stride, "same", use_bias=False,
+def _block(x, channels, name):
+  x = keras.layers.Conv2D(channels, 3, padding="same", use_bias=False,
                           name=name)(x)
   return keras.layers.BatchNormalization(momentum=0.9)(x)
 
@@ -44,20 +45,17 @@ def build(net: str) -> keras.Model:
   """Builds one of two small nets with an 8x8 map at the end."""
   size = digit_scenes.SIZE
   images = keras.Input([size, size, 3])
-  x = keras.layers.ReLU()(_block(images, 16, "first", 2))
-  if net == "vgg":
-    for i, channels in enumerate((32, 64, 64)):
-      x = _block(x, channels, f"conv{i}", 1 if i == 0 else 2)
-      x = keras.layers.ReLU(name=LAYER if i == 2 else None)(x)
-  else:
-    for i, channels in enumerate((16, 32, 64)):
-      stride = 1 if i == 0 else 2
-      y = keras.layers.ReLU()(_block(x, channels, f"conv{i}a", stride))
+  x = keras.layers.ReLU()(_block(images, 16, "first"))
+  x = keras.layers.MaxPooling2D()(x)
+  for i, channels in enumerate((32, 64, 64)):
+    y = keras.layers.ReLU()(_block(x, channels, f"conv{i}a"))
+    if net == "resnet":
       y = _block(y, channels, f"conv{i}b")
-      if i:
-        x = _block(x, channels, f"shortcut{i}", stride)
-      x = keras.layers.ReLU(name=LAYER if i == 2 else None)(
-          keras.layers.Add()([x, y]))
+      y = keras.layers.Add()([y, _block(x, channels, f"shortcut{i}")])
+      y = keras.layers.ReLU()(y)
+    last = i == 2
+    x = keras.layers.Activation("linear", name=LAYER)(y) if last else (
+        keras.layers.MaxPooling2D()(y))
   x = keras.layers.GlobalAveragePooling2D()(x)
   return keras.Model(images, keras.layers.Dense(10, name="logits")(x))
 
@@ -65,7 +63,7 @@ def build(net: str) -> keras.Model:
 def train(model, scenes, epochs, callbacks=()) -> None:
   """Fits a model; the same call for every model."""
   steps = epochs * -(-len(scenes.images) // BATCH)
-  schedule = keras.optimizers.schedules.CosineDecay(3e-3, steps, 0.03)
+  schedule = keras.optimizers.schedules.CosineDecay(2e-3, steps, 0.03)
   model.compile(keras.optimizers.Adam(schedule),
                 keras.losses.BinaryCrossentropy(from_logits=True))
   keras.utils.set_random_seed(SEED.value)
@@ -122,9 +120,9 @@ def judge(model, teacher, scenes) -> dict[str, float]:
       marked != evaluation.VOID)
   return {
       "mAP": evaluation.mean_average_precision(scenes.labels, logits),
-      "cosine": float(np.mean(scores["cosine"])),
-      "spearman": float(np.mean(scores["spearman"])),
-      "roc_auc": float(np.mean(located["roc_auc"])),
+      "cosine": summarize(scores["cosine"])["mean"],
+      "spearman": summarize(scores["spearman"])["mean"],
+      "roc_auc": float(np.nanmean(located["roc_auc"])),
   }
 
 

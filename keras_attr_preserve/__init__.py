@@ -6,7 +6,9 @@ from keras_attr_preserve import attribution, evaluation, objectives
 from keras_attr_preserve.agreement_logger import AgreementLogger
 from keras_attr_preserve.callbacks import PreserveAttribution
 from keras_attr_preserve.compat import clone_model
+from keras_attr_preserve.filter_pruning import prune_filters
 from keras_attr_preserve.iterative_pruning import IterativePruning
+from keras_attr_preserve.narrowing import narrow
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.training import TrainStep
@@ -32,5 +34,7 @@ __all__ = [
   "clone_model",
   "evaluation",
   "export",
+  "narrow",
   "objectives",
+  "prune_filters",
 ]
