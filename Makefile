@@ -3,9 +3,10 @@
 PYTHON ?= python3
 RUN = TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python
 TESTS ?= tests
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint wheel-test bazel-test clean
+.PHONY: help quickstart bench test test-all lint wheel-test bazel-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
@@ -17,11 +18,14 @@ help: ## Show this list
 quickstart: .venv/complete ## Train, compress twice, ship, compare: out/quickstart
 	@$(RUN) -m examples.quickstart --output=out/quickstart
 
+bench: .venv/complete ## What a train step costs, in ratios of one run
+	@$(RUN) -m examples.bench_training
+
 test: .venv/complete ## Run the tests (under 10 minutes on two cores)
-	@$(RUN) -m pytest -q -m "not slow" $(TESTS)
+	@$(RUN) -m pytest -q -n $(JOBS) -m "not slow" $(TESTS)
 
 test-all: .venv/complete ## Run the tests, the long ones too
-	@$(RUN) -m pytest -q $(TESTS)
+	@$(RUN) -m pytest -q -n $(JOBS) $(TESTS)
 
 lint: .venv/complete ## Check style and likely mistakes
 	@.venv/bin/python -m ruff check .
@@ -29,7 +33,10 @@ lint: .venv/complete ## Check style and likely mistakes
 wheel-test: ## Build the wheel and test it from outside the checkout
 	@tools/test_wheel.sh $(PYTHON)
 
-bazel-test: .venv/complete ## Build and test with Bazel (see CONTRIBUTING.md)
+bazel-bench: .venv/complete ## What a train step costs, in ratios of one run
+	@$(RUN) -m examples.bench_training
+
+test: .venv/complete ## Build and test with Bazel (see CONTRIBUTING.md)
 	@tools/bazel/test.sh
 
 clean: ## Remove .venv and all that was made

@@ -45,7 +45,8 @@ setup(
     extras_require={
         "examples": ["matplotlib>=3.7", "scikit-learn>=1.3", "tqdm>=4.60"],
         "tensorboard": ["tensorboard"],
-        "test": ["pytest>=7", "ruff>=0.5", "scikit-learn>=1.3", "scipy>=1.10"],
+        "test": ["pytest>=7", "pytest-xdist>=3", "ruff>=0.5",
+                 "scikit-learn>=1.3", "scipy>=1.10", "tensorboard"],
         # Linux x86-64 only, and pre-releases only.
         "tflm": ["tflite-micro; sys_platform == 'linux' and "
                  "platform_machine == 'x86_64'"],
