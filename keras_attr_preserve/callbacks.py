@@ -230,6 +230,10 @@ class _Function:
       step = self.owner._step
       setattr(self._model, self._name,
               step if self._name == "train_step" else step.test)
+    # A step's logs are means over all replicas already, not parts of a sum.
+    reduction = self._model.distribute_reduction_method
+    if ours:
+      self._model.distribute_reduction_method = "first"
     try:
       if ours not in self._made:
         self._made[ours] = self._make(force=True)
@@ -244,3 +248,4 @@ class _Function:
     finally:
       if ours:
         delattr(self._model, self._name)
+        self._model.distribute_reduction_method = reduction

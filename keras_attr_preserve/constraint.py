@@ -71,7 +71,8 @@ class AgreementConstraint:
   @property
   def at_ceiling(self) -> bool:
     """Whether the weight has gone as high as it may."""
-    return float(self.log_weight) >= self._bounds[1] - 1e-6
+    now = float(tf.convert_to_tensor(self.log_weight))
+    return now >= self._bounds[1] - 1e-6
 
 
 def _over_replicas(value: Any) -> tf.Tensor:

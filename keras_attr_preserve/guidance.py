@@ -8,7 +8,7 @@ from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.heads import output_names
 from keras_attr_preserve.regularizer import WCAM, Guide
 from keras_attr_preserve.tap import Tap, watch
-from keras_attr_preserve.teacher_cache import TeacherCache, identify
+from keras_attr_preserve.teacher_cache import TeacherCache, flat, identify
 
 __all__ = ["Guidance"]
 
@@ -116,8 +116,7 @@ def _packed(guide: Guide) -> tf.Tensor:
   """Lays a batch's logits and maps side by side, `[batch, numbers]`."""
   parts = [guide.logits, *(one for layers in guide.maps for one in layers)]
   return tf.concat([
-      tf.cast(tf.reshape(one, [tf.shape(one)[0], -1]), tf.float32)
-      for one in parts], axis=1)
+      tf.cast(flat(one), tf.float32) for one in parts], axis=1)
 
 
 def _own_output(teacher: keras.Model, output: str | None) -> str | None:

@@ -54,7 +54,8 @@ class MatchMeter:
       match: how its maps stand.
       attr_loss: what they add to the loss, a scalar.
     """
-    self.means["attr_loss"].update_state(attr_loss)
+    some = tf.size(match.valid) > 0  # Not so on a replica without pictures.
+    self.means["attr_loss"].update_state(attr_loss, tf.cast(some, tf.float32))
     _, agreement, valid = self.overall(match)
     _, dead, _ = self.overall(match._replace(agreement=match.dead))
     self._update("", agreement, dead, valid)
@@ -75,13 +76,13 @@ class MatchMeter:
     for layer, alive in self._alive.items():
       dead = self.means[f"attr_dead_{layer}" if len(self._layers) > 1
                         else "attr_dead"]
-      if float(alive.count) and not float(alive.result()):
+      if _number(alive.count) and not float(alive.result()):
         found.append((
             f"teacher {layer}",
             f"the teacher's maps at layer {layer!r} are all zero on every "
             "picture, so that nothing is matched there; choose another layer, "
             "another target, or method='ewa'."))
-      elif float(dead.count) and float(dead.result()) >= DEAD:
+      elif _number(dead.count) and float(dead.result()) >= DEAD:
         found.append((
             f"student {layer}",
             f"{float(dead.result()):.0%} of the student's maps at layer "
@@ -93,3 +94,8 @@ class MatchMeter:
   def _update(self, suffix, agreement, dead, valid) -> None:
     self.means[f"attr_agreement{suffix}"].update_state(agreement, valid)
     self.means[f"attr_dead{suffix}"].update_state(dead, valid)
+
+
+def _number(variable: tf.Variable) -> float:
+  """Reads a variable that each replica may hold a part of."""
+  return float(tf.convert_to_tensor(variable))

@@ -12,7 +12,7 @@ import numpy as np
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.files import make_folder, write_whole
 
-__all__ = ["TeacherCache", "identify"]
+__all__ = ["TeacherCache", "flat", "identify"]
 
 Look = Callable[[], tf.Tensor]
 
@@ -47,7 +47,11 @@ class TeacherCache:
     # The first number says that there is an entry.
     self._table = tf.lookup.experimental.MutableHashTable(
         tf.int64, tf.float32, tf.zeros([1 + width]))
-    self._counts = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+    # Each replica counts for itself.
+    self._counts = tf.Variable(
+        [0, 0], dtype=tf.int64, trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.SUM)
 
   def __call__(self, pictures: Any, look: Look) -> tf.Tensor:
     """Finds a batch, or has the teacher look at it and keeps that.
@@ -80,16 +84,16 @@ class TeacherCache:
   @property
   def looked(self) -> int:
     """How many pictures the teacher was shown since the last `reset`."""
-    return int(self._counts[0])
+    return int(tf.convert_to_tensor(self._counts)[0])
 
   @property
   def found(self) -> int:
     """How many pictures were in the table since the last `reset`."""
-    return int(self._counts[1])
+    return int(tf.convert_to_tensor(self._counts)[1])
 
   def reset(self) -> None:
     """Starts both counts anew; the table stays."""
-    self._counts.assign([0, 0])
+    self._counts.assign(tf.zeros([2], tf.int64))
 
   def save(self, identity: str) -> None:
     """Writes the table to its file, whole or not at all.
@@ -146,11 +150,19 @@ def identify(teacher: keras.Model, *settings: Any) -> str:
   return digest.hexdigest()
 
 
+def flat(tensor: tf.Tensor) -> tf.Tensor:
+  """Lays each element of a batch out in a row, `[batch, numbers]`.
+
+  The batch may be empty, as that of a replica when the data end.
+  """
+  shape = tf.shape(tensor)
+  return tf.reshape(tensor, [shape[0], tf.reduce_prod(shape[1:])])
+
+
 def _keys(pictures: Any) -> tf.Tensor:
   """Hashes each element of a batch to an int64, `[batch]`."""
   hashes = [
-      tf.fingerprint(tf.reshape(one, [tf.shape(one)[0], -1]))
-      for one in tf.nest.flatten(pictures)]
+      tf.fingerprint(flat(one)) for one in tf.nest.flatten(pictures)]
   if len(hashes) > 1:
     hashes = [tf.fingerprint(tf.concat(hashes, axis=1))]
   return tf.bitcast(hashes[0], tf.int64)

@@ -29,7 +29,8 @@ class TrainStep:
 
       student.step = TrainStep(student, teacher, wcam)
 
-  and a loop of one's own, through `loss`.
+  and a loop of one's own, through `loss`. For several workers set the model's
+  `distribute_reduction_method = "first"`: Keras would add up their logs.
 
   One step is one forward pass of each net, one backward pass of the student and
   the tail of each net once more for its sensitivities.
@@ -242,7 +243,7 @@ class TrainStep:
     """Gives a share of the task's loss, not of its penalties, to the scores."""
     divergence = _mean(self.distillation.divergence(
         guide.logits, student.logits), sample_weight)
-    self._divergence.update_state(divergence)
+    self._divergence.update_state(divergence, _any(student.logits))
     losses = self.model.losses
     penalty = _replica_share(tf.add_n(losses)) if losses else 0.0
     alpha = self.distillation.alpha
@@ -284,7 +285,14 @@ class TrainStep:
 def _mean(per_image: tf.Tensor, sample_weight: Any) -> tf.Tensor:
   if sample_weight is not None:
     per_image *= tf.cast(tf.reshape(sample_weight, [-1]), per_image.dtype)
-  return tf.reduce_mean(per_image)
+  # A ragged last batch may leave a replica without pictures.
+  return tf.math.divide_no_nan(
+      tf.reduce_sum(per_image), tf.cast(tf.size(per_image), per_image.dtype))
+
+
+def _any(per_image: tf.Tensor) -> tf.Tensor:
+  """Whether a replica has pictures: how much its mean counts, 1 or 0."""
+  return tf.cast(tf.size(per_image) > 0, tf.float32)
 
 
 def _replica_share(loss: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,269 @@
+"""Tests of TensorFlow's own distribution: replicas, workers, a killed worker.
+
+Every run is a child process of its own: logical devices and collectives are
+set once in a process.
+"""
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from tests import distribution_worker
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 380  # Seconds for one child, on a busy computer.
+SINGLE, DOUBLE = 1e-5, 1e-9
+# Their mean over an epoch counts batches, or replicas' parts of a batch; that
+# differs where these are uneven, with Keras's own "loss" too.
+PER_BATCH = {"loss", "attr_loss", "distill_loss"}
+HALVES = (
+    ("plain", "drop_rate", "distillation", "layers", "agreement", "pruned",
+     "quantized", "empty", "outside"),
+    ("norm_twice", "norm", "norm_sync", "nested", "subclass", "ragged",
+     "cache", "empty_cache", "own_step"))
+EQUAL = [name for half in HALVES for name in half if name != "norm"]
+
+
+def _start(folder, kind, name, *arguments, config=None):
+  """Starts a child; its results go to `name`.json, what it says to .log."""
+  environment = {
+      **os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2",
+      # oneDNN's fused convolution fails on an empty batch, in plain Keras too.
+      "TF_ENABLE_ONEDNN_OPTS": "0",
+      "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+  environment.pop("TF_CONFIG", None)
+  if config is not None:
+    environment["TF_CONFIG"] = json.dumps(config)
+  with open(folder / f"{name}.log", "a") as log:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.distribution_worker", kind,
+         "--out", str(folder / f"{name}.json"), *map(str, arguments)],
+        cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+@contextlib.contextmanager
+def _folder():
+  with tempfile.TemporaryDirectory() as place:
+    yield Path(place)
+
+
+@contextlib.contextmanager
+def _children():
+  """A list of children, none of which outlives the block."""
+  started = []
+  try:
+    yield started
+  finally:
+    for child in started:
+      child.kill()
+      child.wait()
+
+
+def _results(folder, name, child):
+  """Waits for a child and reads what it found."""
+  code = child.wait(LIMIT)
+  if code:
+    raise AssertionError(
+        f"{name} ended with {code}:\n"
+        + (folder / f"{name}.log").read_text()[-4000:])
+  return json.loads((folder / f"{name}.json").read_text())
+
+
+def _cluster(test):
+  """Describes two workers on free ports, for each of them."""
+  try:
+    with contextlib.ExitStack() as stack:
+      ports = []
+      for _ in range(2):
+        one = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        socket.create_connection(one.getsockname(), timeout=5).close()
+        ports.append(one.getsockname()[1])
+  except OSError as error:
+    test.skipTest(f"no connection to 127.0.0.1 can be made: {error}")
+  workers = [f"127.0.0.1:{port}" for port in ports]
+  return [{"cluster": {"worker": workers},
+           "task": {"type": "worker", "index": i}} for i in range(2)]
+
+
+class _DistributionTest(parameterized.TestCase):
+
+  def assert_close(self, got, want, tolerance, what):
+    self.assertLess(
+        np.abs(np.float64(got) - np.float64(want)).max(initial=0), tolerance,
+        what)
+
+  def assert_same_run(self, name, got, want):
+    """Equal within rounding: logs of the epochs it ran, weights, constraint."""
+    settings = distribution_worker.CASES[name]
+    tolerance = DOUBLE if settings.get("double") else SINGLE
+    left_out = PER_BATCH if distribution_worker.uneven(name) else ()
+    self.assertEqual(got["replicas"], 2)
+    self.assertEqual(want["replicas"], 1)
+    self.assertEqual(set(got["history"]), set(want["history"]))
+    means = {"loss", "attr_loss", "attr_agreement"}
+    if settings.get("judged"):
+      means |= {f"val_{one}" for one in means}
+    self.assertContainsSubset(means, got["history"])
+    for log, values in got["history"].items():
+      self.assertTrue(np.isfinite(values).all(), log)
+      if log not in left_out:
+        self.assert_close(
+            values, np.take(want["history"][log], got["epochs"]),
+            # Keras's means are of single precision always.
+            max(tolerance, 1e-6), log)
+    self.assertEqual(len(got["weights"]), len(want["weights"]))
+    for (own, value), other in zip(
+        got["weights"].items(), want["weights"].values()):
+      self.assert_close(value, other, tolerance, own)
+    self.assertTrue(got["teacher_kept"])
+    if "agreement" in settings.get("wcam", {}):
+      self.assertNotEmpty(got["log_weights"])
+      for epoch, weights in zip(got["epochs"], got["log_weights"]):
+        self.assertLen(set(weights), 1)  # On all replicas.
+        self.assert_close(
+            weights[0], want["log_weights"][epoch][0], SINGLE, "log_weight")
+
+  def assert_moved(self, run):
+    """A test of equal runs says something only where they train."""
+    agreement = run["history"]["attr_agreement"]
+    self.assertGreater(np.ptp(agreement), 1e-3)
+    self.assertLess(max(agreement), 0.9999)
+    self.assertGreater(min(agreement), 0.01)
+
+
+@functools.cache
+def _mirrored():
+  """Every case alone and on two replicas of one process."""
+  with _folder() as place, _children() as children:
+    for i, names in enumerate(HALVES):
+      children.append(_start(
+          place, "mirrored", f"half{i}", "--cases", *names))
+    found = {}
+    for i, child in enumerate(children):
+      found |= _results(place, f"half{i}", child)
+  return found
+
+
+class MirroredTest(_DistributionTest):
+  """Two replicas in one process; each batch is halved between them."""
+
+  def runs(self, name):
+    found = _mirrored()[name]
+    self.assertNotIn("error", found, found.get("error"))
+    return found["alone"], found["replicas"]
+
+  def test_every_case_has_run(self):
+    self.assertEqual(set(_mirrored()), set(distribution_worker.CASES))
+
+  @parameterized.parameters(*EQUAL)
+  def test_equal_to_one_process(self, name):
+    alone, replicas = self.runs(name)
+    self.assert_same_run(name, replicas, alone)
+    self.assert_moved(alone)
+
+  def test_batch_normalization_has_statistics_of_each_replica(self):
+    """It runs, and is no more the run of one process: Keras's own way."""
+    alone, replicas = self.runs("norm")
+    self.assertEqual(set(alone["history"]), set(replicas["history"]))
+    for values in replicas["history"].values():
+      self.assertTrue(np.isfinite(values).all())
+    differences = {
+        name: np.abs(np.subtract(value, replicas["weights"][name])).max()
+        for name, value in alone["weights"].items()}
+    self.assertGreater(max(differences.values()), 10 * SINGLE)
+
+  def test_the_schedule_and_the_constraint_are_seen_in_the_logs(self):
+    for name, weights in (("layers", [1.5, 2.5]), ("agreement", None)):
+      _, replicas = self.runs(name)
+      if weights is not None:
+        np.testing.assert_allclose(
+            replicas["history"]["attr_weight"], weights, atol=1e-6)
+      self.assertLen(replicas["history"]["attr_weight"], 2)
+
+
+class WorkersTest(_DistributionTest):
+  """Two processes that talk over the loopback."""
+
+  def start(self, children, place, *arguments, halt=None):
+    """Starts both workers by the same command, but for the one to be killed."""
+    for i, config in enumerate(self.cluster):
+      extra = ["--halt", halt] if halt is not None and i == 1 else []
+      children.append(_start(
+          place, "workers", f"worker{i}", *arguments, *extra, config=config))
+    return children[-2:]
+
+  def setUp(self):
+    super().setUp()
+    self.cluster = _cluster(self)
+
+  def test_equal_to_one_process(self):
+    names = ("cache", "agreement", "own_step")
+    with _folder() as place, _children() as children:
+      pair = self.start(children, place, "--cases", *names)
+      found = [_results(place, f"worker{i}", child)
+               for i, child in enumerate(pair)]
+    for name in names:
+      for one in found:
+        self.assert_same_run(
+            name, one[name]["replicas"], _mirrored()[name]["alone"])
+
+  def test_a_killed_worker(self):
+    """Both are started again and lose nothing but the epoch they were in.
+
+    The pruning steps and the constraint's weight are in the backup; were one
+    of them not, the masks or the losses of the later epochs would differ.
+    """
+    with _folder() as place, _children() as children:
+      halt = place / "halted"
+      command = ["--cases", "pruned", "--backup", place / "backup"]
+      pair = self.start(children, place, *command, halt=halt)
+      until = time.monotonic() + LIMIT
+      while not halt.exists():
+        self.assertLess(time.monotonic(), until, "no epoch was ever half done")
+        for i, child in enumerate(pair):
+          self.assertIsNone(
+              child.poll(), (place / f"worker{i}.log").read_text()[-4000:])
+        time.sleep(0.1)
+      time.sleep(0.5)  # The other one waits for this one's gradients by now.
+      pair[1].kill()
+      self.assertEqual(pair[1].wait(LIMIT), -signal.SIGKILL)
+      # TF 2.21: a peer is missed after 10 s without a heartbeat, and no public
+      # option shortens that; the collective then fails with UnavailableError.
+      self.assertGreater(pair[0].wait(LIMIT), 0)
+      self.assertRegex(
+          (place / "worker0.log").read_text(), "UnavailableError|UNAVAILABLE")
+      self.assertFalse((place / "worker0.json").exists())
+      pair = self.start(children, place, *command)
+      found = [_results(place, f"worker{i}", child)["pruned"]["replicas"]
+               for i, child in enumerate(pair)]
+      rows = [list(csv.DictReader(
+          (place / f"worker{i}.json.csv").read_text().splitlines()))
+              for i in range(2)]
+    want = _mirrored()["pruned"]["alone"]
+    for one, epochs in zip(found, rows):
+      self.assertEqual(one["epochs"], [1, 2])  # Not begun anew.
+      self.assert_same_run("pruned", one, want)
+      # The epoch before the kill, too, as it was written down then.
+      self.assertEqual([row["epoch"] for row in epochs], ["0", "1", "2"])
+      for log, values in want["history"].items():
+        self.assert_close(
+            [float(row[log]) for row in epochs], values, SINGLE, log)
+      steps = {value for name, value in one["weights"].items()
+               if "pruning_step" in name}
+      self.assertEqual(steps, {6})
+
+
+if __name__ == "__main__":
+  absltest.main()
