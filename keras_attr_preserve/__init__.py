@@ -8,9 +8,11 @@ from keras_attr_preserve.callbacks import PreserveAttribution
 from keras_attr_preserve.compat import clone_model
 from keras_attr_preserve.filter_pruning import prune_filters
 from keras_attr_preserve.iterative_pruning import IterativePruning
+from keras_attr_preserve.keras3 import from_keras3
 from keras_attr_preserve.narrowing import narrow
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.saving import load_model, save_model
 from keras_attr_preserve.training import TrainStep
 
 # A wheel holds the export package inside this one. In a checkout it lies beside
@@ -34,7 +36,10 @@ __all__ = [
   "clone_model",
   "evaluation",
   "export",
+  "from_keras3",
+  "load_model",
   "narrow",
   "objectives",
   "prune_filters",
+  "save_model",
 ]

@@ -33,8 +33,9 @@ def check_keras(model: Any, name: str = "model") -> keras.Model:
     raise TypeError(
         f"{name} must be a tf_keras model, because "
         f"tensorflow-model-optimization takes no other; got the Keras 3 "
-        f"model {found}. Build or load it with `import tf_keras as keras` "
-        "(or set TF_USE_LEGACY_KERAS=1 before importing tensorflow).")
+        f"model {found}. Give kap.from_keras3({name}), the equal tf_keras "
+        "model; or build or load it with `import tf_keras as keras` (or set "
+        "TF_USE_LEGACY_KERAS=1 before importing tensorflow).")
   raise TypeError(f"{name} must be a tf_keras.Model; got {found}.")
 
 
@@ -91,8 +92,19 @@ def clone_model(model: keras.Model) -> keras.Model:
 
   Returns:
     A new, uncompiled model with equal weights.
+
+  Raises:
+    TypeError, ValueError: as for `check_model`; or the model is wrapped in a
+      way that its config does not tell all of.
   """
   check_model(model)
+  for layer in model.layers:
+    if hasattr(layer, "quantize_config") or getattr(
+        layer, "preserve_sparsity", False):
+      raise ValueError(
+          f"model {model.name!r} is wrapped by tfmot in ways that a copy would "
+          f"lose (layer {layer.name!r}); copy the net before it is wrapped, or "
+          "by kap.save_model and kap.load_model.")
   copy = keras.models.clone_model(model)
   copy.set_weights(model.get_weights())
   return copy

@@ -30,7 +30,8 @@ class CheckModelTest(absltest.TestCase):
         [keras_3.Input((3,)), keras_3.layers.Dense(2)])
     with self.assertRaisesRegex(
         TypeError, "teacher must be a tf_keras model.*got the Keras 3 model "
-        "keras.*import tf_keras as keras.*TF_USE_LEGACY_KERAS=1"):
+        r"keras.*kap.from_keras3\(teacher\).*import tf_keras as keras.*"
+        "TF_USE_LEGACY_KERAS=1"):
       compat.check_model(model, "teacher")
 
   def test_something_else_is_named(self):
@@ -91,6 +92,28 @@ class CloneModelTest(absltest.TestCase):
   def test_no_model(self):
     with self.assertRaisesRegex(TypeError, "model must be a tf_keras.Model"):
       compat.clone_model(None)
+
+
+class WrappedCloneTest(parameterized.TestCase):
+
+  @parameterized.parameters("quantize", "quantize_sparse", "sparse_clusters")
+  def test_what_a_config_does_not_tell_is_refused(self, wrap):
+    net = tiny.conv_net()
+    if wrap == "sparse_clusters":
+      clustering = tfmot.clustering.keras
+      model = clustering.cluster_weights(
+          net, 2, clustering.CentroidInitialization.LINEAR,
+          preserve_sparsity=True)
+    else:
+      model = getattr(tiny, wrap)(net)
+    with self.assertRaisesRegex(ValueError, "in ways that a copy would lose"):
+      compat.clone_model(model)
+
+  def test_a_pruned_model(self):
+    model = tiny.prune(tiny.conv_net())
+    copy = compat.clone_model(model)
+    pictures = tiny.images(2)
+    np.testing.assert_array_equal(copy(pictures), model(pictures))
 
 
 if __name__ == "__main__":

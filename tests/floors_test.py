@@ -11,8 +11,10 @@ PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules"),
     ("drawing",),
-    ("layers", "heads", "evaluation", "iterative_pruning", "channel_graph"),
-    ("tap", "constraint", "teacher_cache", "channel_slicing"),
+    ("layers", "heads", "evaluation", "iterative_pruning", "channel_graph",
+     "keras3_layers", "preserving"),
+    ("tap", "constraint", "teacher_cache", "channel_slicing", "keras3",
+     "saving"),
     ("regularizer", "attribution", "narrowing"),
     ("objectives", "meters", "guidance", "channel_gates"),
     ("training", "filter_pruning"),

@@ -1,0 +1,267 @@
+"""Saving and loading models of every kind that tfmot makes.
+
+Outputs are kept to the last bit, and so is what training needs to go on: the
+optimizer, masks and steps of pruning, centroids, ranges. Two things that Keras
+and tfmot 0.8.1 do not do by themselves are done here:
+
+* tfmot writes pruning- and cluster-preserving quantizers as plain ones, so
+  that Keras gives back a model that trains on without its zeros or clusters.
+  Here the kind is noted in the file and the quantizers are made anew.
+* tf_keras 2.21 gives back a SavedModel's optimizer without its state.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tensorflow_model_optimization as tfmot
+
+from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.keras3_layers import Keras3Activation
+from keras_attr_preserve.preserving import (
+    Wrapper,
+    by_name,
+    last_name,
+    preserved_kind,
+)
+
+__all__ = ["load_model", "save_model"]
+
+_MARK = "keras_attr_preserve_kind"
+_NOTE = Path("assets.extra", f"{_MARK}.txt")  # In a SavedModel.
+
+
+def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
+  """Saves a model, compiled state too, so that `load_model` gives it back.
+
+  What takes the name is whole: a failed or interrupted save leaves what was
+  there before. It may be called while `fit` runs.
+
+  Args:
+    model: a built `tf_keras` model: plain, stripped, or wrapped by pruning,
+      clustering, or quantization-aware training of any scheme. It is left as
+      it came.
+    path: ends in `.h5` (every kind), in `.keras` (no quantization-aware
+      training of the input, see Raises), or has no ending: the folder of a
+      SavedModel, which also serves without Keras. Its parent exists.
+
+  Returns:
+    The path.
+
+  Raises:
+    TypeError: it is no `tf_keras` model.
+    ValueError: the path has another ending; or a `.keras` file could not be
+      loaded again (tfmot's QuantizeLayer does not note that it is built, so
+      that Keras builds it twice while loading); or an `.h5` file cannot hold
+      the optimizer, whose variables share names.
+    OSError: the disk is full, or the folder cannot be written to.
+  """
+  if not isinstance(model, keras.Model):
+    raise TypeError(f"model must be a tf_keras.Model; got {type(model)}.")
+  path = Path(path)
+  kind = preserved_kind(model)
+  _check_path(path)
+  if path.suffix == ".keras" and (kind or _has_quantize_layer(model)):
+    raise ValueError(
+        f"path {str(path)!r}: a .keras file of a model of "
+        "quantization-aware training cannot be loaded again; save it to a "
+        "name that ends in .h5, or to a folder.")
+  if path.suffix == ".h5":
+    _check_names(model, path)
+  room = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+  try:
+    part = room / f"new{path.suffix}"
+    model.save(part, **({} if path.suffix else {"save_format": "tf"}))
+    _note(part, kind)
+    _take_name(part, path, room / "old")
+  finally:
+    shutil.rmtree(room)
+  return path
+
+
+def load_model(
+    path: str | os.PathLike,
+    custom_objects: dict[str, Any] | None = None) -> keras.Model:
+  """Loads what `save_model` or Keras saved, within tfmot's scopes.
+
+  A model compiled when saved comes back compiled, its optimizer where it was.
+  What Keras itself saved of pruning- or cluster-preserving training (a
+  `ModelCheckpoint`) says nothing of its kind: its outputs are right, and it
+  comes back as plain quantization-aware training. Save those by `save_model`.
+
+  Args:
+    path: an `.h5` or `.keras` file, or the folder of a SavedModel.
+    custom_objects: classes and functions of one's own, by name.
+
+  Returns:
+    The model.
+
+  Raises:
+    FileNotFoundError: there is nothing of that name.
+    ValueError: it cannot be loaded; a `.keras` file of quantization-aware
+      training never can.
+  """
+  path = Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"path {str(path)!r} does not exist.")
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as file:
+      config = json.loads(file.read("config.json"))
+    if '"QuantizeLayer"' in json.dumps(config):
+      raise ValueError(
+          f"path {str(path)!r}: a .keras file of a model of quantization-aware "
+          "training cannot be loaded, because tfmot's QuantizeLayer is built "
+          "twice; save the model again by kap.save_model, to a name that ends "
+          "in .h5 or to a folder.")
+  kind = _noted(path)
+  with _scopes(custom_objects):
+    if path.is_dir():
+      return _load_folder(path, kind)
+    if kind is None:
+      return keras.models.load_model(path)
+    with keras.utils.custom_object_scope(
+        {"QuantizeWrapperV2": Wrapper(kind, _h5_weights(path))}):
+      return keras.models.load_model(path)
+
+
+@contextlib.contextmanager
+def _scopes(custom_objects: dict[str, Any] | None) -> Iterator[None]:
+  with (tfmot.sparsity.keras.prune_scope(),
+        tfmot.clustering.keras.cluster_scope(),
+        tfmot.quantization.keras.quantize_scope(),
+        keras.utils.custom_object_scope(
+            {"Keras3Activation": Keras3Activation, **(custom_objects or {})})):
+    yield
+
+
+def _load_folder(path: Path, kind: str | None) -> keras.Model:
+  model = keras.models.load_model(path)
+  if kind is not None:
+    model = _rebuilt(model, kind)
+  optimizer = getattr(model, "optimizer", None)
+  if optimizer is not None and hasattr(optimizer, "build"):
+    optimizer.build(model.trainable_variables)
+    status = tf.train.Checkpoint(optimizer=optimizer).read(
+        str(path / "variables" / "variables"))
+    if optimizer.iterations.numpy():  # Before its first step it has no state.
+      status.assert_existing_objects_matched()
+  return model
+
+
+def _rebuilt(model: keras.Model, kind: str) -> keras.Model:
+  """Builds the model anew with the quantizers of its kind."""
+  layers = {layer.name: by_name(layer.weights) for layer in model.layers}
+  values = {name: {key: one.numpy() for key, one in weights.items()}
+            for name, weights in layers.items()}
+  with keras.utils.custom_object_scope(
+      {"QuantizeWrapperV2": Wrapper(kind, values.__getitem__)}):
+    rebuilt = type(model).from_config(_unbuilt(model.get_config()))
+  for layer in rebuilt.layers:
+    weights = by_name(layer.weights)
+    if weights.keys() != values[layer.name].keys():
+      raise ValueError(
+          f"path: layer {layer.name!r} of the {kind} model cannot be built "
+          f"again; it has {sorted(weights)}, the file "
+          f"{sorted(values[layer.name])}.")
+    for name, weight in weights.items():
+      weight.assign(values[layer.name][name])
+  if model.get_compile_config():
+    rebuilt.compile_from_config(model.get_compile_config())
+  return rebuilt
+
+
+def _unbuilt(config: Any) -> Any:
+  """Drops the shapes by which Keras would build each layer before its graph."""
+  if isinstance(config, dict):
+    return {key: _unbuilt(one) for key, one in config.items()
+            if key != "build_config"}
+  if isinstance(config, list):
+    return [_unbuilt(one) for one in config]
+  return config
+
+
+def _h5_weights(path: Path) -> Callable[[str], dict[str, np.ndarray]]:
+  """Gives a function that reads a layer's weights by their names."""
+  def read(layer: str) -> dict[str, np.ndarray]:
+    with h5py.File(path) as file:
+      group = file["model_weights"][layer]
+      return {last_name(_text(name)): np.asarray(group[name])
+              for name in group.attrs["weight_names"]}
+  return read
+
+
+def _text(name: str | bytes) -> str:
+  return name.decode() if isinstance(name, bytes) else name
+
+
+def _check_path(path: Path) -> None:
+  if path.suffix not in ("", ".h5", ".keras"):
+    raise ValueError(
+        f"path must end in .h5 or .keras, or have no ending for the folder of "
+        f"a SavedModel; got {str(path)!r}.")
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+        f"path {str(path)!r}: its folder does not exist.")
+  if path.exists() and path.is_dir() != (not path.suffix):
+    raise ValueError(
+        f"path {str(path)!r} is a {'folder' if path.is_dir() else 'file'}.")
+
+
+def _check_names(model: keras.Model, path: Path) -> None:
+  variables = getattr(getattr(model, "optimizer", None), "variables", None)
+  names = [one.name for one in
+           (variables() if callable(variables) else variables or ())]
+  if len(set(names)) < len(names):
+    raise ValueError(
+        f"path {str(path)!r}: an .h5 file cannot hold the optimizer's state, "
+        "because some of its variables share a name (strip_clustering leaves "
+        "such weights); save to a folder or a name that ends in .keras, or "
+        "save kap.clone_model(model), without the optimizer.")
+
+
+def _has_quantize_layer(model: keras.Model) -> bool:
+  return any(type(one).__name__ == "QuantizeLayer" for one in model.submodules)
+
+
+def _note(part: Path, kind: str | None) -> None:
+  """Writes the kind into what was saved."""
+  if kind is None:
+    return
+  if part.is_dir():
+    (part / _NOTE).parent.mkdir(exist_ok=True)
+    (part / _NOTE).write_text(kind)
+  else:
+    with h5py.File(part, "a") as file:
+      file.attrs[_MARK] = kind
+
+
+def _noted(path: Path) -> str | None:
+  if path.is_dir():
+    note = path / _NOTE
+    return note.read_text() if note.exists() else None
+  if not h5py.is_hdf5(path):
+    return None
+  with h5py.File(path) as file:
+    kind = file.attrs.get(_MARK)
+  return None if kind is None else _text(kind)
+
+
+def _take_name(part: Path, path: Path, old: Path) -> None:
+  """Moves what was written to its name, which a folder must be empty for."""
+  if not path.is_dir():
+    os.replace(part, path)
+    return
+  os.replace(path, old)
+  try:
+    os.replace(part, path)
+  except BaseException:
+    os.replace(old, path)
+    raise
