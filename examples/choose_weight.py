@@ -27,6 +27,8 @@ JUDGED = flags.DEFINE_integer("judged_scenes", 600, "Scenes to judge on.")
 TEACHER_EPOCHS = flags.DEFINE_integer("teacher_epochs", 12, "Epochs.")
 PRUNE_EPOCHS = flags.DEFINE_integer("prune_epochs", 6, "Epochs.")
 SPARSITY = flags.DEFINE_float("sparsity", 0.96, "Share of weights removed.")
+SCORES = flags.DEFINE_bool(
+    "scores", False, "Teach the teacher's scores as well, in every setting.")
 NETS = flags.DEFINE_list("nets", ["vgg", "resnet"], "Which nets.")
 
 BATCH = 64
@@ -91,12 +93,16 @@ def prune(teacher: keras.Model, scenes, callbacks) -> keras.Model:
 
 def settings(teacher: keras.Model, steps: int) -> dict[str, list]:
   """The callbacks of every setting, by its name."""
+  distillation = kap.Distillation(kind="sigmoid") if SCORES.value else None
   def hold(**found):
     return [kap.PreserveAttribution(
-        teacher, kap.WCAM(LAYER, target="present", **found))]
+        teacher, kap.WCAM(LAYER, target="present", **found),
+        distillation=distillation)]
   warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, steps // 4, 4.0)
   return {
-      "plain": [],
+      **({"scores": [kap.PreserveAttribution(
+          teacher, None, distillation=distillation)]}
+         if SCORES.value else {"plain": []}),
       **{f"weight={one:g}": hold(weight=one) for one in (0.25, 1, 4, 16, 64)},
       "weight=0..4": hold(weight=warm_up),
       **{f"agreement={one}": hold(agreement=one) for one in (0.9, 0.95, 0.98)},

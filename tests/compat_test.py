@@ -102,7 +102,7 @@ class WrappedCloneTest(parameterized.TestCase):
     if wrap == "sparse_clusters":
       clustering = tfmot.clustering.keras
       model = clustering.cluster_weights(
-          net, 2, clustering.CentroidInitialization.LINEAR,
+          net, 3, clustering.CentroidInitialization.LINEAR,
           preserve_sparsity=True)
     else:
       model = getattr(tiny, wrap)(net)
