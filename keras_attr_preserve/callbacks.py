@@ -1,8 +1,10 @@
 """The callback that adds attribution preservation to `model.fit`."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from keras_attr_preserve.compat import check_keras, keras, tf
@@ -32,7 +34,8 @@ class PreserveAttribution(keras.callbacks.Callback):
 
   For the length of a `fit` the model's `train_step` and `test_step` are a
   `TrainStep`'s. They are given back when `fit` ends, also when it is
-  interrupted or fails inside a step.
+  interrupted or fails. After an interruption between two steps what is left of
+  it goes with the model's next use.
   """
 
   def __init__(
@@ -88,16 +91,20 @@ class PreserveAttribution(keras.callbacks.Callback):
         raise ValueError(
             f"model {model.name!r} has a {name} of its own, which this "
             "callback would replace; call kap.TrainStep inside it instead.")
+    if self._settings["cache"] is not False and model.jit_compile:
+      raise ValueError(
+          "cache: XLA takes no table; compile the model without jit_compile, "
+          "or leave cache= out.")
     self._step = TrainStep(
         model, self._teacher, self._wcam, **self._settings)
     self._begun = False
     self._pruning = _pruning_callback(model)
     if self._step.state is not None:
-      _track(model, self._step.state)
-    model.train_function = _Function(
-        self, model, "train_step", model.make_train_function)
-    model.test_function = _Function(
-        self, model, "test_step", model.make_test_function)
+      # For checkpoints, such as those of BackupAndRestore. By tf.Module, for
+      # what Keras's own models delete stays in their checkpoints.
+      tf.Module.__setattr__(model, _STATE, self._step.state)
+    model.train_function = _Function(self, "train")
+    model.test_function = _Function(self, "test")
 
   def on_train_begin(self, logs: Any = None) -> None:
     """Notes that training began."""
@@ -109,12 +116,12 @@ class PreserveAttribution(keras.callbacks.Callback):
 
   def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Says that the next step is one of this callback's `fit`."""
-    self.model.train_function.expected = True
+    self.model.train_function.expect()
 
   def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Says that the next step is one of this callback's `fit`."""
     if self._step is not None:
-      self.model.test_function.expected = True
+      self.model.test_function.expect()
 
   def on_test_begin(self, logs: Any = None) -> None:
     """Starts the means of a validation pass."""
@@ -169,23 +176,11 @@ class PreserveAttribution(keras.callbacks.Callback):
     model, self._step, self._begun = self._step.model, None, False
     model.train_function = None
     model.test_function = None
-    _untrack(model)
+    if hasattr(model, _STATE):
+      tf.Module.__delattr__(model, _STATE)
 
 
 _STATE = "attr_preserve_state"
-
-
-def _track(model: keras.Model, state: tf.train.Checkpoint) -> None:
-  """Has checkpoints of the model, such as BackupAndRestore's, hold the state.
-
-  By TensorFlow's own tracking: Keras's does not let go of what it once tracked.
-  """
-  super(tf.Module, model).__setattr__(_STATE, state)
-
-
-def _untrack(model: keras.Model) -> None:
-  if hasattr(model, _STATE):
-    super(tf.Module, model).__delattr__(_STATE)
 
 
 def _pruning_callback(model: keras.Model) -> keras.callbacks.Callback | None:
@@ -205,47 +200,81 @@ def _pruning_callback(model: keras.Model) -> keras.callbacks.Callback | None:
 class _Function:
   """A train or test function that has the model's step only while it runs.
 
-  Keras announces each batch to the callbacks of a `fit` first; a call without
-  that comes from elsewhere (the callback's `fit` died, or someone evaluates
-  during it) and gets the model's own step.
+  Keras announces each batch to the callbacks of a `fit` first. A call without
+  that comes from a callback that trains or evaluates for itself, and gets the
+  model's own step; or it comes after a `fit` that died, and ends what that
+  left.
   """
 
-  def __init__(
-      self,
-      owner: PreserveAttribution,
-      model: keras.Model,
-      name: str,
-      make: Callable[..., Callable[..., Any]],
-  ):
+  def __init__(self, owner: PreserveAttribution, kind: str):
     self.owner = owner
-    self.expected = False
-    self._model = model
-    self._name = name
-    self._make = make
+    self._kind = kind
+    self._expected_by: FrameType | None = None
     self._made: dict[bool, Callable[..., Any]] = {}
 
+  def expect(self) -> None:
+    """Says that whoever now calls the callbacks will call for a batch."""
+    self._expected_by = _caller_of_callbacks()
+
   def __call__(self, *args: Any) -> Any:
-    ours, self.expected = self.expected, False
-    if ours:
-      step = self.owner._step
-      setattr(self._model, self._name,
-              step if self._name == "train_step" else step.test)
+    expected_by, self._expected_by = self._expected_by, None
+    frames = _callers()
+    # Who announced a batch and died before it is no longer there.
+    if expected_by in frames:
+      return self._call_ours(*args)
+    if not any(map(_tells_callbacks, frames)):
+      self.owner._uninstall()
+      return self._keras_function()(*args)
+    return self._function(False)(*args)
+
+  def _call_ours(self, *args: Any) -> Any:
+    model, step = self.owner.model, self.owner._step
+    setattr(model, f"{self._kind}_step",
+            step if self._kind == "train" else step.test)
     # A step's logs are means over all replicas already, not parts of a sum.
-    reduction = self._model.distribute_reduction_method
-    if ours:
-      self._model.distribute_reduction_method = "first"
+    reduction = model.distribute_reduction_method
+    model.distribute_reduction_method = "first"
     try:
-      if ours not in self._made:
-        self._made[ours] = self._make(force=True)
-        setattr(self._model, self._name.replace("step", "function"), self)
-      return self._made[ours](*args)
+      return self._function(True)(*args)
     except (StopIteration, tf.errors.OutOfRangeError):
       raise  # The end of the data, an epoch's ordinary end.
     except BaseException:
-      if ours:
-        self.owner._uninstall()
+      self.owner._uninstall()
       raise
     finally:
-      if ours:
-        delattr(self._model, self._name)
-        self._model.distribute_reduction_method = reduction
+      delattr(model, f"{self._kind}_step")
+      model.distribute_reduction_method = reduction
+
+  def _function(self, ours: bool) -> Callable[..., Any]:
+    """Has Keras make the function around the step, once for each step."""
+    if ours not in self._made:
+      self._made[ours] = self._keras_function()
+      setattr(self.owner.model, f"{self._kind}_function", self)
+    return self._made[ours]
+
+  def _keras_function(self) -> Callable[..., Any]:
+    return getattr(self.owner.model, f"make_{self._kind}_function")(force=True)
+
+
+def _callers() -> list[FrameType]:
+  """The frames that are running, those of this module apart."""
+  frames, frame = [], inspect.currentframe()
+  while frame is not None:
+    if frame.f_globals is not globals():
+      frames.append(frame)
+    frame = frame.f_back
+  return frames
+
+
+def _tells_callbacks(frame: FrameType) -> bool:
+  return (frame.f_globals.get("__name__")
+          == keras.callbacks.CallbackList.__module__)
+
+
+def _caller_of_callbacks() -> FrameType:
+  """The frame that is telling its callbacks something, such as `fit`'s."""
+  frames = _callers()
+  tells = [*map(_tells_callbacks, frames)]
+  if not any(tells):
+    return frames[0]  # Someone who calls this one callback by hand.
+  return frames[tells.index(False, tells.index(True))]

@@ -64,7 +64,9 @@ class AgreementConstraint:
     cosine = tf.math.divide_no_nan(total[0], total[1])
     lack = (self.agreement - cosine) / (1 - self.agreement)
     move = RATE * tf.clip_by_value(lack, -1.0, 1.0)
-    move = tf.where(total[1] > 0, tf.cast(move, tf.float32), 0.0)
+    # Loss scaling skips a step with NaN; it must not stay in the weight.
+    counts = (total[1] > 0) & tf.math.is_finite(total[0])
+    move = tf.where(counts, tf.cast(move, tf.float32), 0.0)
     self.log_weight.assign(
         tf.clip_by_value(self.log_weight + move, *self._bounds))
 

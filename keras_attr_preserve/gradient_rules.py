@@ -65,17 +65,11 @@ def _moments_difference(op: tf.Operation, grad: tf.Tensor):
     rounding = 1e-5 * tf.reduce_max(tf.abs(x), axes, keepdims=True)
     y = tf.where(tf.reduce_all(tf.abs(y - mean) <= rounding), mean, y)
   grad = 2 * grad * (x - y)
-  return (_summed_to(grad, tf.shape(op.inputs[0])),
-          _summed_to(-grad, tf.shape(op.inputs[1])))
-
-
-def _summed_to(grad: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-  """Sums over the axes along which a tensor of `shape` was broadcast."""
-  padding = tf.ones([tf.rank(grad) - tf.size(shape)], shape.dtype)
-  wide = tf.concat([padding, shape], 0)
-  axes = tf.cast(
-      tf.where((wide == 1) & (tf.shape(grad) != 1))[:, 0], tf.int32)
-  return tf.reshape(tf.reduce_sum(grad, axes), shape)
+  shapes = tf.shape(op.inputs[0]), tf.shape(op.inputs[1])
+  # Sums over what was broadcast; unlike tf.where, XLA takes this.
+  axes = tf.raw_ops.BroadcastGradientArgs(s0=shapes[0], s1=shapes[1])
+  return [tf.reshape(tf.reduce_sum(one, over), shape)
+          for one, over, shape in zip((grad, -grad), axes, shapes)]
 
 
 MOMENTS: Mapping[str, Rule] = {"SquaredDifference": _moments_difference}

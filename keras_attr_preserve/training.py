@@ -128,7 +128,8 @@ class TrainStep:
 
     Raises:
       tf.errors.InvalidArgumentError: the loss is not finite; the weights are
-        those from before the step.
+        those from before the step (on one device). XLA raises nothing: with
+        `jit_compile=True` give `fit` keras.callbacks.TerminateOnNaN().
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     logs = {}
@@ -177,6 +178,7 @@ class TrainStep:
     if training and self.wcam is not None and self.wcam.drop_rate:
       # A step's own, and equal when a run is resumed or repeated.
       seed = tf.stack([tf.cast(self._count(step), tf.int32), 0])
+    kept = self._kept(training)
     guide = self._guidance(x, labels, seed)
     needs_gradient = self.wcam is not None and self.wcam.needs_gradient
     with (tf.GradientTape(persistent=True) if needs_gradient
@@ -195,7 +197,8 @@ class TrainStep:
       self._meter.update(match, attr_loss)
       if training and self._constraint is not None:
         self._constraint.update(agreement, valid)
-    return self._only_finite(loss, x), student.output
+    return (self._only_finite(loss, kept, x, y, sample_weight),
+            student.output)
 
   def save_cache(self) -> None:
     """Writes the cache to its file, where it has one."""
@@ -250,29 +253,44 @@ class TrainStep:
     return ((1 - alpha) * (loss - penalty) + penalty
             + alpha * tf.cast(_replica_share(divergence), loss.dtype))
 
-  def _only_finite(self, loss: tf.Tensor, x: Any) -> tf.Tensor:
+  def _kept(self, training: bool) -> list[tuple[tf.Variable, tf.Tensor]]:
+    """Reads the weights, which a forward pass may change: moving averages.
+
+    And masks, masked kernels and ranges under tfmot. Replicas would have to
+    agree on whether to put them back.
+    """
+    if not training or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+      return []
+    return [(one, tf.convert_to_tensor(one)) for one in self.model.variables]
+
+  def _only_finite(
+      self, loss: tf.Tensor, kept: list[tuple[tf.Variable, tf.Tensor]],
+      *batch: Any) -> tf.Tensor:
     """Stops before a loss that is not finite reaches a weight.
 
-    Under XLA there are no assertions; loss scaling skips such steps itself.
+    Loss scaling skips such a step itself, and it is skipped as a whole. XLA
+    (`jit_compile=True`) has no assertions: there NaN reaches the weights, as
+    in Keras.
     """
-    if isinstance(self.model.optimizer,
-                  keras.mixed_precision.LossScaleOptimizer):
-      return loss
+    skips = isinstance(self.model.optimizer,
+                       keras.mixed_precision.LossScaleOptimizer)
 
     def stop():
-      bad = tf.add_n([tf.reduce_sum(tf.cast(
-          ~tf.math.is_finite(tf.cast(one, tf.float32)), tf.int32))
-                      for one in tf.nest.flatten(x)])
-      check = tf.debugging.Assert(False, [
-          "The loss is not finite, and the weights are left as they are. "
-          "Values in the batch that are NaN or infinite:", bad])
+      done = [one.assign(value, read_value=False) for one, value in kept]
+      with tf.control_dependencies([one for one in done if one is not None]):
+        if skips:
+          return tf.constant(1, loss.dtype)
+        check = tf.debugging.Assert(False, [
+            "The loss is not finite, and the weights are left as they are. "
+            "Values that are NaN or infinite in the pictures, the labels and "
+            "the sample weights of the batch:", *map(_count_bad, batch)])
       with tf.control_dependencies([check]):
         return tf.constant(1, loss.dtype)
 
     one = tf.cond(tf.math.is_finite(loss),
                   lambda: tf.constant(1, loss.dtype), stop)
     # So that every gradient waits for the check.
-    return loss * one
+    return loss * tf.stop_gradient(one)
 
   def _logs(self, x, y, output, sample_weight) -> dict[str, tf.Tensor]:
     logs = self.model.compute_metrics(x, y, output, sample_weight)
@@ -280,6 +298,14 @@ class TrainStep:
     if self._divergence is not None:
       means["distill_loss"] = self._divergence
     return {**logs, **{name: mean.result() for name, mean in means.items()}}
+
+
+def _count_bad(structure: Any) -> tf.Tensor:
+  """Counts the values that are NaN or infinite."""
+  return tf.add_n([tf.constant(0)] + [
+      tf.reduce_sum(tf.cast(~tf.math.is_finite(one), tf.int32))
+      for one in tf.nest.flatten(structure)
+      if one is not None and one.dtype.is_floating])
 
 
 def _mean(per_image: tf.Tensor, sample_weight: Any) -> tf.Tensor:

@@ -81,7 +81,9 @@ def drop_channels(
   dropped = int(drop_rate * channels)
   if not dropped:
     return features
-  order = tf.argsort(tf.random.stateless_uniform([channels], seed))
+  # Whole numbers of this algorithm are the same ones under XLA.
+  order = tf.argsort(tf.random.stateless_uniform(
+      [channels], seed, None, None, tf.int32, alg="philox"))
   return features * tf.cast(order >= dropped, features.dtype)
 
 
@@ -142,11 +144,23 @@ def same_size(
     Both, resized where need be, bilinear and antialiased.
   """
   sizes = one.shape[1:], other.shape[1:]
-  if all(size.is_fully_defined() for size in sizes) and sizes[0] == sizes[1]:
-    return one, other
-  size = tf.minimum(tf.shape(one)[1:], tf.shape(other)[1:])
-  return _resize(one, size), _resize(other, size)
+  if not all(size.is_fully_defined() for size in sizes):
+    size = tf.minimum(tf.shape(one)[1:], tf.shape(other)[1:])
+    return _resize(one, size), _resize(other, size)
+  size = [min(lengths) for lengths in zip(*sizes)]
+  return _resampled(one, size), _resampled(other, size)
 
 
 def _resize(maps: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
   return tf.image.resize(maps[..., None], size, antialias=True)[..., 0]
+
+
+def _resampled(maps: tf.Tensor, size: list[int]) -> tf.Tensor:
+  """As `_resize`, by two matrices: XLA cannot resize, but multiplies."""
+  if maps.shape[1:] == size:
+    return maps
+  with tf.init_scope():
+    rows, columns = (
+        tf.cast(_resize(tf.eye(before)[None], [after, before])[0], maps.dtype)
+        for before, after in zip(maps.shape[1:], size))
+  return tf.einsum("ih,bhw,jw->bij", rows, maps, columns)

@@ -1,0 +1,537 @@
+"""The ways in which Keras trains: each kind of model, data and setting.
+
+The sums of a step are held by training_test.py, what a fit does before and
+after by callbacks_test.py. Here the same must come out whichever way the model,
+the data and the fit are given.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import (
+    WCAM,
+    Distillation,
+    PreserveAttribution,
+    TrainStep,
+)
+from tests import tiny
+
+COUNT = 6
+BATCHES = (slice(0, 3), slice(3, 6))
+layers = keras.layers
+
+
+def _cross_entropy():
+  return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _compiled(model, rate=0.05, loss=None, **settings):
+  model.compile(keras.optimizers.SGD(rate, momentum=0.9),
+                loss or _cross_entropy(), **settings)
+  return model
+
+
+def _fit(model, teacher, wcam=None, callbacks=(), **settings):
+  """Fits on two batches of three, in order; returns the logs."""
+  ours = {one: settings.pop(one) for one in ("output", "distillation")
+          if one in settings}
+  settings = {"x": tiny.images(COUNT, size=4), "y": tiny.labels(COUNT),
+              "batch_size": 3, "shuffle": False, "verbose": 0, **settings}
+  ours = PreserveAttribution(teacher, wcam or WCAM("act"), **ours)
+  return model.fit(callbacks=[*callbacks, ours], **settings).history
+
+
+class _Subclass(keras.Model):
+  """A model of one's own around a graph of layers."""
+
+  def __init__(self, core):
+    super().__init__()
+    self.core = core
+
+  def call(self, inputs, training=None):
+    return self.core(inputs, training=training)
+
+
+def _sequential(net):
+  copy = tiny.copy_of(net)
+  return keras.Sequential([keras.Input((4, 4, 2)), *copy.layers[1:]])
+
+
+def _transfer(net, wrap=lambda base: base):
+  """A trunk, a pool and a head, as one transfers a pretrained net."""
+  copy = tiny.copy_of(net)
+  base = wrap(keras.Model(copy.input, copy.get_layer("act").output))
+  head = layers.Dense(3, name="head")
+  model = keras.Sequential([base, layers.GlobalAveragePooling2D(), head])
+  model.build((None, 4, 4, 2))
+  head.set_weights(copy.get_layer("logits").get_weights())
+  return model
+
+
+def _two_inputs(net, kind):
+  """The two colours of a picture as two inputs."""
+  inputs = {name: keras.Input((4, 4, 1), name=name) for name in "ab"}
+  x = layers.Concatenate()([inputs["a"], inputs["b"]])
+  for layer in tiny.copy_of(net).layers[1:]:
+    x = layer(x)
+  return keras.Model(
+      inputs if kind == "dict" else [*inputs.values()], x)
+
+
+def _two_outputs(net, kind="list"):
+  copy = tiny.copy_of(net)
+  size = layers.Dense(1, name="size")(copy.get_layer("pool").output)
+  outputs = {"size": size, "logits": copy.output}
+  return keras.Model(
+      copy.input, outputs if kind == "dict" else [*outputs.values()])
+
+
+class _WaysTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    keras.utils.set_random_seed(0)
+    self.pictures, self.labels = tiny.images(COUNT, size=4), tiny.labels(COUNT)
+    self.net, self.teacher = tiny.smooth_net(1), tiny.smooth_net(0)
+
+  def cosines(self):
+    """Each picture's agreement in training mode, by NumPy."""
+    return np.concatenate([
+        tiny.swa_cosines(self.net, self.teacher, self.pictures[batch],
+                         training=True) for batch in BATCHES])
+
+  def assert_agreement(self, history):
+    """A fit with a learning rate of 0 found what NumPy finds."""
+    self.assertAlmostEqual(
+        history["attr_agreement"][0], self.cosines().mean(), places=4)
+
+
+class ModelsTest(_WaysTest):
+
+  @parameterized.named_parameters(
+      ("functional", tiny.copy_of), ("sequential", _sequential),
+      ("subclass", lambda net: _Subclass(tiny.copy_of(net))),
+      ("transfer", _transfer),
+      ("subclass_of_transfer", lambda net: _Subclass(_transfer(net))))
+  def test_kinds(self, make):
+    model = _compiled(make(self.net), rate=0.0)
+    self.assert_agreement(_fit(model, self.teacher))
+
+  def test_a_pruned_trunk(self):
+    model = _compiled(_transfer(self.net, tiny.prune))
+    _fit(model, self.teacher)
+    self.assertEqual(set(tiny.pruning_steps(model.layers[0])), {2})
+
+  def test_a_quantized_core_in_a_subclass(self):
+    model = _compiled(_Subclass(tiny.quantize(self.net)))
+    before = [one.numpy() for one in model.trainable_variables]
+    history = _fit(model, self.teacher, WCAM("act", weight=20.0), epochs=6)
+    self.assertGreater(history["attr_agreement"][-1],
+                       history["attr_agreement"][0] + 0.02)
+    for variable, value in zip(model.trainable_variables, before):
+      self.assertGreater(np.abs(variable.numpy() - value).max(), 0)
+
+  @parameterized.parameters("list", "dict")
+  def test_several_inputs(self, kind):
+    model = _compiled(_two_inputs(self.net, kind), rate=0.0)
+    teacher = _two_inputs(self.teacher, kind)
+    x = {"a": self.pictures[..., :1], "b": self.pictures[..., 1:]}
+    self.assert_agreement(_fit(
+        model, teacher, x=x if kind == "dict" else [*x.values()]))
+
+  @parameterized.parameters(
+      ("list", "list", "one"), ("list", "dict", "both"),
+      ("dict", "dict", "one"))
+  def test_several_outputs(self, kind, labels, teacher):
+    """By hand: its labels, weights and scores are those of its own name."""
+    model = _two_outputs(self.net, kind)
+    model.compile(keras.optimizers.SGD(0.0), {
+        "size": "mse", "logits": _cross_entropy()},
+        loss_weights={"size": 0.5, "logits": 2.0})
+    weights = {"size": np.ones(COUNT), "logits": np.float32(range(COUNT))}
+    y = {"size": np.zeros((COUNT, 1)), "logits": self.labels}
+    if labels == "list":
+      y, weights = [*y.values()], [*weights.values()]
+    distances = 1 - tiny.swa_cosines(  # The labels are the classes explained.
+        self.net, self.teacher, self.pictures, self.labels, training=True)
+    history = _fit(
+        model, self.teacher if teacher == "one" else _two_outputs(
+            self.teacher, kind), WCAM("act", weight=3.0, target="label"),
+        y=y, sample_weight=weights, output="logits", batch_size=COUNT,
+        distillation=Distillation(alpha=0.5, temperature=1.0))
+    self.assertAlmostEqual(history["attr_loss"][0], 3 * np.mean(
+        np.arange(COUNT) * distances), places=4)
+    p, q = (tf.nn.log_softmax(one).numpy() for one in (
+        self.teacher(self.pictures), self.net(self.pictures, training=True)))
+    self.assertAlmostEqual(history["distill_loss"][0], np.mean(
+        np.arange(COUNT) * (np.exp(p) * (p - q)).sum(1)), places=4)
+    self.assertContainsSubset({"size_loss", "logits_loss"}, history)
+
+  @parameterized.named_parameters(
+      ("multi_label", "sigmoid", 3, "present", "binary_crossentropy"),
+      ("one_logit", "linear", 1, "teacher", keras.losses.BinaryCrossentropy(
+          from_logits=True)),
+      ("one_sigmoid", "sigmoid", 1, "label", "binary_crossentropy"),
+      ("regression", "linear", 1, "score", "mse"))
+  def test_tasks(self, head, classes, target, loss):
+    student, teacher = (
+        tiny.smooth_net(seed, head=head, classes=classes) for seed in (1, 0))
+    y = np.random.default_rng(0).integers(0, 2, (COUNT, classes))
+    y[:, 0] = 1
+    history = _fit(_compiled(student, loss=loss), teacher,
+                   WCAM("act", weight=20.0, target=target),
+                   y=y.astype(np.float32), epochs=10)
+    distances = 1 - np.array(history["attr_agreement"])
+    self.assertLess(distances[-1], 0.7 * distances[0])
+    self.assertTrue(np.isfinite(history["loss"]).all())
+
+
+class DataTest(_WaysTest):
+
+  def _sequence(self):
+    pictures, labels = self.pictures, self.labels
+
+    class Pairs(keras.utils.Sequence):
+      def __len__(self):
+        return 2
+
+      def __getitem__(self, i):
+        return pictures[BATCHES[i]], labels[BATCHES[i]]
+    return {"x": Pairs()}
+
+  def _generator(self):
+    def pairs():
+      while True:
+        for batch in BATCHES:
+          yield self.pictures[batch], self.labels[batch]
+    return {"x": pairs(), "steps_per_epoch": 2}
+
+  def _dataset(self):
+    return {"x": tf.data.Dataset.from_tensor_slices(
+        (self.pictures, self.labels)).batch(3)}
+
+  def _dataset_of_known_batches(self):
+    return {"x": tf.data.Dataset.from_tensor_slices(
+        (self.pictures, self.labels)).batch(3, drop_remainder=True)}
+
+  def _split(self):
+    return {"x": np.concatenate([self.pictures, tiny.images(2, 9, size=4)]),
+            "y": np.concatenate([self.labels, tiny.labels(2)]),
+            "validation_split": 0.25, "batch_size": 3}
+
+  @parameterized.parameters(
+      "sequence", "generator", "dataset", "dataset_of_known_batches", "split")
+  def test_given_as(self, kind):
+    data = getattr(self, f"_{kind}")()
+    model = _compiled(tiny.copy_of(self.net), rate=0.0)
+    history = model.fit(**data, shuffle=False, verbose=0, callbacks=[
+        PreserveAttribution(self.teacher, WCAM("act"))]).history
+    self.assert_agreement(history)
+    self.assertEqual("val_attr_agreement" in history, kind == "split")
+
+
+class SettingsTest(_WaysTest):
+
+  @parameterized.named_parameters(
+      ("by_norm", {"clipnorm": 0.01}, lambda gradients: [
+          tf.clip_by_norm(one, 0.01) for one in gradients]),
+      ("by_value", {"clipvalue": 0.001}, lambda gradients: [
+          tf.clip_by_value(one, -0.001, 0.001) for one in gradients]),
+      ("by_global_norm", {"global_clipnorm": 0.01}, lambda gradients: (
+          tf.clip_by_global_norm(gradients, 0.01)[0])))
+  def test_clipping(self, setting, clip):
+    model, other = tiny.copy_of(self.net), _compiled(tiny.copy_of(self.net))
+    model.compile(keras.optimizers.SGD(1.0, **setting), _cross_entropy())
+    with tf.GradientTape() as tape:
+      loss, _ = TrainStep(other, self.teacher, WCAM("act")).loss(
+          self.pictures, self.labels)
+    gradients = clip(tape.gradient(loss, other.trainable_variables))
+    want = [one - change for one, change in zip(
+        other.trainable_variables, gradients)]
+    _fit(model, self.teacher, batch_size=COUNT)
+    for got, one in zip(model.trainable_variables, want):
+      np.testing.assert_allclose(got, one, atol=1e-6)
+
+  def test_an_optimizer_with_everything(self):
+    """Decay, averages, clipping: with a weight of 0 as if by Keras alone."""
+    found = []
+    for preserve in (False, True):
+      model = tiny.copy_of(self.net)
+      model.compile(keras.optimizers.AdamW(
+          0.01, weight_decay=0.1, use_ema=True, ema_momentum=0.8,
+          global_clipnorm=0.5), _cross_entropy())
+      model.fit(
+          self.pictures, self.labels, batch_size=3, shuffle=False, verbose=0,
+          epochs=2, callbacks=[PreserveAttribution(self.teacher, WCAM(
+              "act", weight=0.0))] * preserve)
+      found.append(model.get_weights())
+    for one, other in zip(*found):
+      np.testing.assert_allclose(one, other, atol=1e-5)
+
+  def test_partly_frozen(self):
+    model = tiny.copy_of(self.net)
+    model.get_layer("conv").trainable = False
+    self.teacher.trainable = False
+    _compiled(model)
+    before = model.get_layer("conv").get_weights()
+    history = _fit(model, self.teacher, epochs=5, initial_epoch=2)
+    self.assertLen(history["attr_agreement"], 3)
+    self.assertTrue(tiny.weights_equal(
+        model.get_layer("conv").get_weights(), before))
+    self.assertFalse(np.array_equal(
+        model.get_layer("logits").kernel, self.net.get_layer("logits").kernel))
+
+  @parameterized.parameters("plain", "quantized")
+  def test_compiled_by_xla(self, kind):
+    """Through normalizations of several kinds and hidden layers."""
+    def net(seed):
+      inputs = keras.Input((4, 4, 2))
+      x = layers.Conv2D(3, 3, padding="same", name="conv")(inputs)
+      x = layers.Activation("relu", name="act")(x)
+      if kind == "plain":
+        if not seed:  # The teacher's maps are smaller.
+          x = layers.AveragePooling2D((1, 2), name="small")(x)
+        x = layers.ReLU()(layers.GroupNormalization(1)(x))
+      x = layers.Dense(4, use_bias=False)(layers.Flatten()(x))
+      if kind == "plain":
+        x = layers.BatchNormalization()(x)
+      return tiny.shake(keras.Model(
+          inputs, layers.Dense(3)(layers.ReLU()(x))), seed)
+
+    student, teacher = net(1), net(0)
+    if kind == "quantized":
+      student = tiny.quantize(student)
+    weights, found = student.get_weights(), []
+    for jit in (False, True):
+      student.set_weights(weights)
+      _compiled(student, rate=0.01, jit_compile=jit)
+      wcam = WCAM("small" if kind == "plain" else "act", drop_rate=0.5,
+                  student_layer="act")
+      found.append(_fit(
+          student, teacher, wcam, epochs=2, batch_size=COUNT))
+    for name in found[0]:
+      np.testing.assert_allclose(
+          found[1][name], found[0][name], rtol=1e-3, err_msg=name)
+
+  def test_a_cache_cannot_be_compiled_by_xla(self):
+    model = _compiled(self.net, jit_compile=True)
+    with self.assertRaisesRegex(ValueError, "cache: XLA takes no table"):
+      model.fit(self.pictures, self.labels, callbacks=[PreserveAttribution(
+          self.teacher, WCAM("act"), cache=True)])
+
+  @parameterized.parameters("mixed_float16", "float32")
+  def test_half_precision(self, policy):
+    """Maps of 24x24: their gradients are small, and must not vanish."""
+    before = keras.mixed_precision.global_policy()
+    self.addCleanup(keras.mixed_precision.set_global_policy, before)
+    keras.mixed_precision.set_global_policy(policy)
+    teacher = tiny.smooth_net(0, size=24)
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    student = tiny.smooth_net(1, size=24)
+    student.compile(keras.optimizers.SGD(0.05, momentum=0.9), _cross_entropy())
+    history = _fit(student, teacher, WCAM("act", weight=20.0), epochs=10,
+                   x=tiny.images(COUNT, size=24))
+    self.assertTrue(np.isfinite(history["loss"]).all())
+    self.assertGreater(history["attr_agreement"][-1],
+                       history["attr_agreement"][0] + 0.05)
+    # Each step was taken: no gradient overflowed, and the scale stayed.
+    self.assertEqual(student.optimizer.iterations.numpy(), 20)
+    self.assertEqual(student.optimizer.loss_scale.numpy(), 2.0**15)
+
+  def test_half_precision_cannot_be_quantized(self):
+    """Trap 9: tfmot itself fails, before this library sees a model."""
+    before = keras.mixed_precision.global_policy()
+    self.addCleanup(keras.mixed_precision.set_global_policy, before)
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    with self.assertRaisesRegex(
+        (TypeError, ValueError), "float16.* does not match expected type of "
+        "float32|quantize_layer"):
+      tfmot.quantization.keras.quantize_model(tiny.conv_net())
+
+
+class OwnLoopTest(_WaysTest):
+
+  def test_train_on_batch(self):
+    class Student(keras.Model):
+      def train_step(self, data):
+        return self.step(data)
+
+      def test_step(self, data):
+        return self.step.test(data)
+
+    copy = tiny.copy_of(self.net)
+    model = _compiled(Student(copy.input, copy.output), rate=0.0)
+    model.step = TrainStep(model, self.teacher, WCAM("act"))
+    for run in (model.train_on_batch, model.test_on_batch):
+      for metric in model.step.metrics:
+        metric.reset_state()
+      logs = run(self.pictures[:3], self.labels[:3], return_dict=True)
+      self.assertAlmostEqual(logs["attr_agreement"], tiny.swa_cosines(
+          self.net, self.teacher, self.pictures[:3],
+          training=run == model.train_on_batch).mean(), places=4)
+
+  def test_accumulated_gradients(self):
+    """With an optimizer of its own, whose count is not the model's."""
+    model, optimizer = _compiled(self.net), keras.optimizers.SGD(0.5)
+    schedule = keras.optimizers.schedules.PolynomialDecay(30.0, 20, 10.0)
+    step = TrainStep(model, self.teacher, WCAM("act", weight=schedule))
+
+    @tf.function
+    def update(number):
+      sums = [tf.zeros_like(one) for one in model.trainable_variables]
+      for batch in BATCHES:
+        with tf.GradientTape() as tape:
+          loss, _ = step.loss(
+              self.pictures[batch], self.labels[batch], step=number)
+        sums = [one + 0.5 * more for one, more in zip(
+            sums, tape.gradient(loss, model.trainable_variables))]
+      optimizer.apply_gradients(zip(sums, model.trainable_variables))
+
+    found = []
+    for number in range(20):
+      for metric in step.metrics:
+        metric.reset_state()
+      distance = 1 - self.cosines().mean()
+      update(tf.constant(number))
+      logs = {metric.name: float(metric.result()) for metric in step.metrics}
+      found.append(logs["attr_agreement"])
+      self.assertAlmostEqual(
+          logs["attr_loss"], float(schedule(number)) * distance, places=2)
+    self.assertGreater(found[-1], found[0] + 0.05)
+    self.assertEqual(int(model.optimizer.iterations), 0)
+
+
+class CallbacksTest(_WaysTest):
+
+  def test_all_of_keras(self):
+    """Saved as the fit goes, with a weight that moves, and stopped early."""
+    folder = tiny.folder(self)
+    saved = {"h5": "best.h5", "model": "best", "weights": "weights/best"}
+    model = _compiled(tiny.copy_of(self.net), metrics=["accuracy"])
+    watch = {"monitor": "val_attr_agreement", "mode": "max"}
+    rates = []
+    history = _fit(
+        model, self.teacher, WCAM("act", agreement=0.9), epochs=9,
+        validation_data=(self.pictures, self.labels), callbacks=[
+            *[keras.callbacks.ModelCheckpoint(
+                str(folder / path), save_best_only=True,
+                save_weights_only=kind == "weights", **watch)
+              for kind, path in saved.items()],
+            keras.callbacks.EarlyStopping(
+                **watch, min_delta=10, patience=2),
+            keras.callbacks.ReduceLROnPlateau(
+                **watch, factor=0.5, patience=1, min_delta=10),
+            keras.callbacks.LearningRateScheduler(
+                lambda epoch, rate: rates.append(rate) or rate),
+            keras.callbacks.CSVLogger(str(folder / "log.csv"))])
+    agreements = history["val_attr_agreement"]
+    self.assertLen(agreements, 3)
+    np.testing.assert_allclose(rates, [0.05, 0.05, 0.025], rtol=1e-5)
+    rows = (folder / "log.csv").read_text().splitlines()
+    self.assertLen(rows, 4)
+    self.assertContainsSubset(
+        {"attr_agreement", "val_attr_dead", "attr_weight"},
+        rows[0].split(","))
+    plain = tiny.copy_of(self.net)
+    plain.load_weights(str(folder / saved["weights"]))
+    for best in (keras.models.load_model(folder / saved["h5"]),
+                 keras.models.load_model(folder / saved["model"]), plain):
+      self.assertAlmostEqual(max(agreements), tiny.swa_cosines(
+          best, self.teacher, self.pictures).mean(), places=4)
+    for path in folder.rglob("*"):  # It loads where this library is not.
+      if path.is_file():
+        self.assertNotIn(b"keras_attr_preserve", path.read_bytes(), path)
+    # After the fit there is nothing of it at all.
+    model.save(folder / "after.h5")
+    model.save(folder / "after")
+    for path in [folder / "after.h5", *(folder / "after").rglob("*")]:
+      if path.is_file():
+        for trace in (b"attr_agreement", b"attr_preserve", b"log_weight"):
+          self.assertNotIn(trace, path.read_bytes(), path)
+
+
+# What is trained, killed and resumed: a name, whether pruned, what is matched,
+# and when a backup is made.
+_RUNS = (
+    ("schedule", False, {"drop_rate": 0.5, "weight": keras.optimizers.schedules
+                         .PolynomialDecay(4.0, 12, 8.0)}, "epoch"),
+    ("constraint", True, {"agreement": 0.97, "drop_rate": 0.5}, 2))
+_EPOCHS = 4
+
+
+class _Die(keras.callbacks.Callback):
+  """Ends a run in the middle of its third epoch."""
+
+  def __init__(self, kill):
+    super().__init__()
+    self._kill = kill
+    self._batches = 0
+
+  def on_train_batch_end(self, batch, logs=None):
+    self._batches += 1
+    if self._batches == 2 * 3 + 2:
+      if self._kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+      raise ZeroDivisionError()
+
+
+def _run(folder, name, pruned, settings, frequency, callbacks=()):
+  """Trains one of the runs, on from its backup where there is one."""
+  net = tiny.smooth_net(1, width=6)
+  model = _compiled(tiny.prune(net) if pruned else net)
+  backup = keras.callbacks.BackupAndRestore(
+      os.path.join(folder, name), save_freq=frequency)
+  # Keras resumes an epoch with its first batch, so that all must be alike.
+  x, y = ((tiny.images(COUNT, size=4), tiny.labels(COUNT))
+          if frequency == "epoch" else (
+              np.tile(tiny.images(2, size=4), (3, 1, 1, 1)),
+              np.tile(tiny.labels(2), 3)))
+  history = _fit(model, tiny.smooth_net(0, width=6), WCAM("act", **settings),
+                 [backup, *callbacks], epochs=_EPOCHS, batch_size=2, x=x, y=y)
+  return history, model.get_weights()
+
+
+def _killed(folder):
+  """Begins every run; the last one is killed, and this process with it."""
+  for run in _RUNS:
+    with contextlib.suppress(ZeroDivisionError):
+      _run(folder, *run, [_Die(run is _RUNS[-1])])
+
+
+class ResumedTest(parameterized.TestCase):
+
+  def test_as_if_it_had_not_stopped(self):
+    folder = tiny.folder(self)
+    child = subprocess.run(
+        [sys.executable, "-c", "import sys; from tests import keras_ways_test; "
+         "keras_ways_test._killed(sys.argv[1])", str(folder / "killed")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True)
+    self.assertEqual(child.returncode, -signal.SIGKILL, child.stderr)
+    for run in _RUNS:
+      with self.subTest(run[0]):
+        want, want_weights = _run(folder / "whole", *run)
+        got, got_weights = _run(folder / "killed", *run)
+        # Two whole epochs were behind it.
+        self.assertLen(got["loss"], _EPOCHS - 2)
+        if "agreement" in run[2]:  # The weight has long left its start.
+          self.assertNotAlmostEqual(want["attr_weight"][2], 4.0, places=2)
+        for name in want:
+          whole = want[name][2 if run[3] == "epoch" else 3:]
+          np.testing.assert_allclose(
+              got[name][-len(whole):], whole, rtol=1e-5, err_msg=name)
+        for one, other in zip(got_weights, want_weights):
+          np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+if __name__ == "__main__":
+  absltest.main()
