@@ -51,10 +51,10 @@ def build(net: str) -> keras.Model:
   x = keras.layers.MaxPooling2D()(x)
   for i, channels in enumerate((32, 64, 64)):
     y = keras.layers.ReLU()(_block(x, channels, f"conv{i}a"))
+    y = _block(y, channels, f"conv{i}b")
     if net == "resnet":
-      y = _block(y, channels, f"conv{i}b")
       y = keras.layers.Add()([y, _block(x, channels, f"shortcut{i}")])
-      y = keras.layers.ReLU()(y)
+    y = keras.layers.ReLU()(y)
     last = i == 2
     x = keras.layers.Activation("linear", name=LAYER)(y) if last else (
         keras.layers.MaxPooling2D()(y))
