@@ -17,7 +17,7 @@ FLOORS = (
      "saving"),
     ("regularizer", "attribution", "narrowing"),
     ("objectives", "meters", "guidance", "channel_gates"),
-    ("training", "filter_pruning"),
+    ("training", "filter_pruning", "step_function"),
     ("callbacks", "agreement_logger"),
     ("export",),
     ("examples",),
