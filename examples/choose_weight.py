@@ -98,14 +98,16 @@ def settings(teacher: keras.Model, steps: int) -> dict[str, list]:
     return [kap.PreserveAttribution(
         teacher, kap.WCAM(LAYER, target="present", **found),
         distillation=distillation)]
-  warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, steps // 4, 4.0)
+  warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, steps // 4, 1.0)
   return {
       **({"scores": [kap.PreserveAttribution(
           teacher, None, distillation=distillation)]}
          if SCORES.value else {"plain": []}),
-      **{f"weight={one:g}": hold(weight=one) for one in (0.25, 1, 4, 16, 64)},
-      "weight=0..4": hold(weight=warm_up),
-      **{f"agreement={one}": hold(agreement=one) for one in (0.9, 0.95, 0.98)},
+      "weight=auto": hold(),
+      **{f"weight={one:g}": hold(weight=float(one)) for one in (
+          0.25, 1, 4, 16)},
+      "weight=0..1": hold(weight=warm_up),
+      **{f"agreement={one}": hold(agreement=one) for one in (0.9, 0.95)},
   }
 
 

@@ -69,7 +69,7 @@ class WCAM:
       layer: str | Sequence[str],
       *,
       method: str = "swa",
-      weight: float | Schedule = 4.0,
+      weight: float | str | Schedule = "auto",
       agreement: float | None = None,
       layer_weights: Sequence[float] | None = None,
       drop_rate: float = 0.0,
@@ -86,8 +86,10 @@ class WCAM:
       method: "swa", the features weighted by the sensitivity of a score (the
         map is Grad-CAM's), or "ewa", their mean square (needs no gradient).
       weight: factor of (1 - cosine) in the loss, 0 or more; 0 only observes.
-        The paper's 100 on 7x7 maps is 4.08 here. Or a Keras learning rate
-        schedule, called with the number of the step.
+        The paper's 100 on 7x7 maps is 4.08 here. "auto" is in proportion to the
+        rest of the loss (see `weighting.AUTO`), so that it serves losses of any
+        size. Or a Keras learning rate schedule, called with the number of the
+        step.
       agreement: a cosine to hold, in 0..1, both excluded. The weight, which
         `weight` then only begins, rises while the maps agree less and falls
         while they agree more; see `AgreementConstraint`. None keeps `weight`.
@@ -325,15 +327,18 @@ def _names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
   return names
 
 
-def _weight(weight: Any, agreement: float | None) -> float | Schedule:
+def _weight(
+    weight: Any, agreement: float | None) -> float | str | Schedule:
   if agreement is not None and not 0 < agreement < 1:
     raise ValueError(
         f"agreement must be a cosine between 0 and 1; got {agreement}.")
+  if isinstance(weight, str) and weight == "auto":
+    return weight
   if callable(weight) and agreement is None:
     return weight
   if not isinstance(weight, numbers.Real):
-    kinds = "a number or a schedule" if agreement is None else (
-        "a number, where agreement= finds the rest")
+    kinds = "'auto', a number or a schedule" if agreement is None else (
+        "'auto' or a number, where agreement= finds the rest")
     raise TypeError(f"weight must be {kinds}; got {weight!r}.")
   if not 0 <= weight < float("inf") or (agreement is not None and not weight):
     least = "0 or more" if agreement is None else "more than 0"

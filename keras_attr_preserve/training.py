@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 from keras_attr_preserve.compat import check_keras, keras, tf
-from keras_attr_preserve.constraint import AgreementConstraint
 from keras_attr_preserve.guidance import Guidance
 from keras_attr_preserve.heads import output_names
 from keras_attr_preserve.layers import graphs_in
@@ -13,6 +12,7 @@ from keras_attr_preserve.meters import MatchMeter
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM, Guide, check_wcam
 from keras_attr_preserve.tap import Tap, Tapped, watch
+from keras_attr_preserve.weighting import Weighting
 
 __all__ = ["TrainStep"]
 
@@ -94,17 +94,15 @@ class TrainStep:
         raise ValueError(
             f"teacher must have the model's {self._student.classes} classes; "
             f"got {self._guidance.classes}.")
-      self._constraint = None
-      if wcam is not None and wcam.agreement is not None:
-        self._constraint = AgreementConstraint(wcam.agreement, wcam.weight)
+      self._weighting = None if wcam is None else Weighting(wcam)
       self._meter = None if wcam is None else MatchMeter(wcam)
       self._divergence = None if distillation is None else (
           keras.metrics.Mean("distill_loss"))
     self._output = None if output is None else (
         output, output_names(self._student.core).index(output))
     self.cache = self._guidance.cache
-    self.state = None if self._constraint is None else tf.train.Checkpoint(
-        log_weight=self._constraint.log_weight)
+    state = {} if self._weighting is None else self._weighting.state
+    self.state = tf.train.Checkpoint(**state) if state else None
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
@@ -132,15 +130,14 @@ class TrainStep:
         `jit_compile=True` give `fit` keras.callbacks.TerminateOnNaN().
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-    logs = {}
-    if self.wcam is not None and (
-        self._constraint is not None or callable(self.wcam.weight)):
-      logs["attr_weight"] = self._weight(None)
     with tf.GradientTape() as tape:
-      loss, output = self.loss(x, y, weight, training=True)
+      loss, output, attr_weight = self._loss(x, y, weight, True, None)
     self.model.optimizer.minimize(
         loss, self.model.trainable_variables, tape=tape)
-    return {**self._logs(x, y, output, weight), **logs}
+    logs = self._logs(x, y, output, weight)
+    if self._weighting is not None and self._weighting.moves:
+      logs["attr_weight"] = attr_weight
+    return logs
 
   def test(self, data: Any) -> dict[str, tf.Tensor]:
     """Judges one batch, as `keras.Model.test_step`; the same logs."""
@@ -168,16 +165,25 @@ class TrainStep:
     Returns:
       The total loss, a scalar, and the student's output.
     """
+    return self._loss(x, y, sample_weight, training, step)[:2]
+
+  def _loss(
+      self, x: Any, y: Any, sample_weight: Any, training: bool, step: Any
+  ) -> tuple[tf.Tensor, Any, Any]:
+    """Computes `loss` and the weight of the maps in it."""
     model = self.model
     _check_pruning(model)
     x, y, sample_weight = tf.nest.map_structure(
         lambda one: one if one is None else tf.convert_to_tensor(one),
         (x, y, sample_weight))
     labels, weights = self._of_output(y), self._of_output(sample_weight)
+    count = step
+    if step is None and model.optimizer is not None:
+      count = model.optimizer.iterations
     seed = None
     if training and self.wcam is not None and self.wcam.drop_rate:
       # A step's own, and equal when a run is resumed or repeated.
-      seed = tf.stack([tf.cast(self._count(step), tf.int32), 0])
+      seed = tf.stack([tf.cast(count, tf.int32), 0])
     kept = self._kept(training)
     guide = self._guidance(x, labels, seed)
     needs_gradient = self.wcam is not None and self.wcam.needs_gradient
@@ -188,17 +194,19 @@ class TrainStep:
     loss = model.compute_loss(x, y, student.output, sample_weight)
     if self.distillation is not None:
       loss = self._distilled(loss, guide, student, weights)
+    weight = None
     if self.wcam is not None:
       match = self.wcam.match(guide, tape, student, labels)
       distance, agreement, valid = self._meter.overall(match)
-      attr_loss = _mean(distance, weights) * tf.cast(
-          self._weight(step), distance.dtype)
+      weight = self._weighting.weight(
+          count, _whole(self._task_loss(loss)), training)
+      attr_loss = _mean(distance, weights) * tf.cast(weight, distance.dtype)
       loss += tf.cast(_replica_share(attr_loss), loss.dtype)
       self._meter.update(match, attr_loss)
-      if training and self._constraint is not None:
-        self._constraint.update(agreement, valid)
+      if training:
+        self._weighting.update(agreement, valid)
     return (self._only_finite(loss, kept, x, y, sample_weight),
-            student.output)
+            student.output, weight)
 
   def save_cache(self) -> None:
     """Writes the cache to its file, where it has one."""
@@ -212,22 +220,9 @@ class TrainStep:
       sentence.
     """
     found = [] if self._meter is None else self._meter.warnings()
-    if self._constraint is not None and self._constraint.at_ceiling:
-      found.append((
-          "ceiling",
-          f"agreement={self.wcam.agreement} is not held although the weight is "
-          "at its ceiling; ask for less, compress less, or train longer."))
+    if self._weighting is not None:
+      found += self._weighting.warnings()
     return found
-
-  def _count(self, step: Any) -> Any:
-    return self.model.optimizer.iterations if step is None else step
-
-  def _weight(self, step: Any) -> Any:
-    if self._constraint is not None:
-      return self._constraint.weight()
-    if callable(self.wcam.weight):
-      return tf.cast(self.wcam.weight(self._count(step)), tf.float32)
-    return self.wcam.weight
 
   def _of_output(self, structure: Any) -> Any:
     """Takes the labels or weights of the output that is explained."""
@@ -247,11 +242,19 @@ class TrainStep:
     divergence = _mean(self.distillation.divergence(
         guide.logits, student.logits), sample_weight)
     self._divergence.update_state(divergence, _any(student.logits))
-    losses = self.model.losses
-    penalty = _replica_share(tf.add_n(losses)) if losses else 0.0
+    penalty = self._penalty()
     alpha = self.distillation.alpha
     return ((1 - alpha) * (loss - penalty) + penalty
             + alpha * tf.cast(_replica_share(divergence), loss.dtype))
+
+  def _penalty(self) -> Any:
+    """What the model's own regularizers add, this replica's share of it."""
+    losses = self.model.losses
+    return _replica_share(tf.add_n(losses)) if losses else 0.0
+
+  def _task_loss(self, loss: tf.Tensor) -> tf.Tensor:
+    """What the step minimizes without penalties, which say no task's size."""
+    return loss - tf.cast(self._penalty(), loss.dtype)
 
   def _kept(self, training: bool) -> list[tuple[tf.Variable, tf.Tensor]]:
     """Reads the weights, which a forward pass may change: moving averages.
@@ -324,6 +327,11 @@ def _any(per_image: tf.Tensor) -> tf.Tensor:
 def _replica_share(loss: tf.Tensor) -> tf.Tensor:
   """Divides by the replicas, whose gradients the optimizer adds up."""
   return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _whole(share: tf.Tensor) -> tf.Tensor:
+  """Undoes `_replica_share`."""
+  return share * tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _check_pruning(model: keras.Model) -> None:

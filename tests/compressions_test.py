@@ -234,7 +234,7 @@ class _CompressionTest(parameterized.TestCase):
 
   def convert(self, student, layer="act2") -> bytes:
     return kap.export.convert(
-        student, kap.WCAM(layer), mode="int8",
+        student, kap.WCAM(layer, weight=4.0), mode="int8",
         representative_images=self.pictures)
 
 

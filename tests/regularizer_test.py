@@ -67,7 +67,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(wcam.student_layers, ("relu5",))
     self.assertEqual(
         (wcam.method, wcam.weight, wcam.drop_rate, wcam.target),
-        ("swa", 4.0, 0.0, "teacher"))
+        ("swa", "auto", 0.0, "teacher"))
 
   @parameterized.parameters(
       ({"method": "lrp"}, "method must be one of .*swa.*ewa.*got 'lrp'"),
@@ -92,10 +92,10 @@ class SettingsTest(parameterized.TestCase):
 
   def test_weights_that_are_none(self):
     with self.assertRaisesRegex(
-        TypeError, "weight must be a number or a schedule; got '4'"):
+        TypeError, "weight must be 'auto', a number or a schedule; got '4'"):
       WCAM("relu5", weight="4")
     with self.assertRaisesRegex(
-        TypeError, "weight must be a number, where agreement= finds the rest"):
+        TypeError, "weight must be 'auto' or a number, where agreement= find"):
       WCAM("relu5", weight=lambda step: step, agreement=0.9)
 
   def test_layer_weights_sum_to_one(self):

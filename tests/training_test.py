@@ -179,7 +179,7 @@ class GradientTest(parameterized.TestCase):
       student.set_weights(_net(1, "flatten").get_weights())
       _compiled(student, _cross_entropy(from_logits=False))
       self.assertLen(student.losses, 1)
-      step = TrainStep(student, _net(0, "flatten"), WCAM("act"),
+      step = TrainStep(student, _net(0, "flatten"), WCAM("act", weight=4.0),
                        distillation=Distillation(alpha=0.6))
       self._check(_Objective(step), 1e-5, 1e-5, unused=())
 
@@ -210,7 +210,7 @@ class GradientTest(parameterized.TestCase):
     reached = {}
     for name, student in (("float", net), (wrap, getattr(tiny, wrap)(net))):
       step = TrainStep(
-          _compiled(student), _net(0, tail, "relu"), WCAM("act"))
+          _compiled(student), _net(0, tail, "relu"), WCAM("act", weight=4.0))
       objective = _Objective(step)
       reached[name] = {
           variable.name for variable, one in zip(
@@ -227,7 +227,7 @@ class GradientTest(parameterized.TestCase):
         if hasattr(layer, "pruning_step"):
           layer.pruning_step.assign(0)
       objective = _Objective(
-          TrainStep(student, _net(0, "block"), WCAM("act")))
+          TrainStep(student, _net(0, "block"), WCAM("act", weight=4.0)))
       gradients.append({
           variable.name.split("/")[-1] + str(variable.shape): one
           for variable, one in zip(
@@ -273,7 +273,7 @@ class GradientTest(parameterized.TestCase):
     ours, = sensitivities(tape, tapped, seed)
     self.assertGreater(np.abs(ours).max(axis=(1, 2, 3)).min(), 1e-2)
 
-    step = TrainStep(student, teacher, WCAM("act", target="label"))
+    step = TrainStep(student, teacher, WCAM("act", target="label", weight=4.0))
     labels = np.zeros(COUNT, np.int32)
     gradients = _Objective(step, labels).gradients()
     reached = {variable.name: one for variable, one in zip(
@@ -297,7 +297,7 @@ class GradientTest(parameterized.TestCase):
       net.get_layer("logits").bias.assign([bias, 0.0, 0.0])
       with tiny.fine_quantizers():
         step = TrainStep(_compiled(tiny.quantize(net)), _net(0, "gap", "relu"),
-                         WCAM("act", target="label"))
+                         WCAM("act", target="label", weight=4.0))
         gradients.append(_Objective(
             step, np.zeros(COUNT, np.int32)).gradients())
     for one, other in zip(*gradients):
@@ -521,7 +521,7 @@ class StepTest(parameterized.TestCase):
 
   def test_it_learns_to_agree(self):
     self.student.compile(keras.optimizers.Adam(0.02), _no_task)
-    step = TrainStep(self.student, self.teacher, WCAM("act"))
+    step = TrainStep(self.student, self.teacher, WCAM("act", weight=4.0))
     run = tf.function(step)
     start = float(step.test(self.data)["attr_agreement"])
     for _ in range(60):
@@ -543,7 +543,7 @@ class StepTest(parameterized.TestCase):
       if isinstance(layer, keras.layers.BatchNormalization):
         layer.momentum = 0.5
     student.compile(keras.optimizers.Adam(0.02), _no_task)
-    step = TrainStep(student, teacher, WCAM("act"))
+    step = TrainStep(student, teacher, WCAM("act", weight=4.0))
     run = tf.function(step)
     start = float(step.test(self.data)["attr_agreement"])
     for _ in range(120):
@@ -576,7 +576,7 @@ class StepTest(parameterized.TestCase):
   def test_names_of_the_logs(self):
     for wcam, distillation, names in (
         (None, Distillation(), {"distill_loss"}),
-        (WCAM("act"), Distillation(), {
+        (WCAM("act", weight=4.0), Distillation(), {
             "attr_loss", "attr_agreement", "attr_dead", "distill_loss"}),
         (None, None, set())):
       step = TrainStep(
@@ -597,7 +597,7 @@ class StepTest(parameterized.TestCase):
   def test_dead_teacher_maps_are_left_out(self):
     kernel = self.teacher.get_layer("logits").kernel
     kernel.assign(-kernel)
-    step = TrainStep(self.student, self.teacher, WCAM("act"))
+    step = TrainStep(self.student, self.teacher, WCAM("act", weight=4.0))
     logs = step.test(self.data)
     self.assertEqual(float(logs["attr_dead"]), 0)
     self.assertEqual(float(logs["attr_agreement"]), 0)  # The mean of none.
@@ -607,7 +607,7 @@ class StepTest(parameterized.TestCase):
     def losses():
       self.student.optimizer.iterations.assign(0)
       step = TrainStep(
-          self.student, self.teacher, WCAM("act", drop_rate=0.7))
+          self.student, self.teacher, WCAM("act", drop_rate=0.7, weight=4.0))
       found = []
       for _ in range(12):
         for metric in step.metrics:
@@ -646,7 +646,7 @@ class StepTest(parameterized.TestCase):
     student, teacher = net(1), net(0)
     _compiled(student)
     step = tf.function(TrainStep(
-        student, teacher, WCAM("act"), distillation=Distillation()))
+        student, teacher, WCAM("act", weight=4.0), distillation=Distillation()))
     counts = [model.get_layer("count").count for model in (student, teacher)]
     before = [float(one) for one in counts]
     for _ in range(3):
@@ -670,7 +670,7 @@ class StepTest(parameterized.TestCase):
       self.teacher.trainable = trainable
       weights = self.teacher.get_weights()
       state = vars(self.teacher).copy()
-      step = TrainStep(self.student, self.teacher, WCAM("act"),
+      step = TrainStep(self.student, self.teacher, WCAM("act", weight=4.0),
                        distillation=Distillation())
       run = tf.function(step)
       for _ in range(3):
@@ -684,7 +684,7 @@ class StepTest(parameterized.TestCase):
     agreements = []
     for trainable in (True, False):
       self.teacher.trainable = trainable
-      step = TrainStep(self.student, self.teacher, WCAM("act"))
+      step = TrainStep(self.student, self.teacher, WCAM("act", weight=4.0))
       agreements.append(float(step.test(self.data)["attr_agreement"]))
     self.assertEqual(*agreements)
 
@@ -693,7 +693,7 @@ class StepTest(parameterized.TestCase):
   def test_pictures_of_other_numbers(self, dtype, frozen):
     pictures = np.random.default_rng(0).integers(0, 9, (COUNT, 4, 4, 2))
     self.teacher.trainable = self.student.trainable = not frozen
-    step = TrainStep(self.student, self.teacher, WCAM("act"))
+    step = TrainStep(self.student, self.teacher, WCAM("act", weight=4.0))
     agreements = []
     for kind in (np.float32, dtype):
       for metric in step.metrics:
@@ -705,7 +705,7 @@ class StepTest(parameterized.TestCase):
 
   @parameterized.parameters("tensors", "arrays")
   def test_a_loop_of_ones_own(self, kind):
-    step = TrainStep(self.student, self.teacher, WCAM("act"))
+    step = TrainStep(self.student, self.teacher, WCAM("act", weight=4.0))
     optimizer = keras.optimizers.SGD(0.1)
     before = self.student.get_weights()
     data = self.data if kind == "tensors" else (self.pictures, self.labels)
@@ -723,7 +723,7 @@ class StepTest(parameterized.TestCase):
 
     student = Student(self.student.inputs, self.student.outputs)
     student.compile("sgd", _cross_entropy())
-    student.step = TrainStep(student, self.teacher, WCAM("act"))
+    student.step = TrainStep(student, self.teacher, WCAM("act", weight=4.0))
     history = student.fit(
         self.pictures, self.labels, epochs=2, verbose=0).history
     self.assertEqual(history["mine"], [7.0, 7.0])
@@ -741,7 +741,7 @@ class StepTest(parameterized.TestCase):
           "linear", dtype="float32")(student.output))
     student.compile(keras.mixed_precision.LossScaleOptimizer(
         keras.optimizers.SGD(0.01)), _cross_entropy())
-    step = TrainStep(student, teacher, WCAM("act"))
+    step = TrainStep(student, teacher, WCAM("act", weight=4.0))
     logs = tf.function(step)(self.data)
     self.assertEqual(logs["attr_loss"].dtype, tf.float32)
     self.assertTrue(np.isfinite(float(logs["attr_loss"])))
@@ -786,7 +786,7 @@ class ErrorsTest(parameterized.TestCase):
       with self.assertRaisesRegex(
           ValueError, "teacher must share no weights with the model.*they "
           r"share \d+, such as 'conv/kernel:0'.*kap.clone_model\(teacher\)"):
-        TrainStep(model, teacher, WCAM("act"))
+        TrainStep(model, teacher, WCAM("act", weight=4.0))
 
   def test_labels_that_do_not_fit(self):
     step = TrainStep(_compiled(_net(1)), _net(0), WCAM(

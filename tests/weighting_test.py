@@ -1,4 +1,4 @@
-"""Tests of constraint.py and of weights that move."""
+"""Tests of weighting.py: weights that move, and what they hold."""
 
 import math
 
@@ -7,8 +7,20 @@ import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
-from keras_attr_preserve import WCAM, PreserveAttribution, TrainStep
-from keras_attr_preserve.constraint import RATE, SPAN, AgreementConstraint
+from keras_attr_preserve import (
+    WCAM,
+    Distillation,
+    PreserveAttribution,
+    TrainStep,
+)
+from keras_attr_preserve.weighting import (
+    AUTO,
+    MEMORY,
+    RATE,
+    SPAN,
+    AgreementConstraint,
+    TaskScale,
+)
 from tests import tiny
 
 
@@ -18,14 +30,14 @@ class ConstraintTest(parameterized.TestCase):
       (0.9, 0.85, 0.5), (0.9, 0.95, -0.5), (0.9, 0.9, 0.0),
       (0.9, 0.2, 1.0), (0.8, 1.0, -1.0))  # The move is at most RATE.
   def test_moves_by_what_the_maps_lack(self, agreement, cosine, want):
-    constraint = AgreementConstraint(agreement, 4.0)
-    self.assertAlmostEqual(float(constraint.weight()), 4.0, places=5)
+    constraint = AgreementConstraint(agreement)
+    self.assertEqual(float(constraint.factor()), 1)
     constraint.update(tf.constant([cosine, cosine]), tf.constant([1.0, 1.0]))
     self.assertAlmostEqual(
-        float(constraint.weight()), 4 * math.exp(RATE * want), places=4)
+        float(constraint.factor()), math.exp(RATE * want), places=5)
 
   def test_counts_what_is_valid(self):
-    constraint = AgreementConstraint(0.9, 1.0)
+    constraint = AgreementConstraint(0.9)
     constraint.update(tf.constant([0.85, 0.0]), tf.constant([1.0, 0.0]))
     self.assertAlmostEqual(
         float(constraint.log_weight), 0.5 * RATE, places=5)
@@ -34,14 +46,118 @@ class ConstraintTest(parameterized.TestCase):
         float(constraint.log_weight), 0.5 * RATE, places=5)
 
   def test_stays_within_bounds(self):
-    constraint = AgreementConstraint(0.9, 2.0)
-    for cosine, bound, ceiling in ((0.0, 2 * SPAN, True),
-                                   (1.0, 2 / SPAN, False)):
+    constraint = AgreementConstraint(0.9)
+    for cosine, bound, ceiling in ((0.0, SPAN, True),
+                                   (1.0, 1 / SPAN, False)):
       for _ in range(math.ceil(2 * math.log(SPAN) / RATE) + 1):
         constraint.update(tf.constant([cosine]), tf.constant([1.0]))
       self.assertAlmostEqual(
-          float(constraint.weight()) / bound, 1, places=4)
+          float(constraint.factor()) / bound, 1, places=4)
       self.assertEqual(constraint.at_ceiling, ceiling)
+
+
+class TaskScaleTest(absltest.TestCase):
+
+  def test_mean_by_hand(self):
+    scale = TaskScale()
+    self.assertEqual(float(scale.mean(tf.constant(3.0))), 3)  # None so far.
+    for loss in (2.0, -4.0):
+      scale.update(tf.constant(loss))
+    self.assertAlmostEqual(
+        float(scale.mean(tf.constant(9.0))),
+        (2 * MEMORY + 4) / (MEMORY + 1), places=5)
+
+  def test_forgets(self):
+    scale = TaskScale()
+    scale.update(tf.constant(1000.0))
+    for _ in range(1500):
+      scale.update(tf.constant(0.5))
+    self.assertAlmostEqual(float(scale.mean(tf.constant(0.0))), 0.5, places=2)
+
+  def test_what_is_not_finite_is_left_out(self):
+    scale = TaskScale()
+    for loss in (2.0, float("nan"), float("inf"), 2.0):
+      scale.update(tf.constant(loss))
+    self.assertAlmostEqual(float(scale.mean(tf.constant(0.0))), 2, places=5)
+
+
+class AutomaticWeightTest(absltest.TestCase):
+  """In proportion to the task's loss."""
+
+  def setUp(self):
+    super().setUp()
+    self.teacher = tiny.smooth_net(0)
+    self.pictures = tiny.images(4, size=4)
+    self.labels = np.int32([0, 1, 2, 0])
+
+  def _step(self, factor=1.0, penalty=0.0, **settings):
+    student = tiny.smooth_net(1)
+    if penalty:
+      student.add_loss(penalty * tf.reduce_mean(student.output**2))
+    student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True), loss_weights=factor)
+    student.optimizer.learning_rate = 0.0
+    return TrainStep(student, self.teacher, WCAM("act"), **settings)
+
+  def _run(self, step):
+    step.model.reset_metrics()
+    for metric in step.metrics:
+      metric.reset_state()
+    return {name: float(value) for name, value in step(
+        (self.pictures, self.labels)).items()}
+
+  def test_is_so_much_of_the_loss(self):
+    logs = self._run(self._step())
+    self.assertAlmostEqual(
+        logs["attr_weight"], AUTO * logs["loss"], places=4)
+    self.assertAlmostEqual(
+        logs["attr_loss"],
+        logs["attr_weight"] * (1 - logs["attr_agreement"]), places=4)
+
+  def test_another_unit_of_the_loss_changes_nothing(self):
+    one, ten = (self._run(self._step(factor)) for factor in (1.0, 10.0))
+    self.assertAlmostEqual(
+        ten["attr_loss"] / ten["loss"], one["attr_loss"] / one["loss"],
+        places=4)
+
+  def test_penalties_do_not_count(self):
+    plain = self._run(self._step())
+    penalized = self._run(self._step(penalty=5.0))
+    self.assertGreater(penalized["loss"], plain["loss"] + 0.1)
+    self.assertAlmostEqual(
+        penalized["attr_weight"], plain["attr_weight"], places=4)
+
+  def test_scores_count(self):
+    step = self._step(distillation=Distillation(alpha=0.5))
+    logs = self._run(step)
+    self.assertAlmostEqual(
+        logs["attr_weight"],
+        AUTO * 0.5 * (logs["loss"] + logs["distill_loss"]), places=4)
+
+  def test_a_mean_over_steps(self):
+    step = self._step()
+    first = self._run(step)["attr_weight"]
+    self.labels = np.int32([2, 2, 1, 1])
+    second = self._run(step)
+    self.assertAlmostEqual(
+        second["attr_weight"],
+        (MEMORY * first + AUTO * second["loss"]) / (MEMORY + 1), places=4)
+
+  def test_a_task_without_a_loss_is_warned_of(self):
+    student = tiny.smooth_net(1)
+    student.compile("sgd", lambda labels, outputs: 0.0 * outputs[:, 0])
+    with self.assertWarnsRegex(
+        UserWarning, "weight='auto' goes by the rest of the loss, which is 0"):
+      student.fit(self.pictures, self.labels, verbose=0, callbacks=[
+          PreserveAttribution(self.teacher, WCAM("act"))])
+
+  def test_judging_does_not_move_it(self):
+    step = self._step()
+    first = self._run(step)["attr_weight"]
+    self.labels = np.int32([2, 2, 1, 1])
+    step.test((self.pictures, self.labels))
+    self.labels = np.int32([0, 1, 2, 0])
+    self.assertAlmostEqual(self._run(step)["attr_weight"], first, places=5)
 
 
 class TrainingTest(parameterized.TestCase):
@@ -69,20 +185,20 @@ class TrainingTest(parameterized.TestCase):
   def test_holds_what_is_asked_and_no_more(self, agreement):
     free = self._fit(WCAM("act", weight=0.0))
     self.assertLess(np.mean(free["attr_agreement"][-30:]), agreement - 0.03)
-    held = self._fit(WCAM("act", agreement=agreement))
+    held = self._fit(WCAM("act", weight=4.0, agreement=agreement))
     # Within a fifth of what it allows, averaged over the last tenth.
     self.assertAlmostEqual(
         np.mean(held["attr_agreement"][-30:]), agreement,
         delta=0.2 * (1 - agreement))
 
   def test_the_weight_falls_where_the_maps_agree_anyway(self):
-    history = self._fit(WCAM("act", agreement=0.2), epochs=100)
+    history = self._fit(WCAM("act", weight=4.0, agreement=0.2), epochs=100)
     self.assertLess(history["attr_weight"][-1], 1.0)
     self.assertEqual(history["attr_weight"][0], 4.0)
     self.assertTrue(np.all(np.diff(history["attr_weight"]) < 0))
 
   def test_the_weight_in_the_logs_is_the_one_used(self):
-    history = self._fit(WCAM("act", agreement=0.95), epochs=5)
+    history = self._fit(WCAM("act", weight=4.0, agreement=0.95), epochs=5)
     weights = np.array(history["attr_weight"])
     self.assertLen(set(weights.round(5)), 5)
     np.testing.assert_allclose(
@@ -92,7 +208,7 @@ class TrainingTest(parameterized.TestCase):
   def test_an_agreement_out_of_reach_is_warned_of_once(self):
     # Labels that only another map explains, and a net that cannot have both:
     # the step is too small to move the maps at all.
-    wcam = WCAM("act", agreement=0.999)
+    wcam = WCAM("act", weight=4.0, agreement=0.999)
     with self.assertWarnsRegex(
         UserWarning, "agreement=0.999 is not held although the weight is at i"
     ) as caught:
@@ -121,7 +237,8 @@ class TrainingTest(parameterized.TestCase):
     self.assertAlmostEqual(losses[2] / losses[1], 3, places=4)
 
   def test_a_fixed_weight_is_not_logged(self):
-    self.assertNotIn("attr_weight", self._fit(WCAM("act"), epochs=1))
+    self.assertNotIn(
+        "attr_weight", self._fit(WCAM("act", weight=4.0), epochs=1))
 
   def test_the_state_is_the_models_only_during_fit(self):
     student = tiny.smooth_net(1)
@@ -135,7 +252,7 @@ class TrainingTest(parameterized.TestCase):
     before = set(vars(student))
     student.fit(self.pictures, np.zeros((8, 3)), verbose=0, callbacks=[
         Look(), PreserveAttribution(
-            self.teacher, WCAM("act", agreement=0.9))])
+            self.teacher, WCAM("act", weight=4.0, agreement=0.9))])
     self.assertTrue(any("log_weight" in name for name, _ in seen[0]))
     self.assertNotIn("attr_preserve_state", vars(student))
     self.assertContainsSubset(before, set(vars(student)))

@@ -1,0 +1,198 @@
+"""How strongly the maps count: weights that find themselves.
+
+A number that is right for one loss is wrong for another: a cross-entropy of
+softmax classes is ten times a mean over ten binary ones. So a weight may be
+given in units of the loss that it stands beside, and it may move until the maps
+agree as asked.
+"""
+
+import math
+from typing import Any
+
+from keras_attr_preserve.compat import tf
+from keras_attr_preserve.regularizer import WCAM
+
+__all__ = ["AUTO", "AgreementConstraint", "TaskScale", "Weighting"]
+
+AUTO = 8.0
+"""What weight="auto" is, in units of the task's loss; see docs/training.md."""
+
+MEMORY = 0.99
+"""How much of the mean of the task's loss a step keeps: about 100 steps."""
+
+RATE = 0.02
+"""The largest change of the weight's logarithm in one step: x2 in 35 steps."""
+
+SPAN = 100.0
+"""How far the weight may go from where it began, as a factor, either way."""
+
+
+class Weighting:
+  """The factor of the maps in the loss, step by step.
+
+  Create it under the model's distribution strategy.
+
+  Attributes:
+    moves: whether it changes from step to step.
+    state: its variables by name, to be saved with the model, so that a resumed
+      run goes on as if it had not stopped.
+  """
+
+  def __init__(self, wcam: WCAM):
+    """Takes the weight and the agreement asked for."""
+    self._wcam = wcam
+    self._scale = TaskScale() if wcam.weight == "auto" else None
+    self._constraint = (None if wcam.agreement is None
+                        else AgreementConstraint(wcam.agreement))
+    self.moves = callable(wcam.weight) or bool(
+        self._scale or self._constraint)
+    self.state: dict[str, tf.Variable] = {}
+    if self._scale is not None:
+      self.state["task_loss"] = self._scale.sums
+    if self._constraint is not None:
+      self.state["log_weight"] = self._constraint.log_weight
+
+  def weight(self, step: Any, task_loss: tf.Tensor, training: bool) -> Any:
+    """Gives the weight of a step.
+
+    Args:
+      step: its number, for a schedule.
+      task_loss: what the step minimizes besides the maps, a scalar.
+      training: whether it counts to the mean of that.
+
+    Returns:
+      A number or a scalar tensor; no gradient comes from it.
+    """
+    weight = self._wcam.weight
+    if self._scale is not None:
+      if training:
+        self._scale.update(task_loss)
+      weight = AUTO * self._scale.mean(task_loss)
+    elif callable(weight):
+      weight = tf.cast(weight(step), tf.float32)
+    if self._constraint is not None:
+      weight *= self._constraint.factor()
+    return weight
+
+  def update(self, agreement: tf.Tensor, valid: tf.Tensor) -> None:
+    """Moves the weight after a step; see `AgreementConstraint.update`."""
+    if self._constraint is not None:
+      self._constraint.update(agreement, valid)
+
+  def warnings(self) -> list[tuple[str, str]]:
+    """Says what gives cause to mend: what it is about, and a sentence."""
+    found = []
+    if self._constraint is not None and self._constraint.at_ceiling:
+      found.append((
+          "ceiling",
+          f"agreement={self._wcam.agreement} is not held although the weight "
+          "is at its ceiling; ask for less, compress less, or train longer."))
+    if self._scale is not None and self._scale.is_zero:
+      found.append((
+          "no task",
+          "weight='auto' goes by the rest of the loss, which is 0, so that the "
+          "maps do not count; give weight= a number."))
+    return found
+
+
+class TaskScale:
+  """A running mean of the task's loss, its size for a weight beside it.
+
+  Attributes:
+    sums: the weighted sum of the losses, and of their weights.
+  """
+
+  def __init__(self):
+    """Begins with nothing."""
+    self.sums = tf.Variable(
+        [0.0, 0.0], trainable=False, name="attr_task_loss",
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+  def mean(self, task_loss: tf.Tensor) -> tf.Tensor:
+    """The mean so far; before the first step, the loss at hand."""
+    total, count = tf.unstack(tf.convert_to_tensor(self.sums))
+    now = tf.stop_gradient(tf.abs(tf.cast(task_loss, tf.float32)))
+    return tf.where(count > 0, tf.math.divide_no_nan(total, count), now)
+
+  @property
+  def is_zero(self) -> bool:
+    """Whether every loss so far was 0."""
+    total, count = tf.unstack(tf.convert_to_tensor(self.sums))
+    return bool(count > 0) and not float(total)
+
+  def update(self, task_loss: tf.Tensor) -> None:
+    """Takes in a step's loss, the mean over replicas."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    loss = _over_replicas(tf.abs(tf.cast(task_loss, tf.float32))) / replicas
+    # A loss that is not finite must not stay in the mean.
+    finite = tf.math.is_finite(loss)
+    new = (1 - MEMORY) * tf.stack([tf.where(finite, loss, 0.0), 1.0])
+    self.sums.assign(tf.where(finite, MEMORY * self.sums + new, self.sums))
+
+
+class AgreementConstraint:
+  """The multiplier of the constraint `mean cosine >= agreement`.
+
+  The step minimizes `task + weight * (1 - cosine)` and after it moves a factor
+  of the weight, by dual ascent in its logarithm:
+
+      log factor += RATE * clip((agreement - cosine) / (1 - agreement), -1, 1)
+
+  What the maps lack is counted in units of what the constraint allows, so that
+  one rate serves 0.8 and 0.99; the logarithm makes it serve losses of any size.
+
+  Attributes:
+    log_weight: the logarithm of the factor.
+
+  References:
+    Platt and Barr 1987, "Constrained Differential Optimization": gradient
+    ascent on the multiplier beside descent on the weights.
+  """
+
+  def __init__(self, agreement: float):
+    """Begins with a factor of 1.
+
+    Args:
+      agreement: the cosine to hold, in 0..1.
+    """
+    self.agreement = agreement
+    self._bounds = -math.log(SPAN), math.log(SPAN)
+    self.log_weight = tf.Variable(
+        0.0, trainable=False, name="attr_log_weight",
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+  def factor(self) -> tf.Tensor:
+    """The factor of the coming step."""
+    return tf.exp(tf.convert_to_tensor(self.log_weight))
+
+  def update(self, agreement: tf.Tensor, valid: tf.Tensor) -> None:
+    """Moves the weight after a step.
+
+    Args:
+      agreement: each image's cosine, `[batch]`.
+      valid: how much of it counts, `[batch]`; where nothing counts on any
+        replica the weight stays.
+    """
+    total = _over_replicas(tf.stack(
+        [tf.reduce_sum(agreement * valid), tf.reduce_sum(valid)]))
+    cosine = tf.math.divide_no_nan(total[0], total[1])
+    lack = (self.agreement - cosine) / (1 - self.agreement)
+    move = RATE * tf.clip_by_value(lack, -1.0, 1.0)
+    # Loss scaling skips a step with NaN; it must not stay in the weight.
+    counts = (total[1] > 0) & tf.math.is_finite(total[0])
+    move = tf.where(counts, tf.cast(move, tf.float32), 0.0)
+    self.log_weight.assign(
+        tf.clip_by_value(self.log_weight + move, *self._bounds))
+
+  @property
+  def at_ceiling(self) -> bool:
+    """Whether the weight has gone as high as it may."""
+    now = float(tf.convert_to_tensor(self.log_weight))
+    return now >= self._bounds[1] - 1e-6
+
+
+def _over_replicas(value: Any) -> tf.Tensor:
+  context = tf.distribute.get_replica_context()
+  if context is None or context.num_replicas_in_sync == 1:
+    return value
+  return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
