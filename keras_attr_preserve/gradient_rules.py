@@ -78,11 +78,12 @@ exact second gradient."""
 
 
 def _fused_batch_norm(op: tf.Operation, grad: tf.Tensor, *_):
-  x, scale, _, _, variance = op.inputs
-  if op.get_attr("is_training"):
-    axes = ([0, 2, 3] if op.get_attr("data_format") == b"NCHW" else [0, 1, 2])
-    # Anew, because the operation's own outputs hand no gradient on.
-    variance = tf.nn.moments(tf.cast(x, tf.float32), axes)[1]
+  if not op.get_attr("is_training"):
+    return NotImplemented
+  x, scale, _, _, _ = op.inputs
+  axes = [0, 2, 3] if op.get_attr("data_format") == b"NCHW" else [0, 1, 2]
+  # Anew, because the operation's own outputs hand no gradient on.
+  variance = tf.nn.moments(tf.cast(x, tf.float32), axes)[1]
   factor = scale * tf.math.rsqrt(variance + op.get_attr("epsilon"))
   if op.get_attr("data_format") == b"NCHW":
     factor = tf.reshape(factor, [-1, 1, 1])
@@ -127,15 +128,16 @@ def gradient_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
   Args:
     rules: for each operation type (such as "Relu"), a function of the operation
       and the gradients of its outputs that returns those of its inputs, as
-      `tf.RegisterGradient` describes; NotImplemented leaves it to TensorFlow.
+      `tf.RegisterGradient` describes. NotImplemented leaves it to the block
+      around this one, and in the end to TensorFlow.
 
   Yields:
     Nothing.
   """
   for op_type in rules:
     _install(op_type)
-  outer = getattr(_active, "rules", {})
-  _active.rules = {**outer, **rules}
+  outer = getattr(_active, "rules", ())
+  _active.rules = (rules, *outer)
   try:
     yield
   finally:
@@ -154,9 +156,12 @@ def _install(op_type: str) -> None:
           f"rules: {op_type!r} has no gradient that another could replace.")
 
     def gradient(op, *grads):
-      rule = getattr(_active, "rules", {}).get(op_type, usual)
-      found = rule(op, *grads)
-      return usual(op, *grads) if found is NotImplemented else found
+      for rules in getattr(_active, "rules", ()):
+        if op_type in rules:
+          found = rules[op_type](op, *grads)
+          if found is not NotImplemented:
+            return found
+      return usual(op, *grads)
 
     entry = registry._registry[op_type]  # pylint: disable=protected-access
     registry._registry[op_type] = {**entry, "type": gradient}

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
@@ -374,6 +375,7 @@ class FileTest(_CompressionTest):
     _check_sparse_clusters(_int8_kernels(self.convert(student)))
 
 
+@pytest.mark.slow
 class SavingTest(_CompressionTest):
 
   def saved(self, student, kind):
@@ -428,6 +430,7 @@ class SavingTest(_CompressionTest):
     CHECK[name](_int8_kernels(self.convert(loaded)))
 
 
+@pytest.mark.slow
 class TrapsTest(_CompressionTest):
   """Of tfmot 0.8.1; docs/compressions.md warns of them."""
 

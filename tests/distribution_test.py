@@ -32,7 +32,7 @@ HALVES = (
     ("plain", "drop_rate", "distillation", "layers", "agreement", "pruned",
      "quantized", "empty", "outside"),
     ("norm_twice", "norm", "norm_sync", "nested", "subclass", "ragged",
-     "cache", "empty_cache", "own_step"))
+     "cache", "empty_cache", "own_step", "auto"))
 EQUAL = [name for half in HALVES for name in half if name != "norm"]
 
 

@@ -134,7 +134,7 @@ def data(count=COUNT, twice=False, seed=0):
 # leaves every cosine its say: the weight's move is clipped at 0 and 1.
 CASES = {
     "plain": {"judged": True},
-    "drop_rate": {"wcam": {"drop_rate": 0.4}},
+    "drop_rate": {"wcam": {"drop_rate": 0.4, "method": "ewa"}},
     "distillation": {"distillation": True, "penalty": True},
     "layers": {"wcam": {"layer": ["act", "act2"], "layer_weights": [1, 3],
                         "weight": rising}},
@@ -162,6 +162,7 @@ CASES = {
               "wcam": {"agreement": 0.5}},
     "empty_cache": {"count": 9, "cache": True},
     "own_step": {"own_step": True},
+    "auto": {"wcam": {"weight": "auto"}, "distillation": True},
 }
 TEACHERS = {
     None: net, "norm": lambda seed: net(seed, "own"), "nested": nested,
@@ -194,7 +195,7 @@ class Replicas(keras.callbacks.Callback):
 
   def on_epoch_end(self, epoch, logs=None):
     state = getattr(self.model, "attr_preserve_state", None)
-    if state is not None:
+    if hasattr(state, "log_weight"):
       strategy = self.model.distribute_strategy
       self.seen.append([float(one) for one in
                         strategy.experimental_local_results(state.log_weight)])
@@ -227,7 +228,7 @@ def _train(
         metrics=["accuracy"], steps_per_execution=steps)
   noted = Replicas()
   preserve = [] if own_step else [PreserveAttribution(
-      old, WCAM(**settings), cache=cache,
+      old, WCAM(**{"weight": 4.0, **settings}), cache=cache,
       distillation=Distillation(alpha=0.5) if distillation else None)]
   pictures, classes = data(count, twice)
   weights = shares(count, 2) if weighted else None

@@ -317,6 +317,15 @@ class GradientRulesTest(absltest.TestCase):
       np.testing.assert_array_equal(_gradient(_with_vars), CLIPPED)
     self.assertEqual(self._relu_factor(), 1)
 
+  def test_what_a_rule_leaves_goes_to_the_block_around_it(self):
+    leave = {"Relu": lambda op, grad: NotImplemented}
+    with gradient_rules(leave):
+      self.assertEqual(self._relu_factor(), 1)
+      with gradient_rules({"Relu": lambda op, grad: 2 * grad}):
+        with gradient_rules(leave):
+          self.assertEqual(self._relu_factor(), 2)
+        self.assertEqual(self._relu_factor(), 2)
+
   def test_gives_back_after_an_error(self):
     with self.assertRaisesRegex(KeyError, "mine"), gradient_rules(
         {"Relu": lambda op, grad: 2 * grad}):

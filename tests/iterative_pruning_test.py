@@ -127,7 +127,8 @@ class FitTest(parameterized.TestCase):
         self.pictures, self.labels, batch_size=8 // steps, epochs=epochs,
         verbose=0, callbacks=[
             tfmot.sparsity.keras.UpdatePruningStep(), *callbacks,
-            kap.PreserveAttribution(self.teacher, kap.WCAM("act2"))]).history
+            kap.PreserveAttribution(
+                self.teacher, kap.WCAM("act2", weight=4.0))]).history
 
   def left(self, student):
     """The weights left in each kernel."""
