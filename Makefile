@@ -21,7 +21,7 @@ quickstart: .venv/complete ## Train, compress twice, ship, compare: out/quicksta
 bench: .venv/complete ## What a train step costs, in ratios of one run
 	@$(RUN) -m examples.bench_training
 
-test: .venv/complete ## Run the tests (under 10 minutes on two cores)
+test: .venv/complete ## Run the tests (some 15 minutes on two cores)
 	@$(RUN) -m pytest -q -n $(JOBS) -m "not slow" $(TESTS)
 
 test-all: .venv/complete ## Run the tests, the long ones too
@@ -33,10 +33,7 @@ lint: .venv/complete ## Check style and likely mistakes
 wheel-test: ## Build the wheel and test it from outside the checkout
 	@tools/test_wheel.sh $(PYTHON)
 
-bazel-bench: .venv/complete ## What a train step costs, in ratios of one run
-	@$(RUN) -m examples.bench_training
-
-test: .venv/complete ## Build and test with Bazel (see CONTRIBUTING.md)
+bazel-test: .venv/complete ## Build and test with Bazel (see CONTRIBUTING.md)
 	@tools/bazel/test.sh
 
 clean: ## Remove .venv and all that was made
