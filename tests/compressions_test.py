@@ -126,6 +126,11 @@ def _callbacks(name: str) -> list[keras.callbacks.Callback]:
   return [sparsity.UpdatePruningStep()] if name in PRUNED else []
 
 
+# The rest of them differ little from these, and take as long again.
+OFTEN = ("constant", "two_of_four", "clusters", "pqat", "pcqat")
+SELDOM = tuple(name for name in WRAP if name not in OFTEN)
+
+
 def _each(*names: str):
   return parameterized.named_parameters(*((one, one) for one in names or WRAP))
 
@@ -241,8 +246,16 @@ class _CompressionTest(parameterized.TestCase):
 
 class TrainingTest(_CompressionTest):
 
-  @_each()
+  @_each(*OFTEN)
   def test_maps_are_held(self, name):
+    self.check_maps_are_held(name)
+
+  @pytest.mark.slow
+  @_each(*SELDOM)
+  def test_maps_are_held_by_the_rest(self, name):
+    self.check_maps_are_held(name)
+
+  def check_maps_are_held(self, name):
     agreements = []
     for weight in (0.0, 5.0):
       keras.utils.set_random_seed(0)
@@ -267,8 +280,16 @@ class TrainingTest(_CompressionTest):
   def assertNoCommonElements(self, one, other):  # noqa: N802
     self.assertEmpty(set(one) & set(other))
 
-  @_each()
+  @_each(*OFTEN)
   def test_the_tail_learns_through_the_sensitivity_alone(self, name):
+    self.check_that_the_tail_learns(name)
+
+  @pytest.mark.slow
+  @_each(*SELDOM)
+  def test_the_tail_of_the_rest_learns(self, name):
+    self.check_that_the_tail_learns(name)
+
+  def check_that_the_tail_learns(self, name):
     """A gradient of a gradient, through centroids and quantizers too."""
     student = WRAP[name]()
     tail = [one for one in student.trainable_variables
