@@ -250,8 +250,8 @@ class TrainingTest(_CompressionTest):
   def test_maps_are_held(self, name):
     self.check_maps_are_held(name)
 
-  @pytest.mark.slow
   @_each(*SELDOM)
+  @pytest.mark.slow
   def test_maps_are_held_by_the_rest(self, name):
     self.check_maps_are_held(name)
 
@@ -284,8 +284,8 @@ class TrainingTest(_CompressionTest):
   def test_the_tail_learns_through_the_sensitivity_alone(self, name):
     self.check_that_the_tail_learns(name)
 
-  @pytest.mark.slow
   @_each(*SELDOM)
+  @pytest.mark.slow
   def test_the_tail_of_the_rest_learns(self, name):
     self.check_that_the_tail_learns(name)
 

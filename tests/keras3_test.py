@@ -507,12 +507,12 @@ class UseTest(_Keras3Test):
   def test_an_application(self, name, size):
     self.check_application(name, size)
 
-  @pytest.mark.slow
   @parameterized.parameters(
       ("MobileNetV2", 32), ("VGG16", 32), ("ResNet50", 32),
       ("ResNet50V2", 32), ("EfficientNetB0", 32),
       ("EfficientNetV2B0", 32), ("DenseNet121", 32), ("Xception", 71),
       ("InceptionV3", 75), ("NASNetMobile", 32))
+  @pytest.mark.slow
   def test_a_large_application(self, name, size):
     self.check_application(name, size)
 

@@ -145,9 +145,9 @@ class KindsTest(_SavingTest):
   def test_there_and_back(self, kind, ending):
     self.check_there_and_back(kind, ending)
 
-  @pytest.mark.slow
   @parameterized.named_parameters(
       one for one in CASES if one[0] not in QUICK)
+  @pytest.mark.slow
   def test_there_and_back_of_the_rest(self, kind, ending):
     self.check_there_and_back(kind, ending)
 

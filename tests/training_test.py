@@ -164,10 +164,9 @@ class GradientTest(parameterized.TestCase):
     self.assertTrue(student.get_layer("bn2").fused)
     step = TrainStep(student, _net(0, "block", "softplus"),
                      WCAM("act", weight=3.0))
-    # Losses of size 1 over steps of 5e-3: 1e-5 of slopes of 1e-3 up. Behind
-    # the normalization sensitivities sum to zero, so that a map is partly
-    # zero, with a kink or two within a step.
-    self._check(_Objective(step), 5e-3, 3e-2)
+    # Losses of size 1 with an error of 1e-7 over steps of 2e-2: 5e-6 of slopes
+    # of 1e-3 and more. Measured: .0016 at most.
+    self._check(_Objective(step), 2e-2, 5e-3)
 
   def test_the_whole_objective(self):
     """Task, its regularization, distillation and matching, in one sum."""
