@@ -77,9 +77,9 @@ class TrainingTest(parameterized.TestCase):
     return spatial_layers(NETS[name]()[0])[-1] if name != "mobilenet" else (
         "conv_pw_13_relu")
 
-  # Measured, plain and held: ResNet-8 .690 .796 and .767 .886; VWW .713 .766 and
-  # .905 .917; MobileNet pruned .700 .783. MobileNet quantized is left out: on
-  # the 300 pictures of the fit .919 .928, on these others .864 .842; at a
+  # Measured, plain and held: ResNet-8 .690 .796 and .767 .886; VWW .713 .766
+  # and .905 .917; MobileNet pruned .700 .783. MobileNet quantized is left out:
+  # on the 300 pictures of the fit .919 .928, on these others .864 .842; at a
   # learning rate of 2e-4, over 4 epochs, .968 .977 and .959 .960.
   @parameterized.parameters(
       ("resnet8", "prune"), ("resnet8", "quantize"), ("vww", "prune"),
