@@ -89,10 +89,6 @@ class PreserveAttribution(keras.callbacks.Callback):
         raise ValueError(
             f"model {model.name!r} has a {name} of its own, which this "
             "callback would replace; call kap.TrainStep inside it instead.")
-    if self._settings["cache"] is not False and model.jit_compile:
-      raise ValueError(
-          "cache: XLA takes no table; compile the model without jit_compile, "
-          "or leave cache= out.")
     self.step = TrainStep(
         model, self._teacher, self._wcam, **self._settings)
     self._begun = False
@@ -160,9 +156,10 @@ class PreserveAttribution(keras.callbacks.Callback):
 
   def on_train_end(self, logs: Any = None) -> None:
     """Gives the model its own steps back."""
-    if self.step is not None:
-      self.step.save_cache()
-    self.uninstall()
+    step = self.step
+    self.uninstall()  # First: the disk may be full.
+    if step is not None:
+      step.save_cache()
 
   def _reset_metrics(self) -> None:
     for metric in self.step.metrics if self.step is not None else ():

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, tf
 from keras_attr_preserve.regularizer import WCAM, Schedule
 
@@ -134,13 +133,9 @@ class AttentionTransfer(WCAM):
     super().__init__(
         layer, method="ewa", weight=weight, student_layer=student_layer)
 
-  def _distance(
-      self, teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
+  def _loss(self, distance: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     # The layers' mean is taken later; this is one term of their sum.
-    smaller, _ = wcam.same_size(teacher_map, student_map)
-    positions = tf.cast(tf.reduce_prod(tf.shape(smaller)[1:]), smaller.dtype)
-    return (len(self.layers) / positions
-            * wcam.map_distance(teacher_map, student_map))
+    return len(self.layers) / positions * distance
 
 
 class E2KD(WCAM):
@@ -206,9 +201,9 @@ class CATKD(WCAM):
     return _pooled(
         tf.reduce_sum(features * sensitivity, axis=-1), self._SIZE)
 
-  def _distance(
-      self, teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
-    return 2 * wcam.map_distance(teacher_map, student_map)
+  def _loss(self, distance: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    del positions
+    return 2 * distance
 
 
 def _pooled(maps: tf.Tensor, size: int) -> tf.Tensor:

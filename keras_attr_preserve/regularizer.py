@@ -34,7 +34,7 @@ class Match(NamedTuple):
   Each is `[batch, layers]`, a mean over the explained classes.
 
   Attributes:
-    distance: what the loss takes: 1 - cosine.
+    distance: what the loss takes: 1 - cosine, or a rival's own multiple of it.
     agreement: cosine; 0 where only the student's map is all zero.
     dead: share of the student's maps that are all zero.
     valid: share of the teacher's maps that are alive; agreement and dead speak
@@ -280,9 +280,10 @@ class WCAM:
       self, features: tf.Tensor, sensitivity: tf.Tensor) -> tf.Tensor:
     return wcam.sensitivity_weighted_map(features, sensitivity)
 
-  def _distance(
-      self, teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
-    return wcam.map_distance(teacher_map, student_map)
+  def _loss(self, distance: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """What the loss takes of a distance of maps of so many positions."""
+    del positions
+    return distance
 
   def _maps(
       self,
@@ -309,9 +310,12 @@ class WCAM:
     nothing = tf.zeros_like(present)
     alive = tf.where(_is_alive(teacher_map), present, nothing)
     dead = tf.where(_is_alive(student_map), nothing, alive)
-    distance = self._distance(teacher_map, student_map) * present
-    cosine = 1 - wcam.map_distance(teacher_map, student_map)
-    return present, distance, (alive - dead) * cosine, dead, alive
+    teacher_map, student_map = wcam.same_size(teacher_map, student_map)
+    distance = wcam.map_distance(teacher_map, student_map)
+    positions = tf.cast(
+        tf.reduce_prod(tf.shape(student_map)[1:]), distance.dtype)
+    return (present, self._loss(distance, positions) * present,
+            (alive - dead) * (1 - distance), dead, alive)
 
 
 def _is_alive(maps: tf.Tensor) -> tf.Tensor:

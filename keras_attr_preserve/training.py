@@ -82,8 +82,8 @@ class TrainStep:
     _check_apart(check_keras(model), check_keras(teacher, "teacher"))
     if cache is not False and getattr(model, "jit_compile", False):
       raise ValueError(
-          "cache: XLA has no tables to keep it in; compile the model without "
-          "jit_compile or leave cache= out.")
+          "cache: XLA takes no table; compile the model without jit_compile, "
+          "or leave cache= out.")
     self.model = model
     self.wcam = wcam
     self.distillation = distillation

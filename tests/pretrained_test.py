@@ -74,15 +74,12 @@ def cifar(part: str, count: int) -> np.ndarray:
 
 
 class _ModelTest(parameterized.TestCase):
-  """Converts, reads back and holds against Keras."""
+  """Converts, reads back and holds against Keras.
+
+  Each kind of it has `calibration()` and `images()`, float32 pictures.
+  """
 
   path = None
-
-  def calibration(self):
-    raise NotImplementedError
-
-  def images(self):
-    raise NotImplementedError
 
   def check(self, layer, mode, road, *, same_class=1.0, **least):
     net, images = load(self.path), self.images()

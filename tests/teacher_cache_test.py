@@ -1,5 +1,7 @@
 """Tests of teacher_cache.py and guidance.py: a teacher asked but once."""
 
+from unittest import mock
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -188,6 +190,20 @@ class CachedTrainingTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, "delete it, or give another pa"):
         self._fit(wcam, path, teacher=teacher)
     self.assertEqual(path.stat().st_size, size)
+
+  def test_a_full_disk_leaves_the_model_its_own_step(self):
+    student = tiny.smooth_net(1)
+    student.compile("sgd", "mse")
+    full = OSError(28, "No space left on device")
+    with mock.patch.object(
+        TeacherCache, "save", side_effect=full), self.assertRaises(OSError):
+      student.fit(self.pictures, self.labels, verbose=0, callbacks=[
+          PreserveAttribution(
+              self.teacher, WCAM("act"),
+              cache=tiny.folder(self) / "teacher.cache")])
+    self.assertIsNone(student.train_function)
+    self.assertEmpty(
+        {"train_step", "attr_preserve_state"} & set(vars(student)))
 
   def test_augmented_pictures_are_warned_of(self):
     def noisy():
