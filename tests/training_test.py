@@ -58,6 +58,32 @@ class _Objective:
 
     self.loss = tf.function(loss)
     self.gradients = tf.function(gradients)
+    self._eagerly = loss, gradients
+
+  def draw_alike(self):
+    """Has each call drop the same units: eagerly, from the same seed."""
+    def seeded(function):
+      def run():
+        tf.random.set_seed(3)
+        return function()
+      return run
+    self.loss, self.gradients = map(seeded, self._eagerly)
+
+
+def _pooled(kind, seed, activation="softplus"):
+  """A net with a pooling or a dropout between the map and the score."""
+  layers = keras.layers
+  inputs = keras.Input((4, 4, 2))
+  x = layers.Conv2D(3, 3, padding="same", name="conv")(inputs)
+  x = layers.Activation(activation, name="act")(x)
+  if kind == "overlapping":
+    x = layers.MaxPool2D(3, 1)(x)
+  else:
+    x = getattr(layers, kind)(*([0.4] if "Dropout" in kind else []))(x)
+  x = layers.Conv2D(4, 2, name="conv2")(x)
+  x = layers.Activation(activation)(x)
+  x = layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(x))
+  return tiny.shake(keras.Model(inputs, x), seed)
 
 
 class GradientTest(parameterized.TestCase):
@@ -129,6 +155,18 @@ class GradientTest(parameterized.TestCase):
     with tiny.float64():
       step = TrainStep(_compiled(net(2)), net(0), WCAM("act", weight=3.0))
       self._check(_Objective(step), 1e-5, 1e-5)
+
+  @parameterized.parameters(
+      "MaxPool2D", "AveragePooling2D", "overlapping", "Dropout",
+      "SpatialDropout2D")
+  def test_float64_behind_pooling_and_dropout(self, kind):
+    with tiny.float64():
+      step = TrainStep(_compiled(_pooled(kind, 2)), _pooled(kind, 0),
+                       WCAM("act", weight=3.0))
+      objective = _Objective(step)
+      if "Dropout" in kind:
+        objective.draw_alike()
+      self._check(objective, 1e-5, 1e-5)
 
   @parameterized.named_parameters(
       ("several_layers", {"layer": ["act", "act2"]}),
@@ -217,6 +255,17 @@ class GradientTest(parameterized.TestCase):
           if one is not None and np.abs(one).max() > 1e-6}
     self.assertIn("logits/kernel:0", reached["float"])
     self.assertContainsSubset(reached["float"], reached[wrap])
+
+  @parameterized.parameters("MaxPool2D", "AveragePooling2D", "Dropout")
+  def test_pooling_and_dropout_under_quantization(self, kind):
+    with tiny.fine_quantizers():
+      student = _compiled(tiny.quantize(_pooled(kind, 2, "sigmoid")))
+      objective = _Objective(TrainStep(
+          student, _pooled(kind, 0, "sigmoid"), WCAM("act", weight=3.0)))
+      if kind == "Dropout":
+        objective.draw_alike()
+      # As in the test above.
+      self._check(objective, 2e-2, 5e-2)
 
   def test_pruning_wrappers_change_no_gradient(self):
     gradients = []
