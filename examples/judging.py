@@ -62,7 +62,7 @@ def judge(
   logits = teacher.predict(images, batch_size=128, verbose=0)
   top = logits.argmax(1)
   outside = images[:OUTSIDE_SCENES], top[:OUTSIDE_SCENES]
-  outside_maps = attribution.integrated_gradients(teacher, *outside)
+  outside_maps = attribution.tf_explain(teacher, *outside)
   maps = attribution.grad_cam(teacher, images[which], classes, layer)
   results["teacher"] = {
       "mean_average_precision": evaluation.mean_average_precision(
@@ -81,7 +81,7 @@ def judge(
         row[f"{score}_{statistic}"] = value
     row |= {"dead_maps": report.dead,
             "same_top_class": report.prediction_agreement}
-    theirs = attribution.integrated_gradients(models[name], *outside)
+    theirs = attribution.tf_explain(models[name], *outside)
     scores = evaluation.agreement(outside_maps, theirs)
     row |= {f"integrated_gradients_{score}": summarize(scores[score])["mean"]
             for score in ("cosine", "spearman")}

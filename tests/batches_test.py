@@ -1,10 +1,19 @@
 """Tests of batches.py: explained classes and batches."""
 
+import gc
+import weakref
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from keras_attr_preserve.attribution.batches import class_weights, run_batches
+from keras_attr_preserve import attribution
+from keras_attr_preserve.attribution.batches import (
+  class_weights,
+  run_batches,
+  run_model,
+)
+from tests import tiny
 
 
 class ClassWeightsTest(parameterized.TestCase):
@@ -76,6 +85,58 @@ class RunBatchesTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, f"batch_size must be 1 or more; got {size}"):
       run_batches(lambda x: (x,), np.ones(2), batch_size=size)
+
+
+class RunModelTest(absltest.TestCase):
+
+  def _run(self, model, pictures, key="double", factor=2.0):
+    self.traces += 1  # Undone where nothing is traced.
+    before = self.traces
+
+    def function(batch):
+      self.traces += 1
+      return (factor * model(batch),)
+    got, = run_model(model, key, function, pictures, batch_size=3)
+    return got, self.traces - before
+
+  def setUp(self):
+    super().setUp()
+    self.traces = 0
+
+  def test_one_graph_for_all_sizes_and_calls(self):
+    model = tiny.conv_net()
+    got, traces = self._run(model, tiny.images(5))
+    self.assertEqual(traces, 1)
+    np.testing.assert_allclose(
+        got, 2 * model(tiny.images(5)).numpy(), rtol=1e-5)
+    self.assertEqual(self._run(model, tiny.images(1))[1], 0)
+    self.assertEqual(self._run(model, tiny.images(1), "other")[1], 1)
+
+  def test_weights_are_read_as_they_are(self):
+    model = tiny.conv_net()
+    self._run(model, tiny.images(2))
+    tiny.shake(model, 5)
+    got, traces = self._run(model, tiny.images(2))
+    self.assertEqual(traces, 0)
+    np.testing.assert_allclose(
+        got, 2 * model(tiny.images(2)).numpy(), rtol=1e-5)
+
+  def test_a_swapped_activation_is_seen(self):
+    model = tiny.conv_net(activation="softplus")
+    before, _ = self._run(model, tiny.images(2))
+    model.get_layer("act").activation = tf.nn.relu
+    got, traces = self._run(model, tiny.images(2))
+    self.assertEqual(traces, 1)
+    self.assertGreater(np.abs(got - before).max(), 1e-2)
+
+  def test_models_are_let_go(self):
+    model = tiny.conv_net()
+    attribution.grad_cam(model, tiny.images(2))
+    attribution.lrp(model, tiny.images(2))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    self.assertIsNone(gone())
 
 
 if __name__ == "__main__":

@@ -4,10 +4,81 @@
 
 `maps` is float32 `[images, height, width]`. All of them work on plain, wrapped
 and stripped `tf_keras` models, for a class of its own for each image.
+
+`occlusion` and `rise` take, in a model's place, any function from images to
+scores: a .tflite file's too.
 """
 
+from keras_attr_preserve.attribution.cam import cam
 from keras_attr_preserve.attribution.equal_weighted import equal_weighted
+from keras_attr_preserve.attribution.excitation_backprop import (
+    excitation_backprop,
+)
+from keras_attr_preserve.attribution.full_grad import full_grad
 from keras_attr_preserve.attribution.grad_cam import grad_cam
-from keras_attr_preserve.attribution.tf_explain import integrated_gradients
+from keras_attr_preserve.attribution.grad_cam_plus_plus import (
+    grad_cam_plus_plus,
+)
+from keras_attr_preserve.attribution.guided_backprop import guided_backprop
+from keras_attr_preserve.attribution.hires_cam import hires_cam
+from keras_attr_preserve.attribution.integrated_gradients import (
+    Completeness,
+    integrated_gradients,
+    integrated_gradients_completeness,
+)
+from keras_attr_preserve.attribution.layer_cam import layer_cam
+from keras_attr_preserve.attribution.linearization import (
+    Linearization,
+    linearize,
+)
+from keras_attr_preserve.attribution.lrp import (
+    Conservation,
+    lrp,
+    lrp_conservation,
+)
+from keras_attr_preserve.attribution.occlusion import occlusion
+from keras_attr_preserve.attribution.pathways import (
+    Pathway,
+    pathway_gradient,
+    select_pathway,
+)
+from keras_attr_preserve.attribution.rap import (
+    relative_attributing_propagation,
+)
+from keras_attr_preserve.attribution.rise import rise
+from keras_attr_preserve.attribution.saliency import gradient_x_input, saliency
+from keras_attr_preserve.attribution.score_cam import score_cam
+from keras_attr_preserve.attribution.smooth_grad import smooth_grad, var_grad
+from keras_attr_preserve.attribution.tf_explain_methods import tf_explain
 
-__all__ = ["equal_weighted", "grad_cam", "integrated_gradients"]
+__all__ = [
+    "Completeness",
+    "Conservation",
+    "Linearization",
+    "Pathway",
+    "cam",
+    "equal_weighted",
+    "excitation_backprop",
+    "full_grad",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient_x_input",
+    "guided_backprop",
+    "hires_cam",
+    "integrated_gradients",
+    "integrated_gradients_completeness",
+    "layer_cam",
+    "linearize",
+    "lrp",
+    "lrp_conservation",
+    "occlusion",
+    "pathway_gradient",
+    "relative_attributing_propagation",
+    "rise",
+    "saliency",
+    "score_cam",
+    "select_pathway",
+    "smooth_grad",
+    "tf_explain",
+    "var_grad",
+]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import run_batches
+from keras_attr_preserve.attribution.batches import run_model
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
@@ -44,13 +44,14 @@ def equal_weighted(
   """
   del targets
   check_keras(model)
-  tap = Tap(model, [layer or last_spatial_layer(model)])
+  layer = layer or last_spatial_layer(model)
+  tap = Tap(model, [layer])
   images = check_images(images, tap.picture_shape)
 
-  @tf.function(reduce_retracing=True)
   def explain(batch):
     features, = tap(batch).features
     return (equal_weighted_map(tf.cast(features, tf.float32)),)
 
-  maps, = run_batches(explain, images, batch_size=batch_size)
+  maps, = run_model(model, ("equal_weighted", layer), explain, images,
+                      batch_size=batch_size)
   return maps

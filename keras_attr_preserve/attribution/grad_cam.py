@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights, run_batches
+from keras_attr_preserve.attribution.batches import class_weights, run_model
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
@@ -49,13 +49,13 @@ def grad_cam(
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2.
   """
   check_keras(model)
-  tap = Tap(model, [layer or last_spatial_layer(model)])
+  layer = layer or last_spatial_layer(model)
+  tap = Tap(model, [layer])
   images = check_images(images, tap.picture_shape)
 
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
 
-  @tf.function(reduce_retracing=True)
   def explain(batch, *seed):
     with tf.GradientTape() as tape:
       tape.watch(batch)
@@ -68,5 +68,6 @@ def grad_cam(
         tf.cast(features, tf.float32),
         tf.cast(sensitivity, tf.float32) / positions),)
 
-  maps, = run_batches(explain, images, *weights, batch_size=batch_size)
+  maps, = run_model(model, ("grad_cam", layer), explain, images, *weights,
+                      batch_size=batch_size)
   return maps

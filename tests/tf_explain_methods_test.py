@@ -1,4 +1,4 @@
-"""Tests of tf_explain.py: tf-explain's own numbers, a class an image."""
+"""Tests of tf_explain_methods.py: its own numbers, a class an image."""
 
 import sys
 from unittest import mock
@@ -9,7 +9,10 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 from tf_explain.core.integrated_gradients import IntegratedGradients
 
-from keras_attr_preserve.attribution import integrated_gradients
+from keras_attr_preserve import attribution
+from keras_attr_preserve.attribution.tf_explain_methods import (
+  integrated_gradients,
+)
 from tests import tiny
 
 
@@ -115,6 +118,22 @@ class IntegratedGradientsTest(parameterized.TestCase):
         "tf_explain.core.integrated_gradients": None}), self.assertRaisesRegex(
             ImportError, "tf_explain"):
       integrated_gradients(tiny.conv_net(), tiny.images(2))
+
+  def test_the_other_methods(self):
+    model, pictures = tiny.conv_net(tail="flatten"), tiny.images(4)
+    targets = [2, 0, 1, 1]
+    for method, mine in (("vanilla_gradients", False),
+                         ("gradients_inputs", True)):
+      with tf.GradientTape() as tape:
+        batch = tf.constant(pictures)
+        tape.watch(batch)
+        score = tf.reduce_sum(model(batch) * np.eye(3)[targets])
+      want = tape.gradient(score, batch) * (pictures if mine else 1)
+      np.testing.assert_allclose(
+          attribution.tf_explain(model, pictures, targets, method=method),
+          np.abs(want).sum(-1), rtol=1e-4, atol=1e-6)
+    with self.assertRaisesRegex(ValueError, "method must be one of"):
+      attribution.tf_explain(model, pictures, method="grad_cam")
 
   def test_tf_explain_is_what_was_checked(self):
     """The traced function's Python function is called; 0.3.1 has one."""

@@ -1,0 +1,74 @@
+"""FullGrad: the gradient of the input and of every bias."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_attr_preserve.attribution.affine_terms import bias_terms
+from keras_attr_preserve.attribution.runs import at_pictures, no_layer
+from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
+
+__all__ = ["full_grad"]
+
+
+def full_grad(
+    model: keras.Model,
+    images: np.ndarray,
+    targets: Any = None,
+    layer: str | None = None,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+  """Explains a score by pixels and biases, which together make it up.
+
+      M = psi(x * d score / dx) + sum over layers and channels psi(b * g_b)
+      psi(m) = |m|, enlarged to the picture, its least value 0 and largest 1
+
+  b is a convolution's bias, or the shift of a batch normalization at inference;
+  g_b the score's gradient at each position it is added to. Biases of dense
+  layers have no place in a picture, and are left out.
+
+  Args:
+    model: a built `tf_keras` model, wrapped by tfmot or not.
+    images: `[images, height, width, channels]`, in the range the model takes.
+    targets: as for `grad_cam`.
+    layer: accepted as every method does; must be None, the input is explained.
+    batch_size: images a batch.
+
+  Returns:
+    Maps, float32 `[images, height, width]`, not negative.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Srinivas and Fleuret 2019, https://arxiv.org/abs/1905.00780, equations 5
+    and 6.
+  """
+  no_layer(layer)
+
+  def explain(tap, pictures, seed):
+    pictures = tf.identity(pictures)
+    logits = tap(pictures).logits
+    seed = tf.cast(seed, logits.dtype)
+    with gradient_rules(STRAIGHT_THROUGH):
+      gradient, = tf.gradients(logits, pictures, grad_ys=seed,
+                               unconnected_gradients="zero")
+      biases = [one for one in bias_terms(pictures, logits, seed)
+                if one.shape.rank == 4]
+    size = tf.shape(pictures)[1:3]
+    total = tf.reduce_sum(_even(gradient * pictures, size), -1)
+    for one in biases:
+      total += tf.reduce_sum(_even(one, size), -1)
+    return total
+
+  return at_pictures(model, images, targets, "full_grad", explain, batch_size)
+
+
+def _even(maps: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+  """Magnitudes in 0..1 for each channel, at the picture's size."""
+  maps = tf.abs(maps)
+  maps -= tf.reduce_min(maps, [1, 2], keepdims=True)
+  maps = tf.math.divide_no_nan(maps, tf.reduce_max(maps, [1, 2], keepdims=True))
+  return tf.image.resize(maps, size)

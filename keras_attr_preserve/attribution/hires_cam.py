@@ -1,0 +1,47 @@
+"""HiRes-CAM: Grad-CAM without averaging the gradient."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_attr_preserve.attribution.runs import at_layer
+from keras_attr_preserve.compat import keras, tf
+
+__all__ = ["hires_cam"]
+
+
+def hires_cam(
+    model: keras.Model,
+    images: np.ndarray,
+    targets: Any = None,
+    layer: str | None = None,
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+  """Explains a score by each position's own features and gradients.
+
+      M = ReLU(sum_c d score / dA_c * A_c)
+
+  Behind a global average and a linear layer it is Grad-CAM; elsewhere it points
+  to the positions that the score itself depends on.
+
+  Args:
+    model: a built `tf_keras` model, wrapped by tfmot or not.
+    images: `[images, height, width, channels]`, in the range the model takes.
+    targets: as for `grad_cam`.
+    layer: a layer's name; None for the last one with a spatial map.
+    batch_size: images a batch.
+
+  Returns:
+    Maps, float32 `[images, layer height, layer width]`, not negative.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Draelos and Carin 2020, https://arxiv.org/abs/2011.08891, equation 7.
+  """
+  def combine(features, gradients):
+    return tf.nn.relu(tf.reduce_sum(features * gradients, -1))
+  return at_layer(model, images, targets, layer, "hires_cam", combine,
+                  batch_size)

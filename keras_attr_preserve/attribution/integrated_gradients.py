@@ -1,0 +1,141 @@
+"""Integrated gradients, with a baseline and a check of completeness."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_attr_preserve.attribution.runs import (
+  at_pictures,
+  no_layer,
+  score_gradient,
+)
+from keras_attr_preserve.compat import keras, tf
+
+__all__ = ["Completeness", "integrated_gradients",
+           "integrated_gradients_completeness"]
+
+
+class Completeness(NamedTuple):
+  """How well maps add up to what they explain.
+
+  Attributes:
+    difference: `[images]`, the score of the image less that of the baseline.
+    total: `[images]`, the sum of the map.
+  """
+
+  difference: np.ndarray
+  total: np.ndarray
+
+  @property
+  def residual(self) -> np.ndarray:
+    """What the sum of the map misses, `[images]`, in units of the score."""
+    return self.difference - self.total
+
+
+def integrated_gradients(
+    model: keras.Model,
+    images: np.ndarray,
+    targets: Any = None,
+    layer: str | None = None,
+    *,
+    baseline: float | np.ndarray = 0.0,
+    steps: int = 50,
+    batch_size: int = 64,
+) -> np.ndarray:
+  """Explains a score by its gradient along the way from a baseline.
+
+      M = sum_c (x_c - b_c) int_0^1 d score(b + t (x - b)) / dx_c dt
+
+  The integral is taken by the trapezoid rule over `steps` intervals.
+
+  Args:
+    model: a built `tf_keras` model, wrapped by tfmot or not.
+    images: `[images, height, width, channels]`, in the range the model takes.
+    targets: as for `grad_cam`; the top class is that of the image.
+    layer: accepted as every method does; must be None, the input is explained.
+    baseline: the picture that shows nothing: a number, or an array that
+      broadcasts to `[images, height, width, channels]`.
+    steps: intervals, 1 or more; one point of them runs at a time.
+    batch_size: images a batch.
+
+  Returns:
+    Maps with their sign, float32 `[images, height, width]`, in units of the
+    score. A map's sum is the score less the baseline's, but for the rule's
+    error, which `integrated_gradients_completeness` reports.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365, equations 1, 3.
+  """
+  no_layer(layer)
+  images, baseline = _with_baseline(images, baseline)
+  if steps < 1:
+    raise ValueError(f"steps must be 1 or more; got {steps}.")
+
+  def explain(tap, pictures, seed, start):
+    way = pictures - start
+
+    def add(number, total):
+      share = tf.cast(number, tf.float32) / steps
+      gradient = score_gradient(tap, start + share * way, seed)
+      ends = tf.logical_or(tf.equal(number, 0), tf.equal(number, steps))
+      return number + 1, total + tf.where(ends, 0.5, 1.0) * gradient
+
+    _, total = tf.while_loop(lambda number, _: number <= steps, add,
+                             (0, tf.zeros_like(pictures)))
+    return tf.reduce_sum(way * total / steps, -1)
+
+  return at_pictures(model, images, targets, ("integrated_gradients", steps),
+                     explain, batch_size, baseline)
+
+
+def integrated_gradients_completeness(
+    model: keras.Model,
+    images: np.ndarray,
+    targets: Any = None,
+    *,
+    baseline: float | np.ndarray = 0.0,
+    steps: int = 50,
+    batch_size: int = 64,
+) -> Completeness:
+  """Says how near the maps of `integrated_gradients` come to their sum.
+
+  Args:
+    model: as for `integrated_gradients`, and so are all others.
+    images: see `integrated_gradients`.
+    targets: see `integrated_gradients`.
+    baseline: see `integrated_gradients`.
+    steps: see `integrated_gradients`.
+    batch_size: see `integrated_gradients`.
+
+  Returns:
+    For each image what is to be explained, and what the map holds of it.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+  """
+  maps = integrated_gradients(
+      model, images, targets, baseline=baseline, steps=steps,
+      batch_size=batch_size)
+  images, baseline = _with_baseline(images, baseline)
+
+  def explain(tap, pictures, seed, start):
+    change = tap(pictures).logits - tap(start).logits
+    return tf.reduce_sum(change * tf.cast(seed, change.dtype), -1)
+
+  difference = at_pictures(
+      model, images, targets, "difference", explain, batch_size, baseline)
+  return Completeness(difference, maps.sum((1, 2)))
+
+
+def _with_baseline(images, baseline):
+  images = np.asarray(images)
+  baseline = np.asarray(baseline, np.float32)
+  try:
+    return images, np.broadcast_to(baseline, images.shape)
+  except ValueError as error:
+    raise ValueError(
+        f"baseline must be a number or broadcast to {list(images.shape)}; got "
+        f"an array of shape {list(baseline.shape)}.") from error

@@ -1,0 +1,130 @@
+"""How a linear layer shares its relevance out among its inputs.
+
+A rule is a function `(block, relevance of the outputs) -> relevance of the
+inputs`; with z_ij = x_i w_ij the contribution of input i to output j, z+ and z-
+its positive and negative part, b the bias:
+
+    epsilon     R_i = sum_j z_ij / (sum_i z_ij + b_j) R_j
+    z_plus      R_i = sum_j z+_ij / sum_i z+_ij R_j
+    alpha_beta  R_i = sum_j (alpha z+_ij / (sum_i z+_ij + b+_j)
+                             - beta z-_ij / (sum_i z-_ij + b-_j)) R_j
+    flat        R_i = sum_j R_j / (number of inputs of j)
+    box         z_ij = x_i w_ij - low w+_ij - high w-_ij, then as z_plus
+
+References:
+  Bach et al. 2015, https://doi.org/10.1371/journal.pone.0130140 (epsilon,
+  alpha-beta); Montavon et al. 2017, https://arxiv.org/abs/1512.02479 (z+, box);
+  Montavon et al. 2019, https://doi.org/10.1007/978-3-030-28954-6_10 (overview).
+"""
+
+import functools
+
+from keras_attr_preserve.attribution.relevance_graph import Linear
+from keras_attr_preserve.compat import tf
+
+__all__ = ["alpha_beta", "box", "divided", "epsilon", "flat", "parts",
+           "share_by_size", "share_positive", "z_plus"]
+
+
+def divided(numerator: tf.Tensor, denominator: tf.Tensor,
+            stabilizer: float = 1e-9) -> tf.Tensor:
+  """Divides by a number pushed away from zero, its sign kept."""
+  away = tf.where(denominator >= 0, stabilizer, -stabilizer)
+  return numerator / (denominator + away)
+
+
+def parts(block: Linear, positive: bool) -> tuple[tf.Tensor, ...]:
+  """The inputs and kernels whose products are of one sign.
+
+  Args:
+    block: the layer.
+    positive: which sign.
+
+  Returns:
+    Inputs above 0 and their kernel, inputs below 0 and their kernel.
+  """
+  above, below = tf.nn.relu(block.inputs), -tf.nn.relu(-block.inputs)
+  plus, minus = tf.nn.relu(block.kernel), -tf.nn.relu(-block.kernel)
+  return (above, plus, below, minus) if positive else (
+      above, minus, below, plus)
+
+
+def _sent(block, relevance, positive, bias=0.0):
+  """Shares relevance out by the contributions of one sign."""
+  above, over, below, under = parts(block, positive)
+  total = block.apply(above, over) + block.apply(below, under) + bias
+  share = divided(relevance, total) * tf.cast(total != 0, relevance.dtype)
+  return (above * block.transposed(share, over)
+          + below * block.transposed(share, under))
+
+
+def epsilon(
+    block: Linear, relevance: tf.Tensor, *, stabilizer: float = 1e-6,
+    bias: bool = True) -> tf.Tensor:
+  """By contribution; what the bias contributes is absorbed."""
+  total = block.apply(block.inputs, block.kernel)
+  if bias:
+    total += block.bias
+  share = divided(relevance, total, stabilizer)
+  return block.inputs * block.transposed(share, block.kernel)
+
+
+def z_plus(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
+  """By positive contribution; the bias takes nothing."""
+  return _sent(block, relevance, True)
+
+
+def alpha_beta(
+    block: Linear, relevance: tf.Tensor, *, alpha: float = 2.0,
+    beta: float = 1.0, bias: bool = True) -> tf.Tensor:
+  """By positive and negative contribution apart, alpha - beta = 1."""
+  above = tf.nn.relu(block.bias) if bias else 0.0
+  below = -tf.nn.relu(-block.bias) if bias else 0.0
+  return (alpha * _sent(block, relevance, True, above)
+          - beta * _sent(block, relevance, False, below))
+
+
+def flat(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
+  """Evenly to all inputs of an output, whatever they hold."""
+  inputs, kernel = tf.ones_like(block.inputs), tf.ones_like(block.kernel)
+  return inputs * block.transposed(
+      divided(relevance, block.apply(inputs, kernel)), kernel)
+
+
+def box(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
+  """By contribution above the least there could be, for pixels.
+
+  The box is each image's own range, its smallest and largest value.
+  """
+  axes = list(range(1, block.inputs.shape.rank))
+  low = tf.zeros_like(block.inputs) + tf.reduce_min(
+      block.inputs, axes, keepdims=True)
+  high = tf.zeros_like(block.inputs) + tf.reduce_max(
+      block.inputs, axes, keepdims=True)
+  plus, minus = tf.nn.relu(block.kernel), -tf.nn.relu(-block.kernel)
+  total = (block.apply(block.inputs, block.kernel) - block.apply(low, plus)
+           - block.apply(high, minus))
+  share = divided(relevance, total)
+  return (block.inputs * block.transposed(share, block.kernel)
+          - low * block.transposed(share, plus)
+          - high * block.transposed(share, minus))
+
+
+def share_by_size(
+    summands: list[tf.Tensor], relevance: tf.Tensor) -> list[tf.Tensor]:
+  """Shares a sum's relevance out by its summands, signs and all."""
+  share = divided(relevance, tf.add_n(summands), 1e-6)
+  return [one * share for one in summands]
+
+
+def share_positive(
+    summands: list[tf.Tensor], relevance: tf.Tensor) -> list[tf.Tensor]:
+  """Shares a sum's relevance out by its positive summands; evenly if none."""
+  above = [tf.nn.relu(one) for one in summands]
+  total = tf.add_n(above)
+  share = divided(relevance, total)
+  even = relevance / len(summands)
+  return [tf.where(total > 0, one * share, even) for one in above]
+
+
+alpha_2_beta_1 = functools.partial(alpha_beta, alpha=2.0, beta=1.0)

@@ -1,0 +1,122 @@
+"""RISE: the score under random masks, gathered where the masks let through."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_attr_preserve.attribution.black_box import (
+    Predict,
+    Progress,
+    Scorer,
+    reporter,
+)
+from keras_attr_preserve.compat import tf
+from keras_attr_preserve.images import check_images
+
+__all__ = ["rise"]
+
+
+def rise(
+    predict: Predict,
+    images: np.ndarray,
+    targets: Any = None,
+    *,
+    masks: int = 2000,
+    cells: int = 7,
+    keep: float = 0.5,
+    seed: int = 0,
+    centred: bool = False,
+    batch_size: int = 64,
+    progress: Progress = None,
+) -> np.ndarray:
+  """Explains a score by showing random parts of the picture.
+
+      M(p) = 1 / (keep N) sum_i y(x * m_i) m_i(p)
+
+  A mask m_i is a grid of cells, each 1 with probability `keep` and else 0,
+  enlarged (bilinear) to a cell more each way than the picture has, and cut out
+  of that at a random shift. What a mask hides becomes 0.
+
+  The same masks probe every image, and every model that is given the same seed
+  and settings, so a difference of two models' maps is one of the models.
+
+  The formula holds whatever the score. Of a probability the map is not
+  negative. A logit has no zero of its own, and its mean over the masks adds a
+  constant to the map (and, of few masks, their noise) that says nothing about
+  where: `centred` takes it away, M(p) = 1 / (keep N) sum_i (y_i - mean y)
+  m_i(p), which is what two maps of logits should be compared by.
+
+  The cost is `masks` runs of each image. Memory holds one batch.
+
+  Args:
+    predict: as for `occlusion`.
+    images: `[images, height, width, channels]`, in the range `predict` takes; 0
+      is taken for "nothing there".
+    targets: as for `occlusion`.
+    masks: how many, N; the paper takes 4000 to 8000 on pictures of 224x224.
+    cells: of a grid, down and across.
+    keep: the chance of a cell to be shown, between 0 and 1.
+    seed: of the masks, 0 or more.
+    centred: whether each image's mean score over the masks is taken off.
+    batch_size: pictures a call of `predict`.
+    progress: as for `occlusion`.
+
+  Returns:
+    Maps, float32 `[images, height, width]`, in units of the score.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Petsiuk, Das and Saenko 2018, https://arxiv.org/abs/1806.07421, equation 6
+    and section 3.2.
+  """
+  images = check_images(images, (None, None, None))
+  _check(masks, cells, keep, seed)
+  rng = np.random.default_rng(seed)
+  grids = (rng.random((masks, cells, cells)) < keep).astype(np.float32)
+  lengths = [-(-side // cells) for side in images.shape[1:3]]
+  shifts = rng.integers(0, lengths, (masks, 2))
+  score = Scorer(predict, images, targets, batch_size)
+  report = reporter(progress, "rise", masks * len(images))
+
+  sums = np.zeros(images.shape[:3])
+  shown = np.zeros(images.shape[1:3])
+  totals = np.zeros(len(images))
+  done = 0
+  for start in range(0, masks, batch_size):
+    some = slice(start, start + batch_size)
+    windows = _enlarged(grids[some], lengths, shifts[some], images.shape[1:3])
+    shown += windows.sum(0)
+    for i, image in enumerate(images):
+      scores = score(image * windows[..., None], i)
+      sums[i] += np.einsum("n,nhw->hw", scores, windows)
+      totals[i] += scores.sum()
+      done += len(windows)
+      report(done)
+  if centred:
+    sums -= (totals / masks)[:, None, None] * shown
+  return (sums / (keep * masks)).astype(np.float32)
+
+
+def _check(masks: int, cells: int, keep: float, seed: int) -> None:
+  for name, value, least in (
+      ("masks", masks, 1), ("cells", cells, 1), ("seed", seed, 0)):
+    if isinstance(value, bool) or not (
+        isinstance(value, int | np.integer) and value >= least):
+      raise ValueError(
+          f"{name} must be a whole number of {least} or more; got {value!r}.")
+  if not 0 < keep < 1:
+    raise ValueError(f"keep must be between 0 and 1; got {keep!r}.")
+
+
+def _enlarged(
+    grids: np.ndarray, lengths: list[int], shifts: np.ndarray,
+    size: tuple[int, ...],
+) -> np.ndarray:
+  """Turns grids `[n, cells, cells]` into masks `[n, height, width]`."""
+  whole = [(grids.shape[1] + 1) * length for length in lengths]
+  large = tf.image.resize(grids[..., None], whole).numpy()[..., 0]
+  return np.stack([
+      one[down:down + size[0], across:across + size[1]]
+      for one, (down, across) in zip(large, shifts)])
