@@ -1,16 +1,19 @@
 """Pictures and their maps side by side, as arrays of pixels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from keras_attr_preserve.compat import tf
 
-__all__ = ["side_by_side"]
+__all__ = ["labelled_png", "side_by_side"]
 
 # Red, green and blue at equal steps of a map's value, from 0 to 1.
 _RAMP = np.array([(24, 26, 110), (0, 112, 150), (70, 180, 95), (255, 236, 70)])
 _COLOUR_SHARE = 0.6
 _LEAST_SIDE = 128
 _GAP = 4
+_STRIP = 18
 
 
 def side_by_side(
@@ -46,6 +49,53 @@ def side_by_side(
     colours = _colours(_resized(one, grey.shape[1:3]))
     panels += [gap, _COLOUR_SHARE * colours + (1 - _COLOUR_SHARE) * grey]
   return np.concatenate(panels, axis=2).round().astype(np.uint8)
+
+
+def labelled_png(
+    images: np.ndarray,
+    *maps: np.ndarray,
+    heads: Sequence[str],
+    labels: Sequence[str],
+    value_range: tuple[float, float] | None = None,
+) -> bytes:
+  """Draws rows of pictures and maps, each under a line of text, as a PNG.
+
+  Args:
+    images: as for `side_by_side`.
+    *maps: as for `side_by_side`.
+    heads: the columns' names, plain ASCII, in the first line.
+    labels: a line for each image, plain ASCII.
+    value_range: as for `side_by_side`.
+
+  Returns:
+    The file.
+  """
+  rows = side_by_side(images, *maps, value_range=value_range)
+  width = rows.shape[2]
+  step = (width + _GAP) / len(heads)
+  parts = [_strip(width, {round(i * step): head
+                          for i, head in enumerate(heads)})]
+  for row, label in zip(rows, labels):
+    parts += [_strip(width, {0: label}), row]
+  # Text that is wider than the pictures is not cut.
+  width = max(part.shape[1] for part in parts)
+  return tf.io.encode_png(np.concatenate([
+      np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)),
+             constant_values=255) for part in parts])).numpy()
+
+
+def _strip(width: int, texts: dict[int, str]) -> np.ndarray:
+  """A white strip with texts, each from a column of pixels on."""
+  import cv2  # Here: nothing else in this module needs it.
+
+  font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4
+  ends = [start + cv2.getTextSize(text, font, size, 1)[0][0] + 2 * _GAP
+          for start, text in texts.items()]
+  strip = np.full((_STRIP, max(width, *ends), 3), 255, np.uint8)
+  for start, text in texts.items():
+    cv2.putText(strip, text, (start + _GAP, _STRIP - 6), font, size, (0, 0, 0),
+                1, cv2.LINE_AA)
+  return strip
 
 
 def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-__all__ = ["make_folder", "write_whole"]
+__all__ = ["make_folder", "replace_folder", "write_whole"]
 
 
 def make_folder(folder: str | os.PathLike, name: str = "folder") -> Path:
@@ -68,3 +69,61 @@ def _umask() -> int:
   mask = os.umask(0)
   os.umask(mask)
   return mask
+
+
+def replace_folder(
+    folder: str | os.PathLike,
+    files: Mapping[str, bytes | str],
+    allowed: Collection[str],
+    *,
+    dry_run: bool = False,
+) -> Path:
+  """Writes a folder of files so that its name never holds some of them.
+
+  The files go to a folder beside it first, which then takes the name; what was
+  there is removed after that, and put back if that fails.
+
+  Args:
+    folder: its path; parents are made. It may exist if it is empty or holds
+      nothing but files of the allowed names.
+    files: contents by name; text is written as UTF-8.
+    allowed: names of files that may be replaced.
+    dry_run: whether only to check, beforehand, that it could be done.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: the folder holds something else.
+    OSError: the disk is full, or the place cannot be written to.
+  """
+  path = Path(folder).absolute()
+  if path.exists():
+    path = path.resolve()
+    others = sorted(one.name for one in path.iterdir()
+                    if one.name not in allowed or one.is_dir()
+                    ) if path.is_dir() else [path.name]
+    if others:
+      raise ValueError(
+          "folder must be new, empty, or of an earlier call with the same "
+          f"name; {str(path)!r} is or holds something else: "
+          f"{', '.join(others[:3])}.")
+  make_folder(path.parent, "folder")
+  if dry_run:
+    return path
+  with tempfile.TemporaryDirectory(
+      dir=path.parent, prefix=f".{path.name}.") as place:
+    new, old = Path(place) / "new", Path(place) / "old"
+    new.mkdir()
+    for name, content in files.items():
+      write_whole(new / name, content)
+    had = path.exists()
+    if had:
+      os.replace(path, old)
+    try:
+      os.replace(new, path)
+    except BaseException:
+      if had:
+        os.replace(old, path)
+      raise
+  return path

@@ -164,5 +164,22 @@ class AgreementTest(parameterized.TestCase):
       agreement(np.ones(reference), np.ones(maps), **settings)
 
 
+class MoreScoresTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    reference = np.array([[[4.0, 2.0, 0.0, -2.0]], [[1.0, 0, 0, 0]],
+                          [[0.0, 0, 0, 0]]])
+    maps = np.array([[[2.0, 1.0, 1.0, -1.0]], [[0.0, 0, 0, 0]],
+                     [[1.0, 0, 0, 0]]])
+    got = agreement(reference, maps, scores=("kendall", "sign", "rmse"))
+    # Six pairs, one tied in the maps: 5 / sqrt(6 * 5). Peaks 4 and 2: the third
+    # place differs by .5. A dead map; a dead reference.
+    np.testing.assert_allclose(got["kendall"], [5 / 30**0.5, 0, np.nan])
+    np.testing.assert_allclose(got["sign"], [0.75, 0, np.nan])
+    np.testing.assert_allclose(got["rmse"], [0.25, 1, np.nan])
+    with self.assertRaisesRegex(ValueError, "scores must be out of"):
+      agreement(reference, maps, scores=("tau",))
+
+
 if __name__ == "__main__":
   absltest.main()

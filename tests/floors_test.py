@@ -11,17 +11,27 @@ PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules"),
     ("drawing",),
-    ("layers", "heads", "evaluation", "iterative_pruning", "channel_graph",
+    ("layers", "heads", "iterative_pruning", "channel_graph",
      "keras3_layers", "preserving"),
     ("tap", "teacher_cache", "channel_slicing", "keras3",
      "saving"),
     ("regularizer", "attribution", "narrowing"),
-    ("objectives", "meters", "guidance", "weighting", "channel_gates"),
+    ("objectives", "evaluation", "meters", "guidance", "weighting",
+     "channel_gates"),
     ("training", "filter_pruning", "step_function"),
     ("callbacks", "agreement_logger"),
     ("export",),
     ("examples",),
     ("tests",),
+)
+# The rooms of export, from the ground up. Neighbours do not see each other.
+EXPORT_FLOORS = (
+    ("files",),
+    ("running",),
+    ("reading",),
+    ("converting",),
+    ("judging", "microcontrollers"),
+    ("commands",),
 )
 HEAVY = ("tf_explain", "cv2", "matplotlib", "tensorboard", "sklearn", "scipy",
          "tflite_micro", "keras")
@@ -105,10 +115,48 @@ def _faults(modules: dict[str, ast.Module]) -> list[str]:
   return faults
 
 
+def _export_faults(modules: dict[str, ast.Module]) -> list[str]:
+  """Imports within export that do not go down."""
+  def floor(name):
+    parts = name.split(".")
+    if parts[:2] != [PACKAGE, "export"] or len(parts) < 3:
+      return None, None
+    return parts[2], next((i for i, rooms in enumerate(EXPORT_FLOORS)
+                           if parts[2] in rooms), None)
+
+  faults = []
+  for module, tree in modules.items():
+    room, height = floor(module)
+    if room is None:
+      continue
+    if height is None:
+      faults.append(f"{module} stands on no floor of EXPORT_FLOORS")
+      continue
+    for name in sorted(_imports(tree, module)):
+      other, theirs = floor(name)
+      if other not in (None, room) and (theirs is None or theirs >= height):
+        faults.append(f"{module} imports {name}, which is not below it")
+  return faults
+
+
 class FloorsTest(absltest.TestCase):
 
   def test_imports_only_go_down(self):
     self.assertEmpty(_faults(_modules()))
+
+  def test_imports_within_export_only_go_down(self):
+    modules = _modules()
+    self.assertEmpty(_export_faults(modules))
+    rooms = {name.split(".")[2] for name in modules
+             if name.startswith(f"{PACKAGE}.export.")}
+    self.assertEqual(rooms, {one for rooms in EXPORT_FLOORS for one in rooms})
+    for module, code in (
+        ("files.seal", "from keras_attr_preserve.export.running import arena"),
+        ("judging.drift",
+         "from keras_attr_preserve.export.microcontrollers.device import x"),
+        ("attic.box", "")):
+      self.assertLen(_export_faults(
+          {f"{PACKAGE}.export.{module}": ast.parse(code)}), 1, module)
 
   def test_every_room_is_read(self):
     rooms = {_room(name) for name in _modules()}
@@ -121,7 +169,7 @@ class FloorsTest(absltest.TestCase):
         ("wcam", "from keras_attr_preserve.compat import tf"),  # No neighbour.
         ("layers", "from keras_attr_preserve import training"),
         ("layers", "def f():\n  import keras_attr_preserve.callbacks"),
-        ("evaluation.ranks", "from keras_attr_preserve import layers"),
+        ("attribution.cam", "from keras_attr_preserve import evaluation"),
         ("training", "from tests import tiny"),
         ("training", "from keras_attr_preserve import WCAM"),
         ("surprise", "")):

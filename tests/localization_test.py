@@ -5,7 +5,11 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from sklearn import metrics
 
-from keras_attr_preserve.evaluation import centre_prior, localization
+from keras_attr_preserve.evaluation import (
+  box_masks,
+  centre_prior,
+  localization,
+)
 from keras_attr_preserve.evaluation.localization import VOID, mask_pairs
 
 
@@ -28,6 +32,41 @@ def _pointing(values, mask, valid, tolerance):
   peaks = np.argwhere(valid & (values == values[valid].max()))
   near = [(np.hypot(*(inside - peak).T) <= tolerance).any() for peak in peaks]
   return np.mean(near)
+
+
+class BoxesTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    got = box_masks([[0, 1, 2, 3], [0.4, 0, 1.4, 1]], 2, 4)
+    np.testing.assert_array_equal(got[0], [[0, 1, 1, 0], [0, 1, 1, 0]])
+    # The middle of the first row, .5, is inside; that of the second is not.
+    np.testing.assert_array_equal(got[1], [[1, 0, 0, 0], [0, 0, 0, 0]])
+    for bad in ([0, 0, 2, 4], [0.6, 0, 1.4, 1]):
+      with self.assertRaisesRegex(ValueError, "box 1 is"):
+        box_masks([[0, 1, 2, 3], bad], 2, 4)
+
+
+class ThresholdsTest(parameterized.TestCase):
+
+  @parameterized.product(seed=[*range(3)], values=[None, 2, 5])
+  def test_precision_against_sklearn_and_overlap_by_force(self, seed, values):
+    maps, masks, valid = _pairs(seed, values=values)
+    got = localization(maps, masks, valid)
+    for i in range(len(maps)):
+      hits, known = masks[i][valid[i]], maps[i][valid[i]].astype(np.float32)
+      self.assertAlmostEqual(
+          got["average_precision"][i],
+          metrics.average_precision_score(hits, known), places=10)
+      best = max((hits & (known >= one)).sum() / (hits | (known >= one)).sum()
+                 for one in known)
+      self.assertAlmostEqual(got["best_iou"][i], best, places=10)
+
+  def test_a_dead_map(self):
+    masks = np.zeros([1, 2, 2], bool)
+    masks[0, 0, 0] = True
+    got = localization(np.zeros([1, 2, 2]), masks)
+    self.assertEqual(got["average_precision"][0], 0.25)
+    self.assertEqual(got["best_iou"][0], 0.25)
 
 
 class LocalizationTest(parameterized.TestCase):

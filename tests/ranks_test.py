@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from keras_attr_preserve.evaluation.ranks import average_ranks
+from keras_attr_preserve.evaluation.ranks import average_ranks, kendall
 
 
 class AverageRanksTest(parameterized.TestCase):
@@ -27,6 +27,22 @@ class AverageRanksTest(parameterized.TestCase):
     values = np.array([[3.0, 1.0]])
     average_ranks(values)
     np.testing.assert_array_equal(values, [[3, 1]])
+
+
+class KendallTest(parameterized.TestCase):
+
+  def test_by_hand(self):
+    # Pairs of (1, 3), (2, 1), (3, 2): two out of order, one in order.
+    np.testing.assert_allclose(
+        kendall(np.array([[1, 2, 3]]), np.array([[3, 1, 2]])), [-1 / 3])
+
+  @parameterized.product(
+      seed=[*range(4)], values=[2, 5, 10**6], columns=[2, 3, 37, 64, 65])
+  def test_against_scipy(self, seed, values, columns):
+    rng = np.random.default_rng(seed)
+    ours, theirs = rng.integers(0, values, (2, 4, columns)) / 7
+    want = [stats.kendalltau(a, b).statistic for a, b in zip(ours, theirs)]
+    np.testing.assert_allclose(kendall(ours, theirs), want, atol=1e-12)
 
 
 if __name__ == "__main__":

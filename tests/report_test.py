@@ -4,10 +4,12 @@ import csv
 import json
 
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 
+from keras_attr_preserve.drawing import side_by_side
 from keras_attr_preserve.evaluation import Report, ShortfallError
-from keras_attr_preserve.evaluation.report import summarize
+from keras_attr_preserve.evaluation.report import Examples, summarize
 from tests import tiny
 
 COSINE = np.array([0.9, 0.5, np.nan, 1.0])
@@ -23,11 +25,12 @@ def _report(**changed):
 class SummarizeTest(parameterized.TestCase):
 
   def test_by_hand(self):
-    values = np.arange(101) / 100
-    for name, want in (("cosine", (0.5, 0.05, 0.0)), ("l2", (0.5, 0.95, 1.0))):
+    values = (np.arange(10001) / 10000)**2
+    for name, want in (("cosine", (1 / 3, 0.25, 0.0025, 0.0)),
+                       ("l2", (1 / 3, 0.25, 0.9025, 1.0))):
       got = summarize(values, name)
-      self.assertEqual(list(got), ["mean", "p5", "worst"])
-      np.testing.assert_allclose(list(got.values()), want, atol=1e-12)
+      self.assertEqual(list(got), ["mean", "median", "p5", "worst"])
+      np.testing.assert_allclose(list(got.values()), want, atol=1e-4)
 
   def test_leaves_out_nan(self):
     self.assertAlmostEqual(summarize(COSINE)["mean"], 0.8)
@@ -59,12 +62,14 @@ class ReportTest(parameterized.TestCase):
     report = _report()
     self.assertIs(report.require(), report)
     self.assertIs(report.require(
-        cosine=0.79, cosine_mean=0.79, cosine_p5=0.5, cosine_worst=0.5, l2=0.5,
+        cosine=0.79, cosine_mean=0.79, cosine_median=0.9, cosine_p5=0.5,
+        cosine_worst=0.5, l2=0.5,
         l2_worst=1.0, l2_p5=1.0, top_k_iou=0.75, top_k_iou_worst=0.0,
         prediction_agreement=0.75, dead=0.25), report)
 
   @parameterized.parameters(
       ({"cosine": 0.81}, "cosine 0.8000, at least 0.81 required"),
+      ({"cosine_median": 0.91}, "cosine_median 0.9000, at least 0.91 required"),
       ({"cosine_worst": 0.6}, "cosine_worst 0.5000, at least 0.6 required"),
       ({"cosine_p5": 0.6}, "cosine_p5 0.5400, at least 0.6 required"),
       ({"l2": 0.4}, "l2 0.4667, at most 0.4 required"),
@@ -100,13 +105,13 @@ class ReportTest(parameterized.TestCase):
   def test_a_limit_on_nothing(self, name):
     with self.assertRaisesRegex(
         ValueError, f"require: '{name}' is no figure; take .*cosine.*l2"
-        ".*_p5 or _worst"):
+        ".*_median, _p5 or _worst"):
       _report().require(**{name: 0.5})
 
   def test_as_text(self):
-    lines = {" ".join(line.split()[:-3]): line.split()[-3:]
+    lines = {" ".join(line.split()[:-4]): line.split()[-4:]
              for line in str(_report()).splitlines() if line}
-    self.assertEqual(lines["cosine"], ["0.8000", "0.5400", "0.5000"])
+    self.assertEqual(lines["cosine"], ["0.8000", "0.9000", "0.5400", "0.5000"])
     text = str(_report())
     self.assertRegex(text, r"file +net\.tflite\n")
     self.assertRegex(text, r"dead maps +0\.2500\n")
@@ -121,7 +126,7 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(got["file"], "net.tflite")
     self.assertAlmostEqual(got["agreement"]["cosine"]["mean"], 0.8)
     self.assertEqual(got["agreement"]["pearson"], dict.fromkeys(
-        ["mean", "p5", "worst"]))
+        ["mean", "median", "p5", "worst"]))
     self.assertEqual(got["dead"], 0.25)
     self.assertEqual(got["prediction_agreement"], 0.75)
     self.assertEqual(got["worst_images"], [1, 0, 3])
@@ -154,6 +159,36 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(
         {path.name for path in folder.iterdir()},
         {"report.csv", "report.json"})
+
+  def test_as_a_picture(self):
+    folder = tiny.folder(self)
+    rng = np.random.default_rng(0)
+    report = _report()
+    report.examples = Examples(
+        [1, 0], rng.random((2, 64, 64, 3)), rng.random((2, 4, 4)),
+        rng.random((2, 4, 4)), (0, 1))
+    report.save(folder)
+    pixels = tf.io.decode_png((folder / "worst.png").read_bytes()).numpy()
+    rows = side_by_side(*report.examples[1:4], value_range=(0, 1))
+    np.testing.assert_array_equal(pixels[2 * 18:2 * 18 + 128], rows[0])
+    np.testing.assert_array_equal(pixels[-128:], rows[1])
+    report.examples = None
+    report.save(folder)  # Another report's pictures do not stay.
+    self.assertFalse((folder / "worst.png").exists())
+
+  def test_judges_have_names_of_their_own(self):
+    report = _report(occlusion_cosine=np.array([0.5, np.nan, 1, np.nan]),
+                     rise_l2=np.array([0.1, 0.2, 0.3, np.nan]))
+    self.assertAlmostEqual(report.summary()["occlusion_cosine"]["mean"], 0.75)
+    self.assertAlmostEqual(report.summary()["rise_l2"]["worst"], 0.3)
+    self.assertEqual(report.worst_images(1, "rise_l2"), [2])
+    report.require(occlusion_cosine=0.75, occlusion_cosine_worst=0.5,
+                   rise_l2=0.21, rise_l2_worst=0.3)
+    for name in ("occlusion_cosine_worst", "occlusion_cosine"):
+      with self.assertRaisesRegex(ShortfallError, f"{name} 0.*, at least 0.8"):
+        report.require(**{name: 0.8})
+    with self.assertRaisesRegex(ShortfallError, "rise_l2 0.2000, at most 0.1"):
+      report.require(rise_l2=0.1)
 
   def test_no_folder_to_write_to(self):
     path = tiny.folder(self) / "a.txt"

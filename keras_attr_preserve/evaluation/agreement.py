@@ -1,15 +1,25 @@
 """Scores of one set of maps against another, image by image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from keras_attr_preserve.compat import tf
-from keras_attr_preserve.evaluation.ranks import average_ranks
+from keras_attr_preserve.evaluation.ranks import average_ranks, kendall
 
-__all__ = ["agreement", "dead_maps"]
+__all__ = ["AGREEMENT", "agreement", "dead_maps"]
+
+_USUAL = ("cosine", "pearson", "spearman", "ssim", "top_k_iou", "l2")
+AGREEMENT = (*_USUAL, "kendall", "sign", "rmse")
+"""The scores of maps against maps."""
 
 
 def agreement(
-    reference: np.ndarray, maps: np.ndarray, *, top_share: float = 0.1
+    reference: np.ndarray,
+    maps: np.ndarray,
+    *,
+    top_share: float = 0.1,
+    scores: Sequence[str] = _USUAL,
 ) -> dict[str, np.ndarray]:
   """Compares maps pairwise.
 
@@ -22,6 +32,7 @@ def agreement(
     reference: `[images, height, width]`, finite.
     maps: the same shape.
     top_share: share of the positions that "top_k_iou" compares, 0..1.
+    scores: which scores, out of `AGREEMENT`.
 
   Returns:
     For each name a float64 array `[images]`:
@@ -34,6 +45,11 @@ def agreement(
     - top_k_iou: overlap of the strongest positions, 0..1; ties at the edge are
       broken by position, in both maps alike.
     - l2: distance of the unit maps, 0..sqrt(2) for maps without negatives.
+    - kendall: Kendall's tau-b, -1..1: of all pairs of positions the share in
+      the same order less the share in the opposite one, ties out of the count.
+    - sign: share of the positions with the same sign, 0 being one, 0..1.
+    - rmse: root mean square difference of the maps divided by their largest
+      magnitudes; 1 where only `maps` is dead.
 
   Raises:
     ValueError: shapes that differ or are not three-dimensional, or NaN.
@@ -45,21 +61,31 @@ def agreement(
         f"{list(maps.shape)}.")
   if not 0 < top_share <= 1:
     raise ValueError(f"top_share must be in (0, 1]; got {top_share}.")
+  unknown = [name for name in scores if name not in AGREEMENT]
+  if unknown or not len(scores):
+    raise ValueError(f"scores must be out of {AGREEMENT}; got {list(scores)}.")
   ours, theirs = _flat(reference), _flat(maps)
-  scores = {
-      "cosine": _cosine(ours, theirs),
-      "pearson": _cosine(_centred(ours), _centred(theirs)),
-      "spearman": _cosine(_centred(average_ranks(ours)),
-                          _centred(average_ranks(theirs))),
-      "ssim": _ssim(reference, maps),
-      "top_k_iou": _top_iou(ours, theirs, top_share),
-      "l2": np.linalg.norm(_unit(ours) - _unit(theirs), axis=1),
+  formulas = {
+      "cosine": lambda: _cosine(ours, theirs),
+      "pearson": lambda: _cosine(_centred(ours), _centred(theirs)),
+      "spearman": lambda: _cosine(_centred(average_ranks(ours)),
+                                  _centred(average_ranks(theirs))),
+      "ssim": lambda: _ssim(reference, maps),
+      "top_k_iou": lambda: _top_iou(ours, theirs, top_share),
+      "l2": lambda: np.linalg.norm(_unit(ours) - _unit(theirs), axis=1),
+      "kendall": lambda: kendall(ours, theirs),
+      "sign": lambda: (np.sign(ours) == np.sign(theirs)).mean(1),
+      "rmse": lambda: np.sqrt(((ours - theirs) ** 2).mean(1)),
   }
   nothing, lost = dead_maps(reference), dead_maps(maps)
-  for name, values in scores.items():
-    values[lost] = np.sqrt(2) if name == "l2" else 0
+  worst = {"l2": np.sqrt(2), "rmse": 1.0}
+  found = {}
+  for name in scores:
+    values = formulas[name]()
+    values[lost] = worst.get(name, 0)
     values[nothing] = np.nan
-  return scores
+    found[name] = values
+  return found
 
 
 def dead_maps(maps: np.ndarray) -> np.ndarray:

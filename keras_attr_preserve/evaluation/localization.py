@@ -5,7 +5,7 @@ import numpy as np
 from keras_attr_preserve.compat import tf
 from keras_attr_preserve.evaluation.ranks import average_ranks
 
-__all__ = ["VOID", "centre_prior", "localization", "mask_pairs"]
+__all__ = ["VOID", "box_masks", "centre_prior", "localization", "mask_pairs"]
 
 VOID = 255
 """The label of pixels that belong to no class, not even the background."""
@@ -64,6 +64,11 @@ def localization(
     - pointing: whether the strongest valid pixel lies inside, or within the
       tolerance of it; among tied ones the share that does.
     - energy_inside: share of the map's sum that lies inside; 0 for a dead map.
+    - average_precision: of pixels ranked by the map, mean precision at each
+      pixel inside; tied pixels come at one threshold, so that a dead map gets
+      the mask's share of the picture.
+    - best_iou: overlap of the mask with what lies at or above a threshold, at
+      the threshold that suits it best.
 
   Raises:
     ValueError: shapes that do not fit, a mask without an inside or an outside,
@@ -94,7 +99,42 @@ def localization(
   maps = _resize(maps, masks.shape[1:])
   rows = [_judge(*row, tolerance) for row in zip(maps, masks, valid)]
   return {name: np.array([row[name] for row in rows])
-          for name in ("roc_auc", "pointing", "energy_inside")}
+          for name in ("roc_auc", "pointing", "energy_inside",
+                       "average_precision", "best_iou")}
+
+
+def box_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Turns boxes into masks, one each.
+
+  Args:
+    boxes: `[boxes, 4]`: top, left, bottom, right, in pixels; a pixel is inside
+      where its middle is.
+    height: of the picture.
+    width: of the picture.
+
+  Returns:
+    bool `[boxes, height, width]`.
+
+  Raises:
+    ValueError: another shape, or a box that holds no pixel or all.
+  """
+  boxes = np.asarray(boxes, np.float64)
+  if boxes.ndim != 2 or boxes.shape[1] != 4:
+    raise ValueError(
+        "boxes must be [boxes, 4]: top, left, bottom, right; got shape "
+        f"{list(boxes.shape)}.")
+  top, left, bottom, right = boxes.T[:, :, None]
+  rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
+  down = (rows >= top) & (rows < bottom)
+  across = (columns >= left) & (columns < right)
+  masks = down[:, :, None] & across[:, None, :]
+  share = masks.mean((1, 2))
+  bad = np.flatnonzero((share == 0) | (share == 1))
+  if len(bad):
+    raise ValueError(
+        f"boxes must each hold a pixel of the {height}x{width} picture and "
+        f"leave one out; box {bad[0]} is {boxes[bad[0]].tolist()}.")
+  return masks
 
 
 def centre_prior(height: int, width: int) -> np.ndarray:
@@ -135,12 +175,27 @@ def _judge(
   wins = ranks[hits].sum() - count * (count + 1) / 2
   peaks = valid & (values == known.max())
   total = known.sum(dtype=np.float64)
+  precision, overlap = _thresholds(known, hits)
   return {
       "roc_auc": wins / (count * (len(hits) - count)),
       "pointing": (_grown(inside, tolerance) & peaks).sum() / peaks.sum(),
       "energy_inside": (
           values[inside].sum(dtype=np.float64) / total if total else 0.0),
+      "average_precision": precision,
+      "best_iou": overlap,
   }
+
+
+def _thresholds(values: np.ndarray, hits: np.ndarray) -> tuple[float, float]:
+  """Average precision, and the largest overlap, over all thresholds."""
+  order = np.argsort(-values, kind="stable")
+  ordered = values[order]
+  last = np.append(ordered[1:] != ordered[:-1], True)  # Of each run of ties.
+  found = np.cumsum(hits[order])[last]
+  taken = np.flatnonzero(last) + 1
+  gained = np.diff(found, prepend=0)
+  precision = (gained * found / taken).sum() / hits.sum()
+  return precision, (found / (taken + hits.sum() - found)).max()
 
 
 def _grown(mask: np.ndarray, radius: int) -> np.ndarray:

@@ -5,16 +5,37 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_attr_preserve.drawing import labelled_png
 from keras_attr_preserve.files import make_folder, write_whole
 
-__all__ = ["Report", "ShortfallError", "summarize"]
+__all__ = ["Examples", "Report", "ShortfallError", "facts_lines", "plain",
+           "summarize", "worst_numbers"]
 
-_LOWER_IS_BETTER = frozenset({"l2"})
-_STATISTICS = ("mean", "p5", "worst")
+_STATISTICS = ("mean", "median", "p5", "worst")
+_HEADS = ("mean", "median", "5th pct", "worst")
+_NO_SCORES = ("same_class",)
+
+
+class Examples(NamedTuple):
+  """Some images with both maps, to be looked at.
+
+  Attributes:
+    numbers: of the images, among those verified.
+    images: `[examples, height, width, channels]`.
+    reference: the teacher's maps, `[examples, map height, map width]`.
+    maps: the file's.
+    value_range: what is drawn black and white.
+  """
+
+  numbers: list[int]
+  images: np.ndarray
+  reference: np.ndarray
+  maps: np.ndarray
+  value_range: tuple[float, float]
 
 
 class ShortfallError(AssertionError):
@@ -22,21 +43,22 @@ class ShortfallError(AssertionError):
 
 
 def summarize(values: np.ndarray, name: str = "") -> dict[str, float]:
-  """Gives the mean of a score, the 5 % that are worse, and the worst.
+  """Gives a score's mean and median, the 5 % that are worse, and the worst.
 
   Args:
     values: one per image; NaN is left out.
     name: the score's name; of "l2" the large values are the bad ones.
 
   Returns:
-    "mean", "p5" and "worst"; NaN where no value is left.
+    "mean", "median", "p5" and "worst"; NaN where no value is left.
   """
   values = values[~np.isnan(values)]
   if not len(values):
     return dict.fromkeys(_STATISTICS, float("nan"))
-  low = name not in _LOWER_IS_BETTER
+  low = not _lower_is_better(name)
   return {
       "mean": float(values.mean()),
+      "median": float(np.median(values)),
       "p5": float(np.percentile(values, 5 if low else 95)),
       "worst": float(values.min() if low else values.max()),
   }
@@ -47,10 +69,12 @@ class Report:
 
   Attributes:
     scores: per image, as `agreement` gives them; NaN where the teacher's map is
-      all zero. "same_class" is 1 where the top classes agree.
+      all zero. "same_class" is 1 where the top classes agree. A judge's scores
+      carry its name, "occlusion_cosine", and are NaN where it was not asked.
     dead: share of the file's maps that are all zero although the teacher's are
       not, 0..1.
     facts: what was judged: file, layer, method, runtime, sizes.
+    examples: images of the lowest cosine, the worst first; None for none.
   """
 
   def __init__(
@@ -58,11 +82,13 @@ class Report:
       scores: Mapping[str, np.ndarray],
       dead: float,
       facts: Mapping[str, Any],
+      examples: Examples | None = None,
   ):
     """Keeps the figures; `verify` makes reports."""
     self.scores = dict(scores)
     self.dead = float(dead)
     self.facts = dict(facts)
+    self.examples = examples
 
   @property
   def prediction_agreement(self) -> float:
@@ -70,17 +96,13 @@ class Report:
     return float(np.mean(self.scores["same_class"]))
 
   def summary(self) -> dict[str, dict[str, float]]:
-    """Gives mean, 5th percentile and worst of every map score."""
+    """Gives mean, median, 5th percentile and worst of every map score."""
     return {name: summarize(values, name)
-            for name, values in self.scores.items() if name != "same_class"}
+            for name, values in self.scores.items() if name not in _NO_SCORES}
 
   def worst_images(self, count: int = 5, score: str = "cosine") -> list[int]:
     """Numbers the images that a score rates worst, the worst first."""
-    values = self.scores[score]
-    if score in _LOWER_IS_BETTER:
-      values = -values
-    order = np.argsort(values, kind="stable")
-    return [int(i) for i in order if not np.isnan(values[i])][:count]
+    return worst_numbers(self.scores[score], count, score)
 
   def require(
       self,
@@ -95,8 +117,9 @@ class Report:
       prediction_agreement: the least share of equal top classes, 0..1.
       dead: the largest share of dead maps, 0..1.
       **limits: the least value of a score's mean, such as `cosine=0.9`, or of
-        its 5th percentile or worst image, `cosine_p5=0.8`, `cosine_worst=0.5`;
-        of l2 the largest.
+        its median, 5th percentile or worst image, `cosine_median=0.9`,
+        `cosine_p5=0.8`, `cosine_worst=0.5`, or of a judge's,
+        `occlusion_cosine=0.9`; of l2 the largest.
 
     Returns:
       The report itself.
@@ -105,10 +128,24 @@ class Report:
       ShortfallError: something falls short; the message has the figures.
       ValueError: a limit names no score.
     """
+    short = self.shortfalls(
+        prediction_agreement=prediction_agreement, dead=dead, **limits)
+    if short:
+      raise ShortfallError(f"{'; '.join(short)}.\n{self}")
+    return self
+
+  def shortfalls(
+      self,
+      *,
+      prediction_agreement: float | None = None,
+      dead: float | None = None,
+      **limits: float,
+  ) -> list[str]:
+    """Says what `require` would raise for, a phrase each; arguments alike."""
     short = []
     for key, limit in limits.items():
       name, value = self._figure(key)
-      low = name not in _LOWER_IS_BETTER
+      low = not _lower_is_better(name)
       if not (value >= limit if low else value <= limit):
         short.append(f"{key} {value:.4f}, {'at least' if low else 'at most'} "
                      f"{limit:g} required")
@@ -118,9 +155,7 @@ class Report:
                    f"at least {prediction_agreement:g} required")
     if dead is not None and not self.dead <= dead:
       short.append(f"dead {self.dead:.4f}, at most {dead:g} required")
-    if short:
-      raise ShortfallError(f"{'; '.join(short)}.\n{self}")
-    return self
+    return short
 
   def _figure(self, key: str) -> tuple[str, float]:
     summary = self.summary()
@@ -130,14 +165,15 @@ class Report:
     if name not in summary or statistic not in _STATISTICS:
       raise ValueError(
           f"require: {key!r} is no figure; take {sorted(summary)}, alone "
-          "or followed by _p5 or _worst, or prediction_agreement or dead.")
+          "or followed by _median, _p5 or _worst, or prediction_agreement or "
+          "dead.")
     return name, summary[name][statistic]
 
   def __str__(self) -> str:
     """The figures as a table of text."""
-    lines = [f"{name:<22}{value}" for name, value in self.facts.items()]
+    lines = facts_lines(self.facts)
     lines += ["", f"{'agreement of maps':<22}" + "".join(
-        f"{head:>9}" for head in ("mean", "5th pct", "worst"))]
+        f"{head:>9}" for head in _HEADS)]
     for name, row in self.summary().items():
       lines.append(f"{name:<22}" + "".join(
           f"{row[statistic]:>9.4f}" for statistic in _STATISTICS))
@@ -149,7 +185,7 @@ class Report:
 
   def to_dict(self) -> dict[str, Any]:
     """Gives facts and figures as plain values; NaN becomes None."""
-    return _plain({
+    return plain({
         **self.facts,
         "agreement": self.summary(),
         "dead": self.dead,
@@ -158,7 +194,11 @@ class Report:
     })
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes `report.json`, the figures, and `report.csv`, a row an image.
+    """Writes the figures, a row an image, and the worst images.
+
+    `report.json` holds the figures, `report.csv` every image's; `worst.png`
+    shows the images of the lowest cosine, each with its number and cosine over
+    it: the picture, the teacher's map and the file's.
 
     Args:
       folder: created if need be; files of these names are replaced.
@@ -176,14 +216,41 @@ class Report:
     write_whole(path / "report.csv", table.getvalue())
     write_whole(path / "report.json",
                 json.dumps(self.to_dict(), indent=2) + "\n")
+    some = self.examples
+    # Those of an older report are not these.
+    (path / "worst.png").unlink(missing_ok=True)
+    if some is not None and some.numbers:
+      write_whole(path / "worst.png", labelled_png(
+          some.images, some.reference, some.maps,
+          value_range=some.value_range,
+          heads=("picture", "teacher", "file"),
+          labels=[f"image {i}: cosine {self.scores['cosine'][i]:.4f}"
+                  for i in some.numbers]))
 
 
-def _plain(value: Any) -> Any:
-  """Turns NumPy's values into Python's, and NaN into None."""
+def worst_numbers(
+    values: np.ndarray, count: int, name: str = "") -> list[int]:
+  """Numbers the worst of a score's values, the worst first; not NaN."""
+  values = -values if _lower_is_better(name) else values
+  order = np.argsort(values, kind="stable")
+  return [int(i) for i in order if not np.isnan(values[i])][:count]
+
+
+def facts_lines(facts: Mapping[str, Any]) -> list[str]:
+  """A line of text for each fact."""
+  return [f"{name:<22}{value}" for name, value in facts.items()]
+
+
+def plain(value: Any) -> Any:
+  """Turns NumPy's values into Python's, and what JSON lacks into None."""
   if isinstance(value, Mapping):
-    return {key: _plain(one) for key, one in value.items()}
+    return {key: plain(one) for key, one in value.items()}
   if isinstance(value, list | tuple):
-    return [_plain(one) for one in value]
+    return [plain(one) for one in value]
   if isinstance(value, np.generic):
     value = value.item()
-  return None if isinstance(value, float) and np.isnan(value) else value
+  return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _lower_is_better(name: str) -> bool:
+  return name == "l2" or name.endswith("_l2")

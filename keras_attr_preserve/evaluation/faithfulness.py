@@ -1,0 +1,294 @@
+"""Whether a map points at what a score rests on: pixels are taken and given.
+
+All of it asks a function from images to scores, so a `.tflite` file is judged
+by the same code as a Keras model. Give probabilities, as the papers do, or
+logits, which do not saturate; the figures of one do not compare to the other's.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_attr_preserve.attribution.black_box import Predict, Scorer
+from keras_attr_preserve.compat import tf
+from keras_attr_preserve.evaluation.imputation import impute
+from keras_attr_preserve.images import check_images
+
+__all__ = ["Curves", "deletion", "insertion", "road", "sensitivity_n"]
+
+
+class Curves(NamedTuple):
+  """How a score moves as pixels are taken or given, most important first.
+
+  Attributes:
+    shares: share of the pixels changed, `[steps + 1]`, from 0 to 1.
+    scores: the explained score, float64 `[images, steps + 1]`.
+  """
+
+  shares: np.ndarray
+  scores: np.ndarray
+
+  @property
+  def area(self) -> np.ndarray:
+    """The mean score along the way, trapezoids, `[images]`."""
+    means = (self.scores[:, 1:] + self.scores[:, :-1]) / 2
+    return means @ np.diff(self.shares)
+
+
+def deletion(
+    predict: Predict,
+    images: np.ndarray,
+    maps: np.ndarray,
+    targets: Any = None,
+    *,
+    steps: int = 20,
+    baseline: float | np.ndarray = 0.0,
+    batch_size: int = 64,
+) -> Curves:
+  """Takes pixels away, the most important first: a good map's area is small.
+
+  Args:
+    predict: takes float32 images `[n, height, width, channels]`, returns
+      scores `[n, classes]`.
+    images: `[images, height, width, channels]`.
+    maps: `[images, map height, map width]`, brought to the images' size
+      (bilinear); ties go by position.
+    targets: None for the top class by `predict` itself, or as for `grad_cam`.
+    steps: in how many equal parts.
+    baseline: what stands for "taken": a number, or an array that broadcasts to
+      the images.
+    batch_size: images a call.
+
+  Returns:
+    The curves; `area` is the score of the method.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421, section 4.
+  """
+  return _curves(predict, images, maps, targets, steps, batch_size,
+                 lambda image, cover, gone: np.where(gone, cover, image),
+                 baseline)
+
+
+def insertion(
+    predict: Predict,
+    images: np.ndarray,
+    maps: np.ndarray,
+    targets: Any = None,
+    *,
+    steps: int = 20,
+    baseline: float | np.ndarray | None = None,
+    batch_size: int = 64,
+) -> Curves:
+  """Gives pixels, the most important first: a good map's area is large.
+
+  Args:
+    predict: as for `deletion`, and so are all that are not named here.
+    images: see `deletion`.
+    maps: see `deletion`.
+    targets: see `deletion`; the top class is that of the whole image.
+    steps: see `deletion`.
+    baseline: what it starts from; None for the images blurred, by a Gaussian of
+      an eighth of the shorter side.
+    batch_size: see `deletion`.
+
+  Returns:
+    The curves; `area` is the score of the method.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421, section 4.
+  """
+  if baseline is None:
+    baseline = _blurred(np.asarray(images, np.float32))
+  return _curves(predict, images, maps, targets, steps, batch_size,
+                 lambda image, cover, given: np.where(given, image, cover),
+                 baseline)
+
+
+def road(
+    predict: Predict,
+    images: np.ndarray,
+    maps: np.ndarray,
+    targets: Any = None,
+    *,
+    steps: int = 10,
+    noise: float = 0.01,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Curves:
+  """Takes pixels away and fills in what their surroundings suggest.
+
+  A pixel that is set to a constant leaves its outline to be seen, and the net
+  something it was never trained on. Here each missing pixel is the weighted
+  mean of its eight neighbours, solved for all at once, and a little noise.
+
+  Args:
+    predict: as for `deletion`, and so are all that are not named here.
+    images: see `deletion`.
+    maps: see `deletion`.
+    targets: see `deletion`.
+    steps: see `deletion`; at the end one pixel is left.
+    noise: its standard deviation, as a share of each image's own range.
+    seed: of the noise.
+    batch_size: see `deletion`.
+
+  Returns:
+    The curves; a good map's area is small.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Rong et al. 2022, https://arxiv.org/abs/2202.00449, section 4.
+  """
+  if noise < 0:
+    raise ValueError(f"noise must be 0 or more; got {noise}.")
+  drawn = np.random.default_rng(seed)
+
+  def without(image, cover, gone):
+    del cover
+    if gone.all():
+      gone = gone.copy()
+      gone[-1, -1] = False
+    filled = impute(image, gone[..., 0])
+    spread = noise * (image.max() - image.min())
+    return np.where(gone, filled + drawn.normal(0, spread, image.shape), image)
+
+  return _curves(predict, images, maps, targets, steps, batch_size, without,
+                 0.0)
+
+
+def sensitivity_n(
+    predict: Predict,
+    images: np.ndarray,
+    maps: np.ndarray,
+    targets: Any = None,
+    *,
+    shares: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.6),
+    draws: int = 50,
+    baseline: float | np.ndarray = 0.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> np.ndarray:
+  """Correlates what a map says of pixels with what taking them does.
+
+      corr_S(sum_{i in S} M_i, y(x) - y(x without S)),  |S| = n
+
+  over random sets S of n pixels, the same sets for every map.
+
+  Args:
+    predict: as for `deletion`, and so are all that are not named here.
+    images: see `deletion`.
+    maps: see `deletion`; signs count.
+    targets: see `deletion`.
+    shares: the sizes n, as shares of all pixels, each above 0 and below 1.
+    draws: sets of each size, 3 or more.
+    baseline: see `deletion`.
+    seed: of the sets.
+    batch_size: see `deletion`.
+
+  Returns:
+    Pearson's correlation, float64 `[images, shares]`, -1..1; NaN where the map
+    or the score does not move at all.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above.
+
+  References:
+    Ancona et al. 2018, https://arxiv.org/abs/1711.06104, section 4.
+  """
+  if draws < 3:
+    raise ValueError(f"draws must be 3 or more; got {draws}.")
+  if not len(shares) or not all(0 < share < 1 for share in shares):
+    raise ValueError(f"shares must be between 0 and 1; got {shares}.")
+  images, maps, covers = _checked(images, maps, baseline)
+  score = Scorer(predict, images, targets, batch_size)
+  rng = np.random.default_rng(seed)
+  pixels = maps[0].size
+  found = np.empty([len(images), len(shares)])
+  for column, share in enumerate(shares):
+    count = max(1, round(share * pixels))
+    sets = np.zeros([draws, pixels], bool)
+    for row in sets:
+      row[rng.choice(pixels, count, replace=False)] = True
+    gone = sets.reshape(draws, *maps.shape[1:], 1)
+    for i, (image, cover) in enumerate(zip(images, covers)):
+      falls = score.plain[i] - np.concatenate([
+          score(np.where(gone[s:s + batch_size], cover, image).astype(
+              np.float32), i) for s in range(0, draws, batch_size)])
+      found[i, column] = _correlation(sets @ maps[i].ravel(), falls)
+  return found
+
+
+def _curves(predict, images, maps, targets, steps, batch_size, change,
+            baseline) -> Curves:
+  if isinstance(steps, bool) or steps < 1:
+    raise ValueError(f"steps must be 1 or more; got {steps}.")
+  images, maps, covers = _checked(images, maps, baseline)
+  score = Scorer(predict, images, targets, batch_size)
+  pixels = maps[0].size
+  counts = np.round(np.linspace(0, pixels, steps + 1)).astype(int)
+  scores = np.empty([len(images), steps + 1])
+  for i, (image, one, cover) in enumerate(zip(images, maps, covers)):
+    order = np.argsort(-one.ravel(), kind="stable")
+    places = np.empty(pixels, int)
+    places[order] = np.arange(pixels)
+    places = places.reshape(*one.shape, 1)
+    changed = np.stack([change(image, cover, places < count)
+                        for count in counts]).astype(np.float32)
+    scores[i] = np.concatenate([
+        score(changed[s:s + batch_size], i)
+        for s in range(0, len(changed), batch_size)])
+  return Curves(counts / pixels, scores)
+
+
+def _checked(images, maps, baseline):
+  images = np.asarray(images)
+  images = check_images(images, [None] * (images.ndim - 1))
+  maps = np.asarray(maps, np.float64)
+  if maps.ndim != 3 or len(maps) != len(images) or not maps.size:
+    raise ValueError(
+        f"maps must be [{len(images)}, height, width], one for each image; got "
+        f"{list(maps.shape)}.")
+  if not np.isfinite(maps).all():
+    raise ValueError("maps must be finite; got NaN or infinity.")
+  try:
+    covers = np.broadcast_to(
+        np.asarray(baseline, np.float32), images.shape)
+  except ValueError as error:
+    raise ValueError(
+        f"baseline must be a number or broadcast to {list(images.shape)}; got "
+        f"an array of shape {list(np.shape(baseline))}.") from error
+  if maps.shape[1:] != images.shape[1:3]:
+    maps = tf.image.resize(
+        maps[..., None], images.shape[1:3]).numpy()[..., 0].astype(np.float64)
+  return images, maps, covers
+
+
+def _blurred(images: np.ndarray) -> np.ndarray:
+  """Blurs by a Gaussian of an eighth of the shorter side, edges repeated."""
+  radius = max(1, min(images.shape[1:3]) // 8)
+  reach = 3 * radius
+  bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / radius) ** 2)
+  bell /= bell.sum()
+  for axis in (1, 2):
+    width = [(0, 0)] * 4
+    width[axis] = (reach, reach)
+    padded = np.pad(images, width, mode="edge")
+    size = images.shape[axis]
+    images = sum(part * np.take(padded, range(start, start + size), axis)
+                 for start, part in enumerate(bell))
+  return images.astype(np.float32)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+  one, other = one - one.mean(), other - other.mean()
+  size = np.linalg.norm(one) * np.linalg.norm(other)
+  return float(one @ other / size) if size > 0 else float("nan")

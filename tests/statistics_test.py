@@ -1,0 +1,77 @@
+"""Tests of statistics.py and sanity.py."""
+
+import numpy as np
+from absl.testing import absltest
+
+from keras_attr_preserve import attribution
+from keras_attr_preserve.evaluation import (
+  cascading_randomization,
+  confidence_interval,
+  random_floor,
+)
+from tests import tiny
+
+
+class IntervalTest(absltest.TestCase):
+
+  def test_holds_the_mean_as_often_as_promised(self):
+    rng = np.random.default_rng(0)
+    held = 0
+    for draw in range(200):
+      low, high = confidence_interval(
+          rng.normal(3, 1, 60), draws=300, seed=draw)
+      held += low <= 3 <= high
+    self.assertBetween(held / 200, 0.88, 0.99)
+
+  def test_width_and_nan(self):
+    values = np.r_[np.random.default_rng(1).normal(0, 2, 400), np.nan]
+    low, high = confidence_interval(values)
+    self.assertAlmostEqual(high - low, 2 * 1.96 * 2 / 20, delta=0.06)
+    self.assertEqual(confidence_interval(np.ones(5)), (1.0, 1.0))
+    self.assertTrue(np.isnan(confidence_interval(np.full(3, np.nan))).all())
+    low, high = confidence_interval(
+        np.r_[np.zeros(9), 100.0], statistic=np.median)
+    self.assertEqual(low, 0.0)
+    with self.assertRaisesRegex(ValueError, "level must be between"):
+      confidence_interval(values, level=1.0)
+
+
+class FloorTest(absltest.TestCase):
+
+  def test_nobody_meets_himself(self):
+    maps = np.eye(6).reshape(6, 2, 3)
+    for seed in range(5):
+      np.testing.assert_array_equal(
+          random_floor(maps, seed=seed)["cosine"], 0)
+    bright = 1 + 0.01 * np.random.default_rng(0).uniform(size=[4, 5, 5])
+    self.assertGreater(random_floor(bright)["cosine"].min(), 0.99)
+    noise = random_floor(bright, kind="noise")["cosine"]
+    self.assertBetween(noise.mean(), 0.8, 0.95)
+    with self.assertRaisesRegex(ValueError, "two images or more"):
+      random_floor(maps[:1])
+
+
+class SanityTest(absltest.TestCase):
+
+  def test_maps_part_layer_by_layer(self):
+    model, pictures = tiny.conv_net(tail="block"), tiny.images(6)
+    before = model.get_weights()
+    found = cascading_randomization(
+        model, pictures, lambda net, images: attribution.gradient_x_input(
+            net, images, 1), seed=1)
+    self.assertEqual(list(found)[:3], ["none", "logits", "bn2"])
+    self.assertEqual(list(found)[-1], "conv")
+    np.testing.assert_allclose(found["none"], 1, atol=1e-6)
+    self.assertLess(np.mean(found["conv"]), 0.7)
+    for one, other in zip(before, model.get_weights()):
+      np.testing.assert_array_equal(one, other)
+
+  def test_what_sees_no_weights_does_not_move(self):
+    found = cascading_randomization(
+        tiny.conv_net(), tiny.images(3), lambda net, images: images[..., 0])
+    for values in found.values():
+      np.testing.assert_allclose(values, 1)
+
+
+if __name__ == "__main__":
+  absltest.main()
