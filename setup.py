@@ -28,9 +28,19 @@ setup(
         "keras_attr_preserve.attribution",
         "keras_attr_preserve.evaluation",
         "keras_attr_preserve.export",
+        "keras_attr_preserve.export.commands",
+        "keras_attr_preserve.export.converting",
+        "keras_attr_preserve.export.files",
+        "keras_attr_preserve.export.judging",
+        "keras_attr_preserve.export.microcontrollers",
+        "keras_attr_preserve.export.reading",
+        "keras_attr_preserve.export.running",
     ],
     package_dir={"keras_attr_preserve.export": "export"},
-    package_data={"keras_attr_preserve": ["py.typed"]},
+    package_data={
+        "keras_attr_preserve": ["py.typed"],
+        "keras_attr_preserve.export.microcontrollers": ["c_sources/*"],
+    },
     install_requires=[
         "absl-py>=1.4",
         "ai-edge-litert>=2.0",
@@ -54,7 +64,9 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "kap-verify=keras_attr_preserve.export.verify_command:run",
+            "kap-inspect=keras_attr_preserve.export.commands.inspect_command:run",
+            "kap-export=keras_attr_preserve.export.commands.export_command:run",
+            "kap-verify=keras_attr_preserve.export.commands.verify_command:run",
         ],
     },
     classifiers=[

@@ -134,7 +134,9 @@ def main(argv):
   for name in FLAGS.arm:
     print(f"\n3. Compressing it to sparse int8: {name}")
     models[name] = compress(teacher, scenes, callbacks[name])
-    files[name] = kap.export.convert(models[name], wcam, mode="int8")
+    # A file of one subgraph, which TFLite Micro runs as phones do.
+    files[name] = kap.export.convert(
+        models[name], wcam, mode="int8", target="microcontroller")
     write_whole(folder / f"{name}.tflite", files[name])
 
   print("\n4. Reading predictions and maps back from the files")

@@ -18,10 +18,13 @@ from keras_attr_preserve.training import TrainStep
 # A wheel holds the export package inside this one. In a checkout it lies beside
 # it, at the top level, and is found through the checkout's root.
 _root = _Path(__file__).absolute().parent.parent
-if (_root / "export" / "signatures.py").exists():
+if (_root / "export" / "converting").exists():
   __path__.append(str(_root))
 
 from keras_attr_preserve import export  # noqa: E402  after __path__ is set.
+from keras_attr_preserve.export.judging.compare import (  # noqa: E402
+  compare_models,
+)
 
 __version__ = "0.1.0"
 
@@ -34,6 +37,7 @@ __all__ = [
   "TrainStep",
   "attribution",
   "clone_model",
+  "compare_models",
   "evaluation",
   "export",
   "from_keras3",

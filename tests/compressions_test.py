@@ -14,7 +14,7 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.flatbuffer import (
+from keras_attr_preserve.export.files.flatbuffer import (
     operator_name,
     read_model,
     signatures,
@@ -339,6 +339,7 @@ class FileTest(_CompressionTest):
         maps[alive], floats[alive])), 0.98)
 
   @_each("pqat", "cqat", "pcqat")
+  @pytest.mark.slow
   def test_plain_quantization_would_lose_it(self, name):
     net = {"pqat": _sparse, "cqat": lambda: _clustered(_net()),
            "pcqat": lambda: _clustered(_sparse(), preserve_sparsity=True)}[name]

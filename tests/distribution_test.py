@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from tests import distribution_worker
@@ -208,6 +209,7 @@ class WorkersTest(_DistributionTest):
     super().setUp()
     self.cluster = _cluster(self)
 
+  @pytest.mark.slow
   def test_equal_to_one_process(self):
     names = ("cache", "agreement", "own_step")
     with _folder() as place, _children() as children:

@@ -16,12 +16,13 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
 import keras_attr_preserve as kap
+from keras_attr_preserve.export.files import seal
 from tests import tiny
 
 SIZE = 8
 WIDTH = 16
 LAYER = "act"
-MODES = ("float32", "float16", "dynamic", "int8")
+MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 LITERT_RUNTIMES = ("xnnpack", "builtin", "reference")
 
 needs_tflm = unittest.skipUnless(
@@ -68,14 +69,15 @@ def converted(
     tail: str = "gap",
     mode: str = "float32",
     method: str = "swa",
-    one_subgraph: bool = False,
+    target: str = "phone",
+    road: str = "auto",
     **settings,
 ) -> bytes:
   """Converts `net(tail, **settings)` once for all tests of a process."""
   return kap.export.convert(
       net(tail, **settings), wcam(method), mode=mode,
-      representative_images=calibration() if mode == "int8" else None,
-      one_subgraph=one_subgraph)
+      representative_images=calibration() if "int" in mode else None,
+      target=target, road=road)
 
 
 def plainly_converted(net: keras.Model, mode: str) -> bytes:
@@ -120,16 +122,17 @@ def parsed(content: bytes) -> schema.ModelT:
 
 
 def packed(model: schema.ModelT) -> bytes:
-  """Writes a file by LiteRT's own tools."""
+  """Writes a file by LiteRT's own tools; one of ours is sealed again."""
   builder = flatbuffers.Builder(4096)
   builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-  return bytes(builder.Output())
+  return seal.stamped(bytes(builder.Output()))
 
 
 def foreign(content: bytes) -> bytes:
   """Takes signatures and metadata off a file, as if others had made it."""
   model = parsed(content)
   model.signatureDefs, model.metadata = [], []
+  model.description = b"made by others"
   return packed(model)
 
 

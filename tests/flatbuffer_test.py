@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_attr_preserve.export import flatbuffer
+from keras_attr_preserve.export.files import flatbuffer
 from tests import export_helpers as helpers
 
 
@@ -67,7 +67,7 @@ class ReadTest(parameterized.TestCase):
   def test_bytes_and_bytearrays(self):
     content = helpers.converted()
     for one in (content, bytearray(content)):
-      self.assertLen(flatbuffer.read_model(one).subgraphs, 1)
+      self.assertLen(flatbuffer.read_model(one).subgraphs, 2)
 
   @parameterized.parameters(("net.tflite",), (None,), (3,), ([b"TFL3"],))
   def test_no_bytes(self, content):
@@ -91,6 +91,17 @@ class ReadTest(parameterized.TestCase):
   def test_only_the_identifier(self):
     with self.assertRaisesRegex(ValueError, "tflite_model is damaged"):
       flatbuffer.read_model(b"\x1c\0\0\0TFL3" + bytes(200))
+
+  @parameterized.parameters(
+      ([1, 1 << 17, 1 << 18, 2],), ([1 << 29],), ([1, -1, 4],))
+  def test_shapes_that_no_tensor_has(self, shape):
+    # The first has 2^36 numbers, which is 0 in 32 bits.
+    model = helpers.parsed(helpers.converted())
+    graph = model.subgraphs[0]
+    graph.tensors[graph.inputs[0]].shape = np.int32(shape)
+    with self.assertRaisesRegex(
+        ValueError, "tflite_model is damaged: .*tensor of shape"):
+      flatbuffer.read_model(helpers.packed(model))
 
   @parameterized.parameters(("gap", "int8"), ("block", "float32"))
   def test_flipped_bits(self, tail, mode):
@@ -122,15 +133,16 @@ class SignaturesTest(absltest.TestCase):
         {"images": (1, 8, 8, 2), "class_weights": (1, 3)})
     self.assertEqual(
         {name: spec.shape for name, spec in explain.outputs.items()},
-        {"logits": (1, 3), "features": (1, 8, 8, 16),
+        {"logits": (1, 3), "map": (1, 8, 8), "features": (1, 8, 8, 16),
          "sensitivity": (1, 1, 1, 16)})
     for specs in (explain.inputs, explain.outputs):
       self.assertEqual(
           sorted(spec.position for spec in specs.values()),
           list(range(len(specs))))
-      for spec in specs.values():
-        self.assertEqual(spec.dtype, np.int8)
-        self.assertGreater(spec.scale, 0)
+      for name, spec in specs.items():
+        floats = name in ("class_weights", "map", "sensitivity")
+        self.assertEqual(spec.dtype, np.float32 if floats else np.int8)
+        self.assertEqual(spec.scale > 0, not floats)
 
   def test_as_litert_reads_them(self):
     content = helpers.converted("block", "int8")
@@ -360,10 +372,9 @@ class AnnotateTest(parameterized.TestCase):
     for tail, mode in (("gap", "float32"), ("gap", "int8"), ("block", "int8")):
       content = helpers.converted(tail, mode)
       self.assertEmpty([one for one in data_offsets(content) if one % 16])
-      self.assertEqual(
-          flatbuffer.read_metadata(flatbuffer.read_model(content)),
-          {"layer": "act", "method": "swa", "mode": mode,
-           "road": "features" if tail == "gap" else "gradient"})
+      found = flatbuffer.read_metadata(flatbuffer.read_model(content))
+      facts = {"layer": "act", "method": "swa", "mode": mode, "road": "tail"}
+      self.assertEqual({**found, **facts}, found)
 
   def test_no_tflite_file(self):
     with self.assertRaisesRegex(ValueError, "must be a .tflite file"):

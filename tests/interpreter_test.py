@@ -9,12 +9,12 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export import tflm_worker
-from keras_attr_preserve.export.interpreter import RUNTIMES
+from keras_attr_preserve.export.running import tflm_worker
+from keras_attr_preserve.export.running.interpreter import RUNTIMES
 from tests import export_helpers as helpers
 from tests import tiny
 
-ROADS = ("gap", "block")  # "features" and "gradient".
+ROADS = ("gap", "block")  # For microcontrollers "features" and "gradient".
 
 
 @functools.cache
@@ -81,7 +81,7 @@ class PredictTest(parameterized.TestCase):
   @parameterized.product(mode=("float32", "int8"))
   def test_one_subgraph(self, mode):
     # The signature "predict" of such a file has an input "class_weights" too.
-    runner = interpreter("block", mode, one_subgraph=True)
+    runner = interpreter("block", mode, target="microcontroller")
     np.testing.assert_array_equal(
         runner.predict(helpers.images()),
         interpreter("block", mode).predict(helpers.images()))
@@ -123,6 +123,45 @@ class ExplainTest(parameterized.TestCase):
     np.testing.assert_allclose(
         maps.max((1, 2)), want.max((1, 2)), *(
             (1e-4, 1e-6) if mode == "float32" else (0.1, 0.03 * want.max())))
+
+  @parameterized.product(
+      tail=ROADS, target=("phone", "microcontroller"),
+      mode=("float32", "int8"))
+  def test_one_class_rather_than_another(self, tail, target, mode):
+    runner = interpreter(tail, mode, target=target)
+    weights = np.float32([[1, -1, 0], [0, 1, -1], [0, 0, 0], [0, 0, -1]] * 2)
+    maps, _ = runner.explain(helpers.images(), weights)
+    want = grad_cam(helpers.net(tail), weights)
+    alive = want.max((1, 2)) > 0
+    self.assertGreaterEqual(alive.sum(), 4)
+    self.assertGreater(helpers.cosines(maps[alive], want[alive]).min(), 0.99)
+    # Nothing weighted is nothing explained, not the file's top class.
+    self.assertFalse(maps[2::4].any())
+
+  @parameterized.product(tail=ROADS, target=("phone", "microcontroller"))
+  def test_features(self, tail, target):
+    net = helpers.net(tail)
+    want = type(net)(
+        net.inputs, net.get_layer(helpers.LAYER).output)(helpers.images())
+    for mode in ("float32", "int8"):
+      got = interpreter(tail, mode, target=target).features(helpers.images())
+      self.assertEqual(got.dtype, np.float32)
+      # Some of these pictures are brighter than those of the calibration.
+      error = 1e-5 if mode == "float32" else 0.06 * np.abs(want).max()
+      np.testing.assert_allclose(got, want, 0, error)
+
+  def test_features_of_a_file_of_others(self):
+    with self.assertRaisesRegex(ValueError, "carries no attribution"):
+      kap.export.Interpreter(helpers.foreign(helpers.converted())).features(
+          helpers.images(1))
+
+  @parameterized.parameters("gap", "block")
+  def test_the_file_runs_once_for_its_top_class(self, tail):
+    runner = interpreter(tail)
+    with mock.patch.object(
+        runner._runtime, "run", side_effect=runner._runtime.run) as run:
+      runner.explain(helpers.images(2))
+    self.assertEqual([one.args[0] for one in run.call_args_list], ["explain"])
 
   @parameterized.product(
       tail=ROADS, mode=("float16", "dynamic", "int8"), target=(0, 1, 2))
@@ -183,7 +222,7 @@ class ExplainTest(parameterized.TestCase):
     self.assertAlmostEqual(maps.mean() / want.mean(), 1, delta=0.02)
 
   def test_targets_in_one_subgraph(self):
-    runner = interpreter("block", "float32", one_subgraph=True)
+    runner = interpreter("block", "float32", target="microcontroller")
     for targets in (None, 1, [2, 1, 0, 0, 1, 2, 2, 2]):
       np.testing.assert_allclose(
           runner.explain(helpers.images(), targets).maps,
@@ -299,7 +338,8 @@ class RuntimesTest(parameterized.TestCase):
         tflm_worker, "installed", return_value=True), mock.patch(
             "subprocess.run", return_value=done):
       runner = kap.export.Interpreter(
-          helpers.converted("gap", "int8"), runtime="tflm")
+          helpers.converted("gap", "int8", target="microcontroller"),
+          runtime="tflm")
       with self.assertRaisesRegex(
           ValueError, "refused by the runtime 'tflm'.*ELU"):
         runner.predict(helpers.images(1))
@@ -310,7 +350,7 @@ class TflmTest(parameterized.TestCase):
 
   @parameterized.parameters(*ROADS)
   def test_the_reference_kernels_numbers(self, tail):
-    content = helpers.converted(tail, "int8", one_subgraph=True)
+    content = helpers.converted(tail, "int8", target="microcontroller")
     micro, reference = (kap.export.Interpreter(content, runtime=runtime)
                         for runtime in ("tflm", "reference"))
     ours, theirs = (runner.explain(helpers.images(64), 2)
@@ -328,7 +368,8 @@ class TflmTest(parameterized.TestCase):
 
   @parameterized.parameters(("gap", "softmax"), ("block", "linear"))
   def test_predict(self, tail, head):
-    content = helpers.converted(tail, "int8", head=head, one_subgraph=True)
+    content = helpers.converted(
+        tail, "int8", head=head, target="microcontroller")
     micro, reference = (kap.export.Interpreter(content, runtime=runtime)
                         for runtime in ("tflm", "reference"))
     name = "logits" if head == "linear" else "predictions"
@@ -338,7 +379,9 @@ class TflmTest(parameterized.TestCase):
         0, 1.01 * step)
 
   def test_floats(self):
-    maps, _ = interpreter("gap", runtime="tflm").explain(helpers.images(), 1)
+    maps, _ = interpreter(
+        "gap", runtime="tflm", target="microcontroller").explain(
+            helpers.images(), 1)
     want = grad_cam(helpers.net(), 1)
     np.testing.assert_allclose(maps, want, 1e-4, 1e-5 * want.max())
 
@@ -346,14 +389,14 @@ class TflmTest(parameterized.TestCase):
     # The interpreter itself would end the process.
     with self.assertRaisesRegex(
         ValueError, "must have one subgraph for the runtime 'tflm'; got 2. "
-        "Convert with one_subgraph=True"):
+        "Convert with target='microcontroller'"):
       interpreter("block", "int8", runtime="tflm")
 
   def test_float16_is_refused(self):
-    runner = interpreter("gap", "float16", runtime="tflm")
     with self.assertRaisesRegex(
-        ValueError, "refused by the runtime 'tflm'.*(DEQUANTIZE|float16)"):
-      runner.predict(helpers.images(1))
+        ValueError, "refused by the runtime 'tflm', which lacks DEQUANTIZE of "
+        "FLOAT16"):
+      interpreter("gap", "float16", runtime="tflm", target="microcontroller")
 
 
 class FilesTest(parameterized.TestCase):
@@ -381,7 +424,10 @@ class FilesTest(parameterized.TestCase):
   def test_what_it_knows(self):
     runner = interpreter("block", "int8")
     self.assertEqual(runner.metadata, {
-        "layer": "act", "method": "swa", "mode": "int8", "road": "gradient"})
+        "layer": "act", "method": "swa", "mode": "int8", "target": "phone",
+        "road": "tail", "weights": "int8",
+        "median_cosine": runner.metadata["median_cosine"], "measured_on": 32,
+        "reason": "reaches the median cosine 0.99"})
     self.assertEqual(set(runner.signatures), {"predict", "explain"})
     self.assertEqual(runner.input_shape, (8, 8, 2))
 
@@ -400,9 +446,9 @@ class FilesTest(parameterized.TestCase):
 
   def test_logits_without_classes(self):
     model = helpers.parsed(helpers.converted())
-    graph = model.subgraphs[0]
     entry, = [one for one in model.signatureDefs
               if one.signatureKey == b"explain"]
+    graph = model.subgraphs[entry.subgraphIndex]
     tensor, = [graph.tensors[one.tensorIndex] for one in entry.outputs
                if one.name == b"logits"]
     tensor.shape = np.int32([])
@@ -475,7 +521,8 @@ class ForeignTest(parameterized.TestCase):
       runner.explain(helpers.images())
 
   def test_several_outputs_and_no_name_for_them(self):
-    runner = kap.export.Interpreter(helpers.foreign(helpers.converted()))
+    runner = kap.export.Interpreter(
+        helpers.foreign(helpers.converted(target="microcontroller")))
     with self.assertRaisesRegex(
         ValueError, "has 2 outputs and no 'predict' signature"):
       runner.predict(helpers.images())

@@ -109,6 +109,7 @@ class JudgeTest(parameterized.TestCase):
     cls.files = {
         name: kap.export.convert(
             cls.models[name], helpers.wcam(), mode="int8",
+            target="microcontroller",
             representative_images=digit_scenes.make_scenes("train", 20).images)
         for name in ("plain", "preserved")}
     with mock.patch.multiple(

@@ -11,8 +11,9 @@ from absl.testing import absltest
 
 import keras_attr_preserve as kap
 
-EXPORT = {"builtin_gradients", "convert", "flatbuffer", "head", "interpreter",
-          "signatures", "sizes", "tflm_worker", "verify", "verify_command"}
+ROOMS = {"commands", "converting", "files", "judging", "microcontrollers",
+         "reading", "running"}
+SCRIPTS = {"litert_worker", "tflm_worker"}
 
 
 class PackageTest(absltest.TestCase):
@@ -31,16 +32,24 @@ class PackageTest(absltest.TestCase):
       self.assertStartsWith(one.__module__, "keras_attr_preserve.export.")
 
   def test_every_module_of_export_is_importable(self):
-    names = {one.name for one in pkgutil.iter_modules(kap.export.__path__)}
-    self.assertContainsSubset(EXPORT, names)
-    for name in names - {"verify_command"}:  # That one defines flags.
-      module = importlib.import_module(f"keras_attr_preserve.export.{name}")
-      if name != "tflm_worker":  # A script.
+    modules = [one.name for one in pkgutil.walk_packages(
+        kap.export.__path__, "keras_attr_preserve.export.")]
+    self.assertEqual(ROOMS, {name.split(".")[2] for name in modules})
+    self.assertGreater(len(modules), 50)
+    for name in modules:
+      module = importlib.import_module(name)
+      if name.count(".") > 2 and name.split(".")[-1] not in SCRIPTS:
         self.assertContainsSubset(module.__all__, dir(module))
 
   def test_types_are_packaged(self):
     self.assertTrue(
         (resources.files("keras_attr_preserve") / "py.typed").is_file())
+
+  def test_c_sources_are_packaged(self):
+    sources = resources.files(
+        "keras_attr_preserve.export.microcontrollers") / "c_sources"
+    for name in ("map.c", "explain.h", "model.cc", "README.md"):
+      self.assertTrue((sources / name).is_file(), name)
 
   def test_version(self):
     self.assertRegex(kap.__version__, r"^\d+\.\d+\.\d+")
@@ -69,7 +78,7 @@ class InstalledTest(absltest.TestCase):
                 if one.group == "console_scripts"}
     self.assertEqual(
         commands["kap-verify"],
-        "keras_attr_preserve.export.verify_command:run")
+        "keras_attr_preserve.export.commands.verify_command:run")
 
   def test_needs_nothing_optional(self):
     needed = {re.split(r"[^\w-]", one)[0].lower()
@@ -94,8 +103,11 @@ class CheckoutTest(absltest.TestCase):
     there = {
         ".".join(path.parent.relative_to(self.root).parts)
         for path in (self.root / "keras_attr_preserve").rglob("__init__.py")}
-    self.assertEqual(listed, there | {"keras_attr_preserve.export"})
-    self.assertEmpty([*(self.root / "export").glob("*/__init__.py")])
+    beside = {
+        ".".join(["keras_attr_preserve", *path.parent.relative_to(
+            self.root).parts])
+        for path in (self.root / "export").rglob("__init__.py")}
+    self.assertEqual(listed, there | beside)
 
 
 if __name__ == "__main__":

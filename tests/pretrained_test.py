@@ -19,6 +19,8 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 import keras_attr_preserve as kap
+from keras_attr_preserve.export.converting import accuracy
+from keras_attr_preserve.export.running.cost import explain_cost
 from keras_attr_preserve.layers import last_spatial_layer
 from tests import export_helpers as helpers
 
@@ -74,23 +76,34 @@ def cifar(part: str, count: int) -> np.ndarray:
 
 
 class _ModelTest(parameterized.TestCase):
-  """Converts, reads back and holds against Keras.
+  """Converts for phones, reads back and holds against Keras.
 
   Each kind of it has `calibration()` and `images()`, float32 pictures.
   """
 
   path = None
 
+  def net(self):
+    return load(self.path)
+
   def check(self, layer, mode, road, *, same_class=1.0, **least):
-    net, images = load(self.path), self.images()
+    net, images = self.net(), self.images()
     wcam = kap.WCAM(layer or last_spatial_layer(net))
     content = kap.export.convert(
-        net, wcam, mode=mode,
-        representative_images=self.calibration() if mode == "int8" else None)
+        net, wcam, mode=mode, representative_images=self.calibration())
     report = kap.export.verify(content, net, wcam, images)
-    self.assertEqual(report.facts["road"], road)
-    report.require(dead=0, prediction_agreement=same_class, **least)
     runner = kap.export.Interpreter(content)
+    facts = runner.metadata
+    print(f"{net.name} {images.shape[1]} px, {facts['layer']}, {mode}: "
+          f"{facts['road']} with {facts['weights']} weights, median cosine "
+          f"{facts['median_cosine']} ({facts['reason']}); on unseen pictures "
+          f"{np.nanmedian(report.scores['cosine']):.5f}; "
+          f"{explain_cost(content, calls=10)}")
+    self.assertEqual((facts["road"], facts["weights"]), road)
+    # What is promised: at the median, on pictures that no one has measured on.
+    self.assertGreaterEqual(
+        np.nanmedian(report.scores["cosine"]), accuracy.BARS[mode])
+    report.require(dead=0, prediction_agreement=same_class, **least)
     predictions = runner.predict(images)
     # These nets end in a softmax.
     self.assertBetween(predictions.min(), 0, 1 / predictions.shape[1])
@@ -99,21 +112,15 @@ class _ModelTest(parameterized.TestCase):
       np.testing.assert_allclose(
           predictions, net.predict(images, verbose=0), atol=1e-5)
     logits = runner.predict(images, logits=True)
-    explained = runner.explain(images, 0).logits
-    if road == "features" or mode == "float32":
-      np.testing.assert_array_equal(logits, explained)
-    else:
-      # The two subgraphs may differ: TensorFlow's calibrator takes the range of
-      # a sum's input for that of the sum where the kernel adds in place, which
-      # it does in the one and not in the other. Measured: 7 steps at most.
-      step = runner.signatures["explain"].outputs["logits"].scale
-      self.assertLess(np.abs(logits - explained).max(), 15 * step)
+    np.testing.assert_array_equal(logits, runner.explain(images, 0).logits)
     self.assertGreater(np.abs(logits).max(), 1.5)
     return content
 
 
 # Where float32 is exact: measured 1 to ten digits, spearman .99998.
 FLOAT = {"cosine_worst": 1 - 1e-6, "spearman_worst": 0.999}
+IN_FLOATS = ("tail", "float32")
+TAIL, WHOLE = ("tail", "int8"), ("whole", "int8")
 
 
 class ResNet8Test(_ModelTest):
@@ -127,21 +134,36 @@ class ResNet8Test(_ModelTest):
   def images(self):
     return cifar("test", 48)
 
+  @pytest.mark.slow
   def test_float32_last_map(self):
-    self.check(None, "float32", "features", **FLOAT)
+    self.check(None, "float32", IN_FLOATS, **FLOAT)
 
+  @pytest.mark.slow
   def test_float32_earlier_map(self):
-    self.check("activation_4", "float32", "gradient", **FLOAT)
+    self.check("activation_4", "float32", IN_FLOATS, **FLOAT)
 
   def test_int8_last_map(self):
-    # Measured: .9967, .990, .986, same top class .958.
-    self.check(None, "int8", "features", cosine=0.99, cosine_p5=0.975,
+    # Measured: median .9972, p5 .9925, worst .9823, same top class .94.
+    self.check(None, "int8", TAIL, cosine=0.99, cosine_p5=0.975,
                cosine_worst=0.96, same_class=0.9)
 
+  @pytest.mark.slow
+  def test_int8_past_the_layer(self):
+    # Measured: .9981, .9952, .9921.
+    self.check("activation_5", "int8", WHOLE, cosine=0.99, cosine_p5=0.99,
+               cosine_worst=0.98, same_class=0.9)
+
+  @pytest.mark.slow
   def test_int8_earlier_map(self):
-    # Measured: .991, .975, .941.
-    self.check("activation_4", "int8", "gradient", cosine=0.98, cosine_p5=0.95,
+    # Its own features alone lead to .9921. Measured: .9949, .965, .944.
+    self.check("activation_4", "int8", WHOLE, cosine=0.98, cosine_p5=0.95,
                cosine_worst=0.88, same_class=0.9)
+
+  @pytest.mark.slow
+  def test_int8_first_block_s_map(self):
+    # .9906 and .9926 on the cheaper roads. Measured: .9998, .997, .987.
+    self.check("activation_2", "int8", ("whole", "float16"), cosine=0.99,
+               cosine_p5=0.99, cosine_worst=0.96, same_class=0.9)
 
   def test_int8_equal_weighted(self):
     net, wcam = load(self.path), kap.WCAM("activation_4", method="ewa")
@@ -165,21 +187,21 @@ class VisualWakeWordsTest(_ModelTest):
 
   @pytest.mark.slow
   def test_float32_last_map(self):
-    self.check(None, "float32", "features", **FLOAT)
+    self.check(None, "float32", IN_FLOATS, **FLOAT)
 
   @pytest.mark.slow
   def test_float32_earlier_map(self):
-    self.check("activation_18", "float32", "gradient", **FLOAT)
+    self.check("activation_18", "float32", IN_FLOATS, **FLOAT)
 
   def test_int8_last_map(self):
-    # A map of 3x3. Measured: .9975, .987, .975, same top class .979.
-    self.check(None, "int8", "features", cosine=0.99, cosine_p5=0.96,
+    # A map of 3x3. Measured: .9994, .987, .975, same top class .979.
+    self.check(None, "int8", TAIL, cosine=0.99, cosine_p5=0.96,
                cosine_worst=0.92, same_class=0.9)
 
   @pytest.mark.slow
   def test_int8_earlier_map(self):
-    # Measured: .9975, .993, .988.
-    self.check("activation_18", "int8", "gradient", cosine=0.99,
+    # Measured: .9982, .9938, .9876.
+    self.check("activation_18", "int8", TAIL, cosine=0.99,
                cosine_p5=0.98, cosine_worst=0.95, same_class=0.9)
 
   @pytest.mark.slow
@@ -205,40 +227,92 @@ class VisualWakeWordsTest(_ModelTest):
     self.assertAlmostEqual(*scores, delta=0.02)
 
 
-class MobileNetTest(_ModelTest):
-  """ImageNet's MobileNetV1 0.25, 1000 classes, pictures of -1..1."""
+@functools.cache
+def mobile_net(size: int) -> keras.Model:
+  """ImageNet's MobileNetV1 0.25; its weights serve any size."""
+  net = keras.applications.MobileNet(
+      input_shape=(size, size, 3), alpha=0.25, weights=None)
+  net.set_weights(load(
+      "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5").get_weights())
+  return net
 
-  path = Path("imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5")
+
+class _MobileNetTest(_ModelTest):
+  """MobileNetV1 0.25, 1000 classes, pictures of -1..1.
+
+  Post-training int8 is known to be hard on this net: its own features lead to a
+  good map of the last layer alone.
+  """
+
+  size = None
+
+  def net(self):
+    return mobile_net(self.size)
 
   def calibration(self):
-    return voc(0, 100, 224) / 127.5 - 1
+    return voc(0, 100, self.size) / 127.5 - 1
 
   def images(self):
-    return voc(2, 24, 224) / 127.5 - 1
+    return voc(2, 48, self.size) / 127.5 - 1
 
-  @pytest.mark.slow
-  def test_float32_last_map(self):
-    self.check(None, "float32", "features", **FLOAT)
 
-  @pytest.mark.slow
-  def test_float32_earlier_map(self):
-    self.check("conv_pw_11_relu", "float32", "gradient", **FLOAT)
+class MobileNet96Test(_MobileNetTest):
+
+  size = 96
 
   @pytest.mark.slow
   def test_int8_last_map(self):
-    # Post-training int8 is known to be hard on this net: the same top class on
-    # .54 of the pictures. Measured: .987, .967, .962.
-    self.check(None, "int8", "features", cosine=0.97, cosine_p5=0.93,
-               cosine_worst=0.9, same_class=0.4)
+    # Measured: .9969, .985, .975; the same top class on .63 of the pictures.
+    self.check(None, "int8", TAIL, cosine=0.98, cosine_p5=0.96,
+               cosine_worst=0.95, same_class=0.5)
 
   @pytest.mark.slow
-  def test_int8_earlier_map_is_caught(self):
-    # The backward pass through two such blocks loses more: measured a mean of
-    # .79 and a worst of .43, and that is what `require` is for.
+  def test_int8_earlier_map(self):
+    # .9257 and .9210 on the cheaper roads. Measured at the median: .9977.
+    self.check("conv_pw_11_relu", "int8", ("whole", "float16"), cosine=0.98,
+               same_class=0.5)
+
+
+class MobileNet160Test(_MobileNetTest):
+
+  size = 160
+
+  @pytest.mark.slow
+  def test_float32_last_map(self):
+    self.check(None, "float32", IN_FLOATS, **FLOAT)
+
+  @pytest.mark.slow
+  def test_float32_earlier_map(self):
+    # One of the maps is nearly dead: .9999, spearman .984; the others as FLOAT.
+    self.check("conv_pw_11_relu", "float32", IN_FLOATS, cosine_p5=1 - 1e-6,
+               cosine_worst=0.999, spearman_p5=0.999)
+
+  @pytest.mark.slow
+  def test_int8_last_map(self):
+    # Measured: .9955, .981, .966; the same top class on .77 of the pictures.
+    self.check(None, "int8", TAIL, cosine=0.98, cosine_p5=0.96,
+               cosine_worst=0.93, same_class=0.6)
+
+  @pytest.mark.slow
+  def test_int8_earlier_map(self):
+    # .9205 and .9249 on the cheaper roads. Measured: .9970, .969, .914.
+    self.check("conv_pw_11_relu", "int8", ("whole", "float16"), cosine=0.98,
+               cosine_p5=0.93, cosine_worst=0.85, same_class=0.6)
+
+  @pytest.mark.slow
+  def test_a_microcontroller_s_earlier_map_is_caught(self):
+    # The integer backward pass loses more, and the file says so itself:
+    # measured a mean of .79 and a worst of .43.
+    net, wcam = self.net(), kap.WCAM("conv_pw_11_relu")
+    content = kap.export.convert(
+        net, wcam, mode="int8", representative_images=self.calibration(),
+        target="microcontroller")
+    facts = kap.export.Interpreter(content).metadata
+    self.assertEqual(facts["road"], "gradient")
+    self.assertLess(facts["median_cosine"], 0.95)
     with self.assertRaisesRegex(
         kap.evaluation.ShortfallError, "cosine 0.*, at least 0.95 required"):
-      self.check("conv_pw_11_relu", "int8", "gradient", cosine=0.95,
-                 same_class=0.4)
+      kap.export.verify(content, net, wcam, self.images()).require(cosine=0.95)
 
 
 class ForeignFilesTest(parameterized.TestCase):
@@ -316,7 +390,7 @@ class ForeignFilesTest(parameterized.TestCase):
   @parameterized.parameters(*helpers.LITERT_RUNTIMES)
   def test_a_file_that_litert_refuses(self, runtime):
     with self.assertRaisesRegex(
-        ValueError, f"tflite_model is refused by the runtime '{runtime}': .*"
+        ValueError, f"tflite_model .*refused by the runtime '{runtime}': .*"
         "quantized_dimension must be in range"):
       kap.export.Interpreter(
           model_path("tflm/person_detect.tflite"), runtime=runtime)

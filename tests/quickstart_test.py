@@ -66,7 +66,8 @@ class QuickstartTest(absltest.TestCase):
       runner = kap.export.Interpreter(content)
       self.assertEqual(runner.metadata, {
           "layer": "relu4", "method": "swa", "mode": "int8",
-          "road": "features"})
+          "target": "microcontroller", "road": "features",
+          "median_cosine": None, "measured_on": 0})
       self.assertEqual(runner.input_shape, (64, 64, 3))
       images = np.random.default_rng(0).uniform(size=(2, 64, 64, 3))
       maps, logits = runner.explain(images)

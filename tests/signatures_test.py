@@ -6,7 +6,7 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.signatures import ExplainedModel
+from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from tests import export_helpers as helpers
 
 
@@ -24,21 +24,13 @@ def layer_gradient(net, image, weights):
 
 class ExplainedModelTest(parameterized.TestCase):
 
-  def test_predict(self):
-    net = helpers.net()
-    predict = ExplainedModel(net, helpers.LAYER).predict()
-    outputs = predict(tf.constant(helpers.images(1)))
-    self.assertEqual(set(outputs), {"logits"})
-    np.testing.assert_allclose(
-        outputs["logits"], net(helpers.images(1)), 1e-6, 1e-6)
-
   @parameterized.parameters("softmax", "sigmoid", "softmax_layer",
                             "activation_layer")
   def test_predictions_beside_the_logits(self, head):
     net = helpers.net(head=head)
-    outputs = ExplainedModel(net, helpers.LAYER).predict()(
+    outputs = ExplainedModel(net, helpers.LAYER).explain_features()(
         tf.constant(helpers.images(1)))
-    self.assertEqual(set(outputs), {"logits", "predictions"})
+    self.assertEqual(set(outputs), {"logits", "predictions", "features"})
     np.testing.assert_allclose(
         outputs["predictions"], net(helpers.images(1)), 1e-6, 1e-6)
     activation = tf.nn.sigmoid if head == "sigmoid" else tf.nn.softmax
@@ -86,7 +78,8 @@ class ExplainedModelTest(parameterized.TestCase):
   def test_signatures_take_one_image(self):
     explained = ExplainedModel(helpers.net("block"), helpers.LAYER)
     for function, names in (
-        (explained.predict(), ["images"]),
+        (explained.explain_map("ewa"), ["images"]),
+        (explained.explain_map("swa"), ["images", "class_weights"]),
         (explained.explain_features(), ["images"]),
         (explained.explain_gradient(), ["images", "class_weights"])):
       specs = function.input_signature

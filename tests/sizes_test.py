@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.sizes import file_sizes
+from keras_attr_preserve.export.files.sizes import file_sizes
 from tests import export_helpers as helpers
 from tests import tiny
 
@@ -31,15 +31,15 @@ class FileSizesTest(parameterized.TestCase):
   def test_sparsity(self, mode):
     content = kap.export.convert(
         sparse_net(), helpers.wcam(), mode=mode,
-        representative_images=helpers.calibration() if mode == "int8" else None)
+        representative_images=helpers.calibration() if "int" in mode else None)
     self.assertAlmostEqual(file_sizes(content)["sparsity"], 0.75)
 
-  @parameterized.parameters(False, True)
-  def test_sparsity_with_a_backward_pass(self, one_subgraph):
+  @parameterized.parameters("phone", "microcontroller")
+  def test_sparsity_with_a_backward_pass(self, target):
     # 0.75 forwards; the kernels of the backward pass are the same again.
     content = kap.export.convert(
         sparse_net("block"), helpers.wcam(), mode="float32",
-        one_subgraph=one_subgraph)
+        target=target)
     self.assertAlmostEqual(file_sizes(content)["sparsity"], 0.75, delta=0.01)
 
   def test_a_dense_net(self):

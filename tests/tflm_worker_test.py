@@ -7,10 +7,11 @@ import sys
 from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest
 
-from keras_attr_preserve.export import tflm_worker
-from keras_attr_preserve.export.flatbuffer import read_model, signatures
+from keras_attr_preserve.export.files.flatbuffer import read_model, signatures
+from keras_attr_preserve.export.running import tflm_worker
 from tests import export_helpers as helpers
 from tests import tiny
 
@@ -52,11 +53,12 @@ class WorkerTest(absltest.TestCase):
 
   def run_worker(self, folder):
     return subprocess.run(
-        [sys.executable, "-c", _ALONE, tflm_worker.__file__, str(folder)],
+        [sys.executable, "-c", _ALONE, tflm_worker.__file__, str(folder),
+         "run"],
         capture_output=True, text=True, check=False, timeout=120)
 
   def test_all_inputs_and_the_outputs_that_are_wanted(self):
-    content = helpers.converted("block", one_subgraph=True)
+    content = helpers.converted("block", target="microcontroller")
     wanted = ("logits", "sensitivity")
     folder, found = self.write(content, wanted)
     done = self.run_worker(folder)
@@ -80,6 +82,47 @@ class WorkerTest(absltest.TestCase):
     self.assertNotEqual(done.returncode, 0)
     self.assertIn("DEQUANTIZE", done.stderr)
     self.assertFalse((folder / "out.npz").exists())
+
+  def test_called(self):
+    content = helpers.converted("block", "int8", target="microcontroller")
+    _, found = self.write(content, [])
+    out = tflm_worker.run(
+        content, {int(key): array for key, array in self.feeds.items()},
+        [spec.position for spec in found.outputs.values()])
+    for spec in found.outputs.values():
+      self.assertEqual(out[spec.position].shape, (3, *spec.shape[1:]))
+
+  def test_one_that_does_not_end(self):
+    with mock.patch.object(tflm_worker, "TIMEOUT", 0.01), (
+        self.assertRaisesRegex(
+            ValueError, "'tflm' did not end within 0.01 seconds")):
+      tflm_worker.measure(helpers.converted("gap", "int8"))
+
+  def test_one_that_takes_too_much_memory(self):
+    model = helpers.parsed(helpers.converted("gap", "int8"))
+    graph = model.subgraphs[0]
+    graph.tensors[graph.inputs[0]].shape = np.int32([1, 1 << 14, 1 << 15, 2])
+    with self.assertRaisesRegex(ValueError, "refused by the runtime 'tflm'"):
+      tflm_worker.measure(helpers.packed(model))
+
+  def test_a_small_file_of_large_tensors(self):
+    """Its arena is more than ten times the file, the interpreter's default."""
+    @tf.function(input_signature=[tf.TensorSpec([1, 200, 200, 8])])
+    def serve(x):
+      return tf.nn.relu(x)
+    content = tf.lite.TFLiteConverter.from_concrete_functions(
+        [serve.get_concrete_function()]).convert()
+    self.assertGreater(tflm_worker.measure(content)["head"], 10 * len(content))
+    image = np.random.default_rng(0).normal(
+        size=[1, 200, 200, 8]).astype(np.float32)
+    np.testing.assert_array_equal(
+        tflm_worker.run(content, {0: image}, [0])[0], np.maximum(image, 0))
+
+  def test_one_that_kills_its_process(self):
+    # Two subgraphs: the interpreter ends with a segmentation fault.
+    with self.assertRaisesRegex(
+        ValueError, "refused by the runtime 'tflm' .exit -11.: it said"):
+      tflm_worker.measure(helpers.converted("block", "int8"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from unittest import mock
 
 import numpy as np
 import tf_keras as keras
@@ -80,7 +81,28 @@ class ScoresTest(parameterized.TestCase):
         {"images": 24, "bytes": len(self.content),
          "sha256": hashlib.sha256(self.content).hexdigest(),
          "runtime": "xnnpack", "layer": "act", "method": "swa",
-         "mode": "int8", "road": "features", "teacher_dead": 0.0})
+         "mode": "int8", "road": "tail", "teacher_dead": 0.0})
+    self.assertEqual(
+        facts["images_range"],
+        [float(self.images.min()), float(self.images.max())])
+    low, high = facts["input_range"]
+    self.assertBetween(low, -6, -2)
+    self.assertBetween(high, 2, 6)  # Of normally distributed numbers.
+
+  def test_all_that_convert_wrote_is_told(self):
+    class Told(kap.export.Interpreter):
+      def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.metadata = {
+            **self.metadata, "why": "the shortest", "tried": [1, {"a": 2}]}
+
+    with mock.patch(
+        "keras_attr_preserve.export.judging.explainers.Interpreter", Told):
+      report = kap.export.verify(
+          self.content, self.teacher, helpers.wcam(), self.images)
+    self.assertEqual(report.facts["why"], "the shortest")
+    self.assertRegex(str(report), r"(?m)^why +the shortest$")
+    self.assertEqual(report.to_dict()["tried"], [1, {"a": 2}])
 
   def test_a_path(self):
     folder = tiny.folder(self)
@@ -100,6 +122,17 @@ class ScoresTest(parameterized.TestCase):
                      hashlib.sha256(self.content).hexdigest())
     rows = (folder / "report" / "report.csv").read_text().splitlines()
     self.assertLen(rows, 25)
+    self.assertTrue((folder / "report" / "worst.png").exists())
+
+  def test_the_worst_images(self):
+    some = self.report.examples
+    self.assertEqual(some.numbers, self.report.worst_images())
+    reference, maps, _, _ = raw_maps(
+        self.content, self.teacher, self.images)
+    np.testing.assert_array_equal(some.images, self.images[some.numbers])
+    np.testing.assert_array_equal(some.reference, reference[some.numbers])
+    np.testing.assert_array_equal(some.maps, maps[some.numbers])
+    self.assertEqual(list(some.value_range), self.report.facts["images_range"])
 
   def test_the_teacher_is_left_as_it_came(self):
     teacher = tiny.conv_net(tail="block", size=helpers.SIZE)
@@ -130,8 +163,8 @@ class KindsTest(parameterized.TestCase):
   @helpers.needs_tflm
   def test_tflm(self):
     report = kap.export.verify(
-        helpers.converted("gap", "int8"), helpers.net(), helpers.wcam(),
-        helpers.images(), runtime="tflm")
+        helpers.converted("gap", "int8", target="microcontroller"),
+        helpers.net(), helpers.wcam(), helpers.images(), runtime="tflm")
     report.require(cosine_worst=0.999)
     self.assertEqual(report.facts["runtime"], "tflm")
 
@@ -202,6 +235,19 @@ class KindsTest(parameterized.TestCase):
     np.testing.assert_allclose(
         report.scores["cosine"], want["cosine"], 1e-5)
 
+  def test_a_file_of_somebody_else_s(self):
+    net = helpers.net()
+    content = helpers.plainly_converted(
+        keras.Model(net.inputs, {"logits": net.outputs[0]}), "float32")
+    for one in (content, helpers.foreign(content)):
+      report = kap.export.verify(
+          one, net, helpers.wcam(), helpers.images(), judges=["occlusion"],
+          judge_images=2)
+      report.require(
+          cosine_worst=0.9999, prediction_agreement=1, dead=0,
+          occlusion_cosine_worst=0.9999)
+      self.assertEqual(report.facts["layer"], "act")
+
   def test_layers_of_other_names(self):
     wcam = kap.WCAM("act2", student_layer="act")
     content = kap.export.convert(helpers.net(), wcam, mode="float32")
@@ -215,6 +261,23 @@ class KindsTest(parameterized.TestCase):
     np.testing.assert_allclose(
         report.scores["cosine"],
         kap.evaluation.agreement(reference, maps)["cosine"])
+
+
+class DamageTest(absltest.TestCase):
+
+  def test_our_metadata(self):
+    """A file of ours whose name is blotted out is not another's."""
+    content = helpers.converted("gap", "int8")
+    at = content.rfind(b"keras_attr_preserve")
+    damaged = content[:at] + b"x" + content[at + 1:]
+    for runtime in ("xnnpack", "all"):
+      with self.assertRaisesRegex(ValueError, "damaged"):
+        kap.export.verify(
+            damaged, helpers.net(), helpers.wcam(), helpers.images(),
+            runtime=runtime)
+    with self.assertRaisesRegex(ValueError, "teacher must be .*damaged"):
+      kap.export.verify(
+          content, damaged, helpers.wcam(), helpers.images())
 
 
 class DeadMapsTest(absltest.TestCase):
@@ -292,15 +355,6 @@ class ErrorsTest(parameterized.TestCase):
           ValueError, f"teacher must have the file's 3 classes; got {classes}"):
         self.verify(teacher=helpers.net(classes=classes))
 
-  def test_a_foreign_file(self):
-    net = helpers.net()
-    content = helpers.plainly_converted(
-        keras.Model(net.inputs, {"logits": net.outputs[0]}), "float32")
-    for one in (content, helpers.foreign(content)):
-      with self.assertRaisesRegex(
-          ValueError, "tflite_model carries no attribution: it was not made"):
-        self.verify(one)
-
   def test_no_file(self):
     with self.assertRaisesRegex(ValueError, "must be a .tflite file"):
       self.verify(b"none")
@@ -309,7 +363,12 @@ class ErrorsTest(parameterized.TestCase):
 
   def test_teacher(self):
     with self.assertRaisesRegex(TypeError, "teacher must be a tf_keras.Model"):
-      self.verify(teacher="net.h5")
+      self.verify(teacher=3)
+    with self.assertRaises(FileNotFoundError):
+      self.verify(teacher="missing.tflite")
+    with self.assertRaisesRegex(
+        ValueError, "teacher must be a tf_keras model, or a .tflite file"):
+      self.verify(teacher=b"none")
 
   def test_wcam(self):
     with self.assertRaisesRegex(TypeError, "wcam must be a WCAM"):

@@ -1,0 +1,1 @@
+"""The commands kap-export, kap-inspect and kap-verify."""

@@ -1,0 +1,177 @@
+r"""The command `kap-export`: a model becomes what a device runs.
+
+    kap-export --model=net.h5 --layer=relu5 --images=train.npz \
+        --output=net.tflite
+
+    kap-export --target=microcontroller --model=net.h5 --layer=relu5 \
+        --images=train.npz --test_images=test.npz --labels=labels.txt \
+        --name=animals --output=firmware/animals
+
+Writes one .tflite file for phones, or the C sources of a firmware project,
+whole or not at all, and prints sizes, the road to the map and why, and the
+memory it needs. Exits 0, or 2 on bad input.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from keras_attr_preserve.export.commands.command_flags import run_command
+from keras_attr_preserve.export.commands.command_inputs import (
+  load_images,
+  load_teacher,
+)
+from keras_attr_preserve.export.converting.convert import (
+  MODES,
+  TARGETS,
+  convert,
+)
+from keras_attr_preserve.export.microcontrollers.microcontroller import (
+  microcontroller,
+)
+from keras_attr_preserve.export.running.cost import explain_cost
+from keras_attr_preserve.export.running.inspection import inspect_file
+from keras_attr_preserve.files import make_folder, write_whole
+from keras_attr_preserve.regularizer import WCAM
+
+__all__ = ["main", "run"]
+
+_NEEDED = ("model", "layer", "output")
+
+
+def _flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+
+  def text(name, help_text, default=None):
+    flags.DEFINE_string(name, default, help_text, flag_values=values)
+
+  flags.DEFINE_enum(
+      "target", "phone", TARGETS, "What runs it.", flag_values=values)
+  text("model", "The model that ships: a tf_keras .h5 or .keras file, or a "
+       "SavedModel folder; pruned, clustered or quantize-aware as it came from "
+       "training.")
+  text("layer", "The layer that is explained.")
+  flags.DEFINE_enum("method", "swa", ["swa", "ewa"], "The map; see WCAM.",
+                    flag_values=values)
+  flags.DEFINE_enum(
+      "mode", "int8", MODES, "The file's numbers; int8 for a microcontroller.",
+      flag_values=values)
+  text("road", "The way to the map; see convert.", "auto")
+  text("images", "Training pictures, a hundred or more, in the range the model "
+       "takes, to measure ranges and maps on: .npy, or .npz with the key "
+       "--images_key. Needed for integers unless the model is quantize-aware.")
+  text("images_key", "Key of the pictures in an .npz.", "images")
+  text("test_images", "Pictures the model has not seen, for test vectors of a "
+       "microcontroller: .npy or .npz.")
+  text("test_images_key", "Key of those in an .npz.", "images")
+  text("labels", "Text file with the name of a class in each line, for a "
+       "microcontroller.")
+  text("name", "C identifier that a microcontroller's files begin with.")
+  text("output", "The .tflite file, or the folder of C sources.")
+  return values
+
+
+def _exported(values: flags.FlagValues, rest: list[str]) -> str:
+  """Exports and describes what was written."""
+  if rest:
+    raise ValueError(f"unknown arguments: {' '.join(rest)}.")
+  micro = values.target == "microcontroller"
+  needed = [*_NEEDED, *(["name"] if micro else [])]
+  missing = [f"--{name}" for name in needed if values[name].value is None]
+  if missing:
+    raise ValueError(f"{', '.join(missing)} must be given.")
+  others = [] if micro else ["name", "labels", "test_images"]
+  unused = [f"--{name}" for name in others if values[name].value is not None]
+  if unused:
+    raise ValueError(
+        f"{', '.join(unused)}: only for --target=microcontroller.")
+  output = Path(values.output)
+  if micro and (values.mode != "int8" or values.road != "auto"):
+    raise ValueError(
+        "--target=microcontroller takes --mode=int8 and --road=auto; got "
+        f"{values.mode!r} and {values.road!r}.")
+  if not micro:
+    if output.is_dir():
+      raise IsADirectoryError(
+          f"--output must be a file for phones; {values.output!r} is a folder.")
+    make_folder(output.parent, "--output")  # Before the work.
+  model = load_teacher(values.model, "--model")
+  wcam = WCAM(values.layer, method=values.method)
+  images = _images(values, "images")
+  if micro:
+    return _firmware(values, model, wcam, images)
+  content = convert(
+      model, wcam, mode=values.mode, representative_images=images,
+      road=values.road)
+  write_whole(output, content)
+  return "\n".join([_summary(output, content),
+                    _row("explain", explain_cost(content))])
+
+
+def _images(values: flags.FlagValues, name: str) -> np.ndarray | None:
+  path = values[name].value
+  return None if path is None else load_images(
+      path, values[f"{name}_key"].value, f"--{name}")
+
+
+def _firmware(values, model, wcam: WCAM, images: np.ndarray | None) -> str:
+  labels = None
+  if values.labels is not None:
+    labels = Path(values.labels).read_text().splitlines()
+  microcontroller(
+      model, wcam, values.output, name=values.name,
+      representative_images=images, test_images=_images(values, "test_images"),
+      labels=labels)
+  file = Path(values.output) / f"{values.name}.tflite"
+  names = sorted(path.name for path in Path(values.output).iterdir())
+  return "\n".join([_summary(file, file.read_bytes()),
+                    _row("files", ", ".join(names))])
+
+
+def _row(name: str, value: Any) -> str:
+  return f"{name:<16}{value}"
+
+
+def _summary(path: Path, content: bytes) -> str:
+  """Says in a few lines what a file is."""
+  found = inspect_file(content)
+  facts = found.attribution
+  lines = [
+      _row("written", path),
+      _row("bytes", f"{found.bytes:,}; gzipped {found.bytes_gzipped:,}"),
+      _row("sparsity", f"{found.sparsity:.1%}"),
+      *(_row(name.replace("_", " "), value) for name, value in facts.items())]
+  if found.arena_phone is not None:
+    lines.append(_row("arena, LiteRT", f"about {found.arena_phone:,} bytes"))
+  if found.arena_measured is not None:
+    lines.append(_row("arena, TFLM", f"{found.arena_measured.smallest:,} bytes "
+                      f"({found.arena_measured.head:,} of them tensors)"))
+  elif found.arena_head is not None:
+    lines.append(_row("arena, TFLM", f"{found.arena_head:,} bytes of tensors, "
+                      "and what the interpreter adds"))
+  return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Exports and prints.
+
+  Args:
+    argv: the program and its arguments.
+
+  Returns:
+    The exit code: 0 or 2.
+  """
+  return run_command("kap-export", __doc__, _flags(), argv, _exported)
+
+
+def run() -> None:
+  """The installed command."""
+  sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+  run()

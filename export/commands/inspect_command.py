@@ -1,0 +1,59 @@
+r"""The command `kap-inspect`: says what is in a .tflite file, anybody's.
+
+    kap-inspect net.tflite
+    kap-inspect net.tflite --output=json
+
+Its size and sparsity, signatures, operators, tensors with their quantization,
+the memory it needs, whether TensorFlow Lite for Microcontrollers takes it, and
+where its attribution comes from. Exits 0, or 2 on bad input.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from keras_attr_preserve.export.commands.command_flags import run_command
+from keras_attr_preserve.export.running.inspection import inspect_file
+
+__all__ = ["main", "run"]
+
+
+def _flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  flags.DEFINE_enum(
+      "output", "text", ["text", "json"], "How to print it.",
+      flag_values=values)
+  return values
+
+
+def _inspected(values: flags.FlagValues, files: list[str]) -> str:
+  if len(files) != 1:
+    raise ValueError(
+        f"one .tflite file must be given; got {' '.join(files) or 'none'}.")
+  found = inspect_file(Path(files[0]).read_bytes())
+  return json.dumps(found.to_dict(), indent=2) if (
+      values.output == "json") else str(found)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Inspects and prints.
+
+  Args:
+    argv: the program and its arguments.
+
+  Returns:
+    The exit code: 0 or 2.
+  """
+  return run_command("kap-inspect", __doc__, _flags(), argv, _inspected)
+
+
+def run() -> None:
+  """The installed command."""
+  sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,180 @@
+r"""The command `kap-verify`: gates a build on the maps of a .tflite file.
+
+    kap-verify --tflite=net.tflite --teacher=net.h5 --layer=relu4 \
+        --images=test.npz --require_cosine=0.9
+
+    kap-verify ... --images=pictures/ --images_range=0,1 --runtime=all \
+        --judges=occlusion,rise --require=cosine_median=0.99,ssim_p5=0.8 \
+        --output=report
+
+Exits 0 when the file's maps agree with the teacher's as far as is required, on
+every runtime asked for, 1 when they fall short, 2 on bad input.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from keras_attr_preserve.evaluation.comparison import Comparison
+from keras_attr_preserve.evaluation.report import Report, ShortfallError
+from keras_attr_preserve.export.commands.command_inputs import (
+  load_images,
+  load_pictures,
+  load_teacher,
+)
+from keras_attr_preserve.export.judging.judges import JUDGES
+from keras_attr_preserve.export.judging.verify import ALL_RUNTIMES, verify
+from keras_attr_preserve.export.running.interpreter import RUNTIMES, Interpreter
+from keras_attr_preserve.regularizer import WCAM
+
+__all__ = ["main", "run"]
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("tflite", None, "The .tflite file that ships.")
+flags.DEFINE_string(
+    "teacher", None,
+    "The float model: a tf_keras .h5 or .keras file, or a SavedModel folder; "
+    "or a .tflite file in its stead.")
+flags.DEFINE_string("layer", None, "The teacher's layer whose maps count.")
+flags.DEFINE_enum("method", "swa", ["swa", "ewa"], "The map; see WCAM.")
+flags.DEFINE_string(
+    "images", None,
+    "Pictures, in the range the teacher takes: .npy, or .npz with the key "
+    "--images_key; or a folder of PNG, JPEG or BMP files, taken in the order "
+    "of their names.")
+flags.DEFINE_string("images_key", "images", "Key of the pictures in an .npz.")
+flags.DEFINE_list(
+    "images_range", None,
+    "What the teacher takes for black and white, such as 0,1 or -1,1 or 0,255: "
+    "a folder's pictures are brought to it.")
+flags.DEFINE_list(
+    "runtime", ["xnnpack"],
+    f"Where the file runs: {', '.join(RUNTIMES)}; several, by commas; or all "
+    "that can.")
+flags.DEFINE_list(
+    "judges", [],
+    f"Methods that see scores alone, by commas: {', '.join(JUDGES)}. They cost "
+    "some hundred runs of each picture, on each runtime and for the teacher.")
+flags.DEFINE_integer(
+    "judge_images", 20, "How many pictures the judges see.", lower_bound=1)
+flags.DEFINE_string(
+    "output", None,
+    "Folder for report.json, report.csv and worst.png, and with several "
+    "runtimes comparison.json; none if not given.")
+flags.DEFINE_float("require_cosine", None, "Least mean cosine of the maps.")
+flags.DEFINE_float("require_cosine_p5", None,
+                   "Least 5th percentile of the cosine.")
+flags.DEFINE_float("require_spearman", None, "Least mean rank correlation.")
+flags.DEFINE_float("require_prediction_agreement", None,
+                   "Least share of equal top classes.")
+flags.DEFINE_float("require_dead", None, "Largest share of dead maps.")
+flags.DEFINE_float("require_occlusion_cosine", None,
+                   "Least mean cosine of the judge occlusion's maps.")
+flags.DEFINE_float("require_rise_cosine", None,
+                   "Least mean cosine of the judge RISE's maps.")
+flags.DEFINE_list(
+    "require", [],
+    "Any other figures of the report, name=limit by commas, such as "
+    "cosine_median=0.99,top_k_iou_worst=0.5,occlusion_spearman=0.8.")
+flags.register_validator(
+    "runtime", lambda names: names == [ALL_RUNTIMES] or (bool(names) and all(
+        name in RUNTIMES for name in names)),
+    f"must be of {', '.join(RUNTIMES)}, or {ALL_RUNTIMES}")
+flags.register_validator(
+    "judges", lambda names: all(name in JUDGES for name in names),
+    f"must be of {', '.join(JUDGES)}")
+
+_NEEDED = ("tflite", "teacher", "layer", "images")
+_REQUIRE = "require_"
+_REQUIRED = ("cosine", "cosine_p5", "spearman", "prediction_agreement", "dead",
+             "occlusion_cosine", "rise_cosine")
+_BAD_INPUT = (OSError, TypeError, ValueError, ImportError, KeyError)
+
+
+def _verified() -> Report | Comparison:
+  missing = [f"--{name}" for name in _NEEDED if FLAGS[name].value is None]
+  if missing:
+    raise ValueError(f"{', '.join(missing)} must be given.")
+  _limits()  # A slip of the pen shows before the work.
+  teacher = FLAGS.teacher
+  if not teacher.endswith(".tflite"):
+    teacher = load_teacher(teacher)
+  names = FLAGS.runtime
+  report = verify(
+      FLAGS.tflite, teacher, WCAM(FLAGS.layer, method=FLAGS.method),
+      _images(teacher), runtime=names[0] if len(names) == 1 else names,
+      judges=FLAGS.judges, judge_images=FLAGS.judge_images,
+      progress=sys.stderr.isatty())
+  if FLAGS.output:
+    report.save(FLAGS.output)
+  return report
+
+
+def _images(teacher):
+  if not Path(FLAGS.images).is_dir():
+    return load_images(FLAGS.images, FLAGS.images_key)
+  shape = (Interpreter(teacher).input_shape if isinstance(teacher, str)
+           else teacher.inputs[0].shape[1:])
+  return load_pictures(FLAGS.images, shape, FLAGS.images_range)
+
+
+def _limits() -> dict[str, float]:
+  limits = {name: FLAGS[_REQUIRE + name].value for name in _REQUIRED}
+  limits = {name: value for name, value in limits.items() if value is not None}
+  for one in FLAGS.require:
+    name, _, value = one.partition("=")
+    if name in limits:
+      raise ValueError(f"--require: {name} is given twice.")
+    try:
+      limits[name] = float(value)
+    except ValueError as error:
+      raise ValueError(
+          f"--require must be name=limit by commas; got {one!r}.") from error
+  return limits
+
+
+def main(argv: list[str]) -> int:
+  """Verifies and prints.
+
+  Args:
+    argv: the program and what absl left over, which must be nothing.
+
+  Returns:
+    The exit code: 0, 1 or 2.
+  """
+  try:
+    if len(argv) > 1:
+      raise ValueError(f"unknown arguments: {' '.join(argv[1:])}.")
+    report = _verified()
+    report.require(**_limits())
+  except ShortfallError as error:
+    print(f"kap-verify: falls short: {error}")
+    return 1
+  except _BAD_INPUT as error:
+    print(f"kap-verify: bad input: {error}", file=sys.stderr)
+    return 2
+  print(report)
+  return 0
+
+
+def _parse(argv: list[str]) -> list[str]:
+  if {"-h", "--help", "--helpshort", "--helpfull"} & set(argv[1:]):
+    # absl exits with 1 here, which stands for a shortfall.
+    print(__doc__, FLAGS.module_help(sys.modules[__name__]), sep="\n")
+    sys.exit(0)
+  try:
+    return FLAGS(argv)
+  except flags.Error as error:
+    print(f"kap-verify: bad input: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run() -> None:
+  """The installed command."""
+  app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,56 @@
+"""How near a file's maps come to those of the Keras model it was made from."""
+
+import numpy as np
+
+from keras_attr_preserve.attribution import equal_weighted, grad_cam
+from keras_attr_preserve.attribution.batches import run_batches
+from keras_attr_preserve.compat import keras
+from keras_attr_preserve.evaluation.agreement import agreement
+from keras_attr_preserve.export.running.interpreter import Interpreter
+from keras_attr_preserve.tap import Tap, top_class_seed
+
+__all__ = ["BARS", "MapAccuracy"]
+
+BARS = {"float32": 0.999, "float16": 0.999, "dynamic": 0.999,
+        "int8": 0.99, "int16x8": 0.99}
+"""For each mode the median cosine that a file's maps are to reach."""
+
+_MOST = 100  # Images; a median needs no more.
+
+
+class MapAccuracy:
+  """Measures files against the maps of one Keras model.
+
+  Attributes:
+    count: how many images it measures on; those without a Keras map apart.
+  """
+
+  def __init__(
+      self, model: keras.Model, layer: str, method: str, images: np.ndarray):
+    """Makes the maps to reach: of the model's top class, in floats.
+
+    Args:
+      model: the model that is converted.
+      layer: the layer that is explained.
+      method: "swa" or "ewa".
+      images: `[images, height, width, channels]`; at most a hundred of them,
+        evenly drawn, are used.
+    """
+    steps = np.linspace(0, len(images) - 1, min(len(images), _MOST))
+    self._images = images[steps.round().astype(int)]
+    tap = Tap(model)
+    self._targets, = run_batches(
+        lambda batch: (top_class_seed(tap(batch).logits),), self._images,
+        batch_size=32)
+    maps = {"swa": grad_cam, "ewa": equal_weighted}[method]
+    self._maps = maps(model, self._images, self._targets, layer)
+    self.count = int(np.any(self._maps, axis=(1, 2)).sum())
+
+  def median_cosine(self, tflite_model: bytes) -> float:
+    """Returns the median cosine of a file's maps; NaN where there is no map.
+
+    A map that is zero where the model's is not counts as 0.
+    """
+    maps = Interpreter(tflite_model).explain(self._images, self._targets).maps
+    cosines = agreement(self._maps, maps)["cosine"]
+    return float(np.nanmedian(cosines)) if self.count else float("nan")

@@ -1,0 +1,1 @@
+"""What is in a .tflite file: its parts, its weights, its seal."""

@@ -1,0 +1,1 @@
+"""Holding a file's maps against its teacher's, and finding what broke them."""

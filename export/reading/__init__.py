@@ -1,0 +1,1 @@
+"""Reading any tensor of any file, and explaining the files of others."""

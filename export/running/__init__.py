@@ -1,0 +1,1 @@
+"""Running a .tflite file: runtimes, processes of their own, memory, cost."""

@@ -1,0 +1,120 @@
+"""Tries files in LiteRT, in processes of their own: a script, too.
+
+LiteRT is C++ and believes what a file says: a damaged one can end the process
+or ask for all memory. So a file that bears no seal of ours is first loaded and
+run once here, where only this process dies. It imports neither TensorFlow nor
+this package, and is up in a tenth of a second.
+
+    python litert_worker.py RUNTIME < files
+
+Each file comes as eight bytes of length and its content; each gets a line of
+JSON: what is wrong, or null.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+
+__all__ = ["try_files"]
+
+TIMEOUT = 60.0  # Seconds a file, to load and to run once.
+MEMORY = 8 << 30  # Bytes of address space.
+
+
+def try_files(
+    files: Sequence[bytes], runtime: str = "xnnpack") -> list[str | None]:
+  """Loads each file and runs each of its signatures once, on zeros.
+
+  Args:
+    files: their bytes.
+    runtime: "xnnpack", "builtin" or "reference"; see `Interpreter`.
+
+  Returns:
+    For each file what is wrong with it; None where it runs.
+  """
+  reasons = []
+  while len(reasons) < len(files):
+    found = _in_one_process(files[len(reasons):], runtime)
+    if found[-1] is not None and len(found) > 1:
+      # An earlier file may have spoilt the process: once more, by itself.
+      found[-1] = _in_one_process(
+          files[len(reasons) + len(found) - 1:][:1], runtime)[0]
+    reasons += found
+  return reasons
+
+
+def _in_one_process(
+    files: Sequence[bytes], runtime: str) -> list[str | None]:
+  """Tries files until one fails."""
+  reasons = []
+  with tempfile.TemporaryFile() as said, subprocess.Popen(
+      [sys.executable, __file__, runtime], stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, stderr=said) as process:
+    for content in files:
+      late = threading.Event()
+      timer = threading.Timer(TIMEOUT, lambda: (late.set(), process.kill()))  # noqa: B023
+      timer.start()
+      with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(len(content).to_bytes(8, "little") + content)
+        process.stdin.flush()
+      line = process.stdout.readline()
+      timer.cancel()
+      if line:
+        reasons.append(json.loads(line))
+      else:
+        reasons.append(
+            f"it did not end within {TIMEOUT:g} seconds" if late.is_set()
+            else f"it ended the process with {process.wait()}")
+      if reasons[-1] is not None:
+        break
+    with contextlib.suppress(BrokenPipeError):
+      process.stdin.close()
+    process.kill()
+  return reasons
+
+
+def _fault(content: bytes, runtime: str) -> str | None:
+  """In the process: says what is wrong with a file."""
+  import numpy as np
+  from ai_edge_litert import interpreter as litert
+
+  kinds = litert.OpResolverType
+  try:
+    interpreter = litert.Interpreter(
+        model_content=content, experimental_op_resolver_type={
+            "xnnpack": kinds.BUILTIN,
+            "builtin": kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            "reference": kinds.BUILTIN_REF}[runtime])
+    interpreter.allocate_tensors()
+    for name in interpreter.get_signature_list():
+      runner = interpreter.get_signature_runner(name)
+      runner(**{key: np.zeros(one["shape"], one["dtype"])
+                for key, one in runner.get_input_details().items()})
+    if not interpreter.get_signature_list():
+      interpreter.invoke()
+  except (IndexError, MemoryError, OverflowError, RuntimeError, TypeError,
+          UnicodeError, ValueError) as error:
+    return f"{error}" or type(error).__name__
+  return None
+
+
+def main(runtime: str) -> None:
+  """Reads files from stdin and writes lines to stdout."""
+  with contextlib.suppress(ImportError):  # Not on Windows.
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)  # What others print does not come between.
+  while length := sys.stdin.buffer.read(8):
+    content = sys.stdin.buffer.read(int.from_bytes(length, "little"))
+    print(json.dumps(_fault(content, runtime)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])

@@ -1,0 +1,80 @@
+"""Exports for a microcontroller that the tests share, made once a process."""
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import tf_keras as keras
+
+import keras_attr_preserve as kap
+from keras_attr_preserve.export.microcontrollers.device import DeviceModel
+from keras_attr_preserve.export.microcontrollers.microcontroller import (
+  microcontroller,
+)
+from tests import export_helpers as helpers
+from tests import tiny
+
+NAME = "tiny_net"
+LABELS = ["cat", 'a "dog" \\ n', "vögel??/"]
+# For each kind how the map is made.
+KINDS = {"linear": "linear", "flattened": "linear", "single": "linear",
+         "hidden": "hidden", "gradient": "gradient", "ewa": "ewa",
+         "aware": "linear", "aware_hidden": "hidden"}
+
+
+@functools.cache
+def net(kind: str) -> keras.Model:
+  """Builds the model of a kind."""
+  if kind == "aware":
+    return helpers.quantize_aware("gap")
+  if kind == "aware_hidden":
+    return helpers.quantize_aware("flatten")
+  if kind == "single":
+    return helpers.net("gap", classes=1)
+  if kind == "flattened":
+    inner = helpers.net("gap")
+    x = inner.get_layer(helpers.LAYER).output
+    x = keras.layers.Flatten()(keras.layers.MaxPooling2D()(x))
+    x = keras.layers.Dense(3, "softmax")(x)
+    return tiny.shake(keras.Model(inner.input, x), 4)
+  return helpers.net({"hidden": "flatten", "gradient": "block"}.get(
+      kind, "gap"))
+
+
+def wcam(kind: str) -> kap.WCAM:
+  """What the model of a kind was matched by."""
+  return helpers.wcam("ewa" if kind == "ewa" else "swa")
+
+
+def export(kind: str, folder: Path, **settings) -> dict:
+  """Exports a kind into a folder."""
+  arguments = {"name": NAME, "test_images": helpers.images(6, seed=5)}
+  if not kind.startswith("aware"):
+    arguments["representative_images"] = helpers.calibration()
+  return microcontroller(
+      net(kind), wcam(kind), folder, **{**arguments, **settings})
+
+
+@functools.cache
+def exported(kind: str) -> Path:
+  """The folder of an export: leave it as it is."""
+  place = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, place, ignore_errors=True)
+  export(kind, Path(place) / "out",
+         labels=LABELS[:2] if kind == "single" else LABELS)
+  return Path(place) / "out"
+
+
+def facts(kind: str) -> dict:
+  """What an export's JSON holds."""
+  return json.loads((exported(kind) / f"{NAME}.json").read_text())
+
+
+@functools.cache
+def device(kind: str, runtime: str = "reference") -> DeviceModel:
+  """The exported file, run on this computer."""
+  return DeviceModel(
+      (exported(kind) / f"{NAME}.tflite").read_bytes(), runtime)
