@@ -6,7 +6,8 @@ TESTS ?= tests
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart bench test test-all lint wheel-test bazel-test clean
+.PHONY: help quickstart bench test test-all arm-test lint wheel-test bazel-test \
+	clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
@@ -26,6 +27,10 @@ test: .venv/complete ## Run the tests (some 15 minutes on two cores)
 
 test-all: .venv/complete ## Run the tests, the long ones too
 	@$(RUN) -m pytest -q -n $(JOBS) $(TESTS)
+
+arm-test: .venv/complete ## Run the C sources on emulated Cortex-M boards
+	@tools/setup_arm.sh
+	@$(RUN) -m pytest -q -rs tests/arm_test.py
 
 lint: .venv/complete ## Check style and likely mistakes
 	@.venv/bin/python -m ruff check .
