@@ -191,7 +191,8 @@ class RoadsTest(parameterized.TestCase):
     self.assertEqual(runner.metadata["road"], "whole")
     self.assertRegex(
         runner.metadata["reason"], "reaches the median cosine 0.99; tail with "
-        "int8 weights: something reaches the logits past the layer")
+        "int8 weights: something reaches the logits past the layer; the map is "
+        "that of the same weights in floats$")
     maps, logits = runner.explain(helpers.images(), [0, 1] * 4)
     want = kap.attribution.grad_cam(
         bypassed(), helpers.images(), [0, 1] * 4, helpers.LAYER)

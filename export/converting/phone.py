@@ -94,7 +94,9 @@ def phone_file(
       "reason": "; ".join([
           _reason(cosine, promised, images is not None),
           *([] if road == "auto" else [f"road={road!r} was asked for"]),
-          *before]),
+          *before,
+          *(["the map is that of the same weights in floats"]
+            if way == "whole" and facts["mode"].startswith("int") else [])]),
   }
   if cosine < promised:
     warnings.warn(

@@ -76,8 +76,8 @@ def verify(
   runtime, and through the teacher, both by the logit of the teacher's top
   class. "occlusion" is `occlusion(predict, images, classes)` and costs some 225
   runs an image on either side; "rise" is `rise(..., masks=500, centred=True)`,
-  500 runs an image. For 20 images that was 10 s with the person detector of
-  MLPerf Tiny on two cores, on "reference" and "tflm" minutes.
+  500 runs an image; on "reference" and "tflm", which run small nets at 10 to 20
+  ms a picture, 20 images take minutes.
 
   Args:
     tflite_model: the file's bytes or path, made by `convert`; or anybody's
