@@ -63,7 +63,7 @@ class DeviceModelTest(parameterized.TestCase):
       if name in ("features", "sensitivity"):
         np.testing.assert_array_equal(got[name], want[name], name)
         continue
-      # Dense layers with a scale for each output: TFLite Micro rounds twice.
+      # TFLite Micro rounds dense layers in another way.
       # Measured: one step, in 1 of 72 logits of one kind.
       steps = np.abs(got[name].astype(int) - want[name])
       self.assertLessEqual(steps.max(), 1, name)

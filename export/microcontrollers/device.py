@@ -37,10 +37,9 @@ class DeviceModel:
 
   By TensorFlow Lite for Microcontrollers itself where the package tflite-micro
   is installed, else by LiteRT's reference kernels. These give the same features
-  and, where a dense layer has a scale for each output, now and then a logit
-  that is one step off: they round once where the former rounds twice. From the
-  same features and logits the maps are bit for bit those of the C sources that
-  `microcontroller` writes.
+  and now and then a logit that is one step off: they round a dense layer's sums
+  in another way. From the same features and logits the maps are bit for bit
+  those of the C sources that `microcontroller` writes.
 
   Attributes:
     content: the file's bytes.
