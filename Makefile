@@ -19,8 +19,9 @@ help: ## Show this list
 quickstart: .venv/complete ## Train, compress twice, ship, compare: out/quickstart
 	@$(RUN) -m examples.quickstart --output=out/quickstart
 
-bench: .venv/complete ## What a train step costs, in ratios of one run
+bench: .venv/complete ## What a train step and a map cost, in ratios of one run
 	@$(RUN) -m examples.bench_training
+	@$(RUN) -m examples.bench_attribution
 
 test: .venv/complete ## Run the tests (some 15 minutes on two cores)
 	@$(RUN) -m pytest -q -n $(JOBS) -m "not slow" $(TESTS)

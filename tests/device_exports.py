@@ -35,7 +35,7 @@ def net(kind: str) -> keras.Model:
   if kind == "single":
     return helpers.net("gap", classes=1)
   if kind == "flattened":
-    inner = helpers.net("gap")
+    inner = tiny.copy_of(helpers.net("gap"))  # Its layers are shaken below.
     x = inner.get_layer(helpers.LAYER).output
     x = keras.layers.Flatten()(keras.layers.MaxPooling2D()(x))
     x = keras.layers.Dense(3, "softmax")(x)

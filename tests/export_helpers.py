@@ -55,13 +55,30 @@ def wcam(method: str = "swa") -> kap.WCAM:
   return kap.WCAM(LAYER, method=method)
 
 
+_built: list[tuple[keras.Model, list[np.ndarray]]] = []
+
+
 @functools.cache
 def net(tail: str = "gap", **settings) -> keras.Model:
   """Builds a net once for all tests of a process: leave it as it is.
 
   It is wide enough for the converter to quantize kernels in mode "dynamic".
   """
-  return tiny.conv_net(tail=tail, **{"size": SIZE, "width": WIDTH, **settings})
+  built = tiny.conv_net(
+      tail=tail, **{"size": SIZE, "width": WIDTH, **settings})
+  _built.append((built, built.get_weights()))
+  return built
+
+
+def changed_nets() -> list[str]:
+  """Names the shared nets that some test has changed, and mends them."""
+  changed = []
+  for built, weights in _built:
+    if any(not np.array_equal(one, other)
+           for one, other in zip(weights, built.get_weights())):
+      changed.append(built.name)
+      built.set_weights(weights)
+  return changed
 
 
 @functools.cache
