@@ -38,7 +38,8 @@ def build(size: int) -> keras.Model:
 
 def ours(model: keras.Model) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
   """Our methods, with the settings of their peers."""
-  layer = "conv_pw_13_relu"
+  # The last layer has a single position where pictures are small.
+  layer = "conv_pw_13_relu" if model.input_shape[1] > 32 else "conv_pw_11_relu"
   return {
       "grad_cam": lambda x: attribution.grad_cam(model, x, TARGET, layer),
       "saliency": lambda x: attribution.saliency(model, x, TARGET),
