@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-__all__ = ["make_folder", "replace_folder", "write_whole"]
+__all__ = ["make_folder", "replace_folder", "take_name", "write_whole"]
 
 
 def make_folder(folder: str | os.PathLike, name: str = "folder") -> Path:
@@ -117,13 +117,28 @@ def replace_folder(
     new.mkdir()
     for name, content in files.items():
       write_whole(new / name, content)
-    had = path.exists()
-    if had:
-      os.replace(path, old)
-    try:
-      os.replace(new, path)
-    except BaseException:
-      if had:
-        os.replace(old, path)
-      raise
+    take_name(new, path, old)
   return path
+
+
+def take_name(part: Path, path: Path, old: Path) -> None:
+  """Moves what was written to its name, which a folder must be empty for.
+
+  Args:
+    part: the file or folder that was written.
+    path: the name; a file of that name is replaced.
+    old: where a folder of that name goes, on the same disk; it is put back if
+      the move fails.
+
+  Raises:
+    OSError: it cannot be moved.
+  """
+  if not path.is_dir():
+    os.replace(part, path)
+    return
+  os.replace(path, old)
+  try:
+    os.replace(part, path)
+  except BaseException:
+    os.replace(old, path)
+    raise

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.files import take_name
 from keras_attr_preserve.keras3_layers import Keras3Activation
 from keras_attr_preserve.preserving import (
     Wrapper,
@@ -81,7 +82,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
     part = room / f"new{path.suffix}"
     model.save(part, **({} if path.suffix else {"save_format": "tf"}))
     _note(part, kind)
-    _take_name(part, path, room / "old")
+    take_name(part, path, room / "old")
   finally:
     shutil.rmtree(room)
   return path
@@ -252,16 +253,3 @@ def _noted(path: Path) -> str | None:
   with h5py.File(path) as file:
     kind = file.attrs.get(_MARK)
   return None if kind is None else _text(kind)
-
-
-def _take_name(part: Path, path: Path, old: Path) -> None:
-  """Moves what was written to its name, which a folder must be empty for."""
-  if not path.is_dir():
-    os.replace(part, path)
-    return
-  os.replace(path, old)
-  try:
-    os.replace(part, path)
-  except BaseException:
-    os.replace(old, path)
-    raise

@@ -4,11 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights, run_model
-from keras_attr_preserve.compat import check_keras, keras, tf
-from keras_attr_preserve.images import check_images
-from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.tap import Tap, sensitivities, top_class_seed
+from keras_attr_preserve.attribution.runs import at_layer
+from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.wcam import sensitivity_weighted_map
 
 __all__ = ["grad_cam"]
@@ -48,26 +45,8 @@ def grad_cam(
   References:
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2.
   """
-  check_keras(model)
-  layer = layer or last_spatial_layer(model)
-  tap = Tap(model, [layer])
-  images = check_images(images, tap.picture_shape)
-
-  weights = () if targets is None else (
-      class_weights(targets, len(images), tap.classes),)
-
-  def explain(batch, *seed):
-    with tf.GradientTape() as tape:
-      tape.watch(batch)
-      tapped = tap(batch)
-    seed, = seed or (top_class_seed(tapped.logits),)
-    sensitivity, = sensitivities(tape, tapped, seed)
-    features, = tapped.features
-    positions = tf.cast(tf.reduce_prod(tf.shape(features)[1:3]), tf.float32)
-    return (sensitivity_weighted_map(
-        tf.cast(features, tf.float32),
-        tf.cast(sensitivity, tf.float32) / positions),)
-
-  maps, = run_model(model, ("grad_cam", layer), explain, images, *weights,
-                      batch_size=batch_size)
-  return maps
+  def combine(features, gradients):
+    return sensitivity_weighted_map(
+        features, tf.reduce_mean(gradients, [1, 2], keepdims=True))
+  return at_layer(model, images, targets, layer, "grad_cam", combine,
+                  batch_size)
