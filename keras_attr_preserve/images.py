@@ -36,8 +36,9 @@ def check_images(
         f"{name} must have shape [at least 1, {want}]; got "
         f"{list(array.shape)}.")
   array = array.astype(np.float32, copy=False)
-  bad = int((~np.isfinite(array)).reshape(len(array), -1).any(1).sum())
-  if bad:
+  finite = np.isfinite(array)
+  if not finite.all():
+    bad = int((~finite).reshape(len(array), -1).any(1).sum())
     raise ValueError(
         f"{name} must be finite; {bad} of {len(array)} hold NaN or infinity.")
   return array

@@ -51,6 +51,13 @@ class ClassWeightsTest(parameterized.TestCase):
         r"or float weights \[2, 3\]; " + message):
       class_weights(targets, count, classes)
 
+  @parameterized.parameters(np.nan, np.inf, 1e39)
+  def test_weights_that_are_not_finite(self, weight):
+    with self.assertRaisesRegex(
+        ValueError,
+        "targets must be finite weights of the logits; got (nan|inf)"):
+      class_weights(np.array([[0, 1, 0], [weight, 0, 0]]), 2, 3)
+
   @parameterized.parameters(
       ([0, 3], 3, r"0\.\.2; got 0\.\.3"), (-1, 3, r"0\.\.2; got -1\.\.-1"),
       ([0, 2], 1, r"0\.\.1; got 0\.\.2"))

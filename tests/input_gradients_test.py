@@ -1,6 +1,7 @@
 """Tests of the methods that differentiate a score by the pixels."""
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -43,6 +44,22 @@ class InputGradientsTest(parameterized.TestCase):
       high, low = (model(one).numpy()[0, 1] for one in moved)
       slopes[place] = (high - low) / (2 * step)
     np.testing.assert_allclose(got, np.abs(slopes).max(-1), atol=5e-4)
+
+  @parameterized.parameters(False, True)
+  def test_batch_normalization_by_either_statistics(self, training):
+    inputs = keras.Input([4, 4, 2])
+    x = _layers.Conv2D(3, 3, activation="tanh")(inputs)
+    x = _layers.BatchNormalization()(x, training=training)
+    x = _layers.Dense(3)(_layers.Flatten()(x * x))
+    model = tiny.shake(keras.Model(inputs, x))
+    pictures = tf.constant(tiny.images(3, size=4))
+    with tf.GradientTape() as tape:
+      tape.watch(pictures)
+      score = tf.reduce_sum(model(pictures)[:, 1])
+    want = np.abs(tape.gradient(score, pictures)).max(-1)
+    np.testing.assert_allclose(
+        attribution.saliency(model, pictures.numpy(), 1), want, rtol=1e-4,
+        atol=1e-6)
 
   def test_gradient_x_input_of_a_linear_net_is_its_score(self):
     model = _dense([[[2], [-3]]])

@@ -139,6 +139,52 @@ class LrpTest(parameterized.TestCase):
     np.testing.assert_allclose(
         report.sent, model(pictures).numpy().max(1), rtol=1e-4)
 
+  @parameterized.parameters(*PRESETS)
+  def test_padding_is_no_pixel(self, preset):
+    # One net in two spellings. The border's relevance was once lost to zeros
+    # that a layer of its own had put around the picture, under flat and box.
+    inputs = keras.Input([5, 5, 2])
+    nets = []
+    for before, how in ((lambda x: x, "same"),
+                        (_layers.ZeroPadding2D(1), "valid")):
+      x = _layers.ReLU()(_layers.Conv2D(4, 3, padding=how)(before(inputs)))
+      x = _layers.Dense(3)(_layers.GlobalAveragePooling2D()(x))
+      nets.append(tiny.shake(keras.Model(inputs, x)))
+    pictures = 1 + np.abs(tiny.images(3, size=5))
+    one, other = (lrp(net, pictures, preset=preset) for net in nets)
+    np.testing.assert_allclose(
+        other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+
+  def test_gamma_by_hand(self):
+    # Contributions 1*2 = 2, 2*(-3) = -6, -1*(-5) = 5, bias 1: score 2, positive
+    # ones are favoured twice (gamma 1): (4 - 6 + 10 + 2) = 10, score / 10 = .2.
+    # Of class 1: 1*(-2), 2*1, -1*3, bias -1, score -4, negative ones twice:
+    # (-4 + 2 - 6 - 2) = -10, -4 / -10 = .4.
+    model = keras.Sequential([
+        _layers.Flatten(input_shape=(1, 3, 1)), _layers.Dense(2)])
+    model.set_weights([np.float32([[2, -2], [-3, 1], [-5, 3]]),
+                       np.float32([1, -1])])
+    picture = np.float32([[[[1], [2], [-1]]]])
+    for target, want in ((0, [0.8, -1.2, 2]), (1, [-1.6, 0.8, -2.4])):
+      got = lrp(model, picture, target, preset="gamma", gamma=1.0)
+      np.testing.assert_allclose(got, [[want]], rtol=1e-4)
+    # Without the bias: 2 / (4 - 6 + 10) = .25 of 1, and all of it arrives.
+    got = lrp(model, picture, 0, preset="gamma", gamma=1.0, bias=False)
+    np.testing.assert_allclose(got, [[[1, -1.5, 2.5]]], rtol=1e-4)
+
+  def test_gamma_lies_between_epsilon_and_z_plus(self):
+    model = _chain()
+    kernel, bias = model.layers[-1].get_weights()
+    # Positive scores: of a negative one, gamma favours what is negative.
+    model.layers[-1].set_weights([np.abs(kernel), np.abs(bias)])
+    pictures = np.abs(tiny.images(4, size=6))
+    def maps(preset, gamma=0.25):
+      return lrp(model, pictures, preset=preset, gamma=gamma, bias=False)
+    np.testing.assert_allclose(
+        maps("gamma", 0.0), maps("epsilon"), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        maps("gamma", 1e6), maps("z_plus"), rtol=1e-3, atol=1e-4)
+
   def test_a_bias_absorbs(self):
     model = keras.Sequential([
         _layers.Flatten(input_shape=(1, 2, 1)), _layers.Dense(1)])
@@ -158,6 +204,8 @@ class LrpTest(parameterized.TestCase):
       ("averaged", lambda x: _layers.AveragePooling2D(2)(
           channel_nets.conv(x, 6, "a"))),
       ("relu6", lambda x: channel_nets.conv(x, 6, "a", activation="relu6")),
+      ("maximum", lambda x: _layers.Reshape((1, 1, 6))(
+          _layers.GlobalMaxPooling2D()(channel_nets.conv(x, 6, "a")))),
       ("padded", lambda x: channel_nets.conv(
           _layers.ZeroPadding2D(1)(x), 6, "a", strides=2)),
       ("rescaled", lambda x: channel_nets.conv(
@@ -211,7 +259,9 @@ class LrpTest(parameterized.TestCase):
   def test_bad_settings(self):
     model, pictures = tiny.conv_net(), tiny.images(1)
     with self.assertRaisesRegex(ValueError, "preset must be one of"):
-      lrp(model, pictures, preset="gamma")
+      lrp(model, pictures, preset="delta")
+    with self.assertRaisesRegex(ValueError, "gamma must be 0 or more"):
+      lrp(model, pictures, preset="gamma", gamma=-0.1)
     with self.assertRaisesRegex(ValueError, "alpha must be beta"):
       lrp(model, pictures, preset="alpha_beta", alpha=2.0, beta=2.0)
     with self.assertRaisesRegex(ValueError, "epsilon must be above 0"):

@@ -1,10 +1,12 @@
 """The rules of relevance, each against its formula in NumPy loops."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve.attribution import relevance_rules as rules
-from keras_attr_preserve.attribution.relevance_graph import Linear
+from keras_attr_preserve.attribution.linear_blocks import Linear
 from keras_attr_preserve.compat import tf
 
 
@@ -82,9 +84,38 @@ class RulesTest(parameterized.TestCase):
 
   def test_no_contribution_gives_zero_not_nan(self):
     block = _dense([[0.0, 0.0]], [[1.0], [-1.0]], [2.0])
-    for rule in (rules.epsilon, rules.z_plus, rules.alpha_beta, rules.box):
+    for rule in (rules.epsilon, rules.z_plus, rules.alpha_beta):
       np.testing.assert_array_equal(
           rule(block, tf.constant([[5.0]])), [[0, 0]])
+
+  def test_no_contribution_is_shared_evenly(self):
+    block = _dense([[0.0, 0.0]], [[1.0], [-1.0]], [2.0])
+    for rule in (rules.z_plus_even, rules.box, rules.flat):
+      np.testing.assert_allclose(
+          rule(block, tf.constant([[5.0]])), [[2.5, 2.5]], rtol=1e-5)
+
+  def test_z_plus_even_by_hand(self):
+    # The first output hears 2 and 3, as under z+; the second hears no good.
+    block = _dense([[1, 1, -1]], [[2.0, -1.0], [-1.0, -3.0], [-3.0, 0.0]],
+                   [0.0, 9.0])
+    np.testing.assert_allclose(
+        rules.z_plus_even(block, tf.constant([[10.0, 6.0]])), [[6, 2, 8]],
+        rtol=1e-5)
+
+  def test_padding_gets_nothing(self):
+    block = dataclasses.replace(
+        _dense([[1, 5, 0]], [[2.0], [-1.0], [-3.0]], [0.0]),
+        inside=tf.constant([[1.0, 1.0, 0.0]]))
+    for rule in (rules.flat, rules.box):
+      given = rule(block, tf.constant([[9.0]])).numpy()
+      self.assertAlmostEqual(given.sum(), 9, places=4)
+      self.assertEqual(given[0, 2], 0)
+
+  def test_sums_share_by_magnitude(self):
+    got = rules.share_by_magnitude(
+        [tf.constant([3.0, 0.0]), tf.constant([-1.0, 0.0])],
+        tf.constant([8.0, 4.0]))
+    np.testing.assert_allclose(got, [[6, 2], [2, 2]], rtol=1e-5)
 
   def test_sums_share(self):
     summands = [tf.constant([3.0, -1.0, 0.0]), tf.constant([1.0, 2.0, 0.0])]

@@ -5,12 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from keras_attr_preserve.attribution.black_box import (
-    Predict,
-    Progress,
-    reporter,
-)
+from keras_attr_preserve.attribution.black_box import Predict
 from keras_attr_preserve.attribution.occlusion import occlusion
+from keras_attr_preserve.attribution.progress import Progress, reporter
 from keras_attr_preserve.attribution.rise import rise
 
 __all__ = ["JUDGES", "Judges", "checked_judges", "judged_maps"]

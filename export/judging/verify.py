@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_attr_preserve.attribution.black_box import Progress
+from keras_attr_preserve.attribution.progress import Progress
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.evaluation.agreement import agreement, dead_maps
 from keras_attr_preserve.evaluation.comparison import Comparison, apart

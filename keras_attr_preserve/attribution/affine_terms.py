@@ -7,7 +7,8 @@ adds by the gradient at its place. This module lists the second kind.
 
 from collections.abc import Iterator
 
-from keras_attr_preserve.attribution.relevance_graph import (
+from keras_attr_preserve.attribution.graph_terms import (
+  bounds,
   channelwise_terms,
   operations_between,
 )
@@ -22,8 +23,8 @@ def bias_terms(
   """Lists what biases add to a score, layer by layer from the images on.
 
   Biases are those of layers, the shifts of inference-mode batch normalization
-  and of preprocessing, and the ceiling of a ReLU6 that is reached. To be called
-  where the forward pass is being traced into a graph.
+  and of preprocessing, and the bound of a ReLU6 or a clip where it is reached.
+  To be called where the forward pass is being traced into a graph.
 
   Args:
     images: where the forward pass started.
@@ -39,8 +40,9 @@ def bias_terms(
       order, images)]
   shifts += [(op.outputs[0], 6.0 * tf.cast(op.outputs[0] >= 6, tf.float32))
              for op in order if op.type == "Relu6"]
+  shifts += bounds(order, images)
   gradients = tf.gradients(
       scores, [output for output, _ in shifts], grad_ys=seed,
       unconnected_gradients="zero") if shifts else []
   for (_, shift), gradient in zip(shifts, gradients):
-    yield gradient * shift
+    yield tf.cast(gradient, tf.float32) * shift

@@ -1,20 +1,21 @@
-"""What the black-box methods share: a callable's scores, and progress."""
+"""What the black-box methods share: a callable's scores."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights
+from keras_attr_preserve.attribution.batches import (
+  class_weights,
+  graph_of,
+  has_tanh,
+)
+from keras_attr_preserve.compat import has_graph, keras, tf
 
-__all__ = ["Predict", "Progress", "Scorer", "reporter"]
+__all__ = ["Predict", "Scorer"]
 
 Predict = Callable[[np.ndarray], Any]
 """Float32 images `[n, height, width, channels]` to scores `[n, classes]`."""
-
-Progress = bool | Callable[[int, int], None] | None
-"""True for a line on stderr; or a function of pictures run and to be run."""
 
 
 class Scorer:
@@ -46,7 +47,7 @@ class Scorer:
     if isinstance(batch_size, bool) or not (
         isinstance(batch_size, int | np.integer) and batch_size >= 1):
       raise ValueError(f"batch_size must be 1 or more; got {batch_size!r}.")
-    self._predict = predict
+    self._predict = _as_graph(predict, images)
     scores = np.concatenate([
         self._scores(images[i:i + batch_size])
         for i in range(0, len(images), batch_size)])
@@ -87,30 +88,12 @@ class Scorer:
     return scores.astype(np.float64)
 
 
-def reporter(
-    progress: Progress, name: str, total: int
-) -> Callable[[int], None]:
-  """Returns what is to be called with the number of pictures run so far.
-
-  Args:
-    progress: see `Progress`.
-    name: what the line begins with.
-    total: pictures to be run.
-
-  Raises:
-    TypeError: neither a function nor a truth value.
-  """
-  if callable(progress):
-    return lambda done: progress(done, total)
-  if progress not in (None, True, False):
-    raise TypeError(
-        "progress must be None, True, False or a function of (done, total); "
-        f"got {progress!r}.")
-  if not progress:
-    return lambda done: None
-
-  def line(done: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\r{name}: {done} of {total} pictures run", end=end,
-          file=sys.stderr, flush=True)
-  return line
+def _as_graph(predict: Predict, images: np.ndarray) -> Predict:
+  """Runs a model as a graph, which takes small nets a part of the time."""
+  if not isinstance(predict, keras.Model) or not has_graph(predict):
+    return predict
+  graph = graph_of(predict, "scores",
+                   lambda batch: predict(batch, training=False), images)
+  if has_tanh(graph.graph):
+    return predict
+  return lambda batch: graph(tf.convert_to_tensor(batch))

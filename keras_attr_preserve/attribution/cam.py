@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.runs import at_layer
-from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.tap import Tap
 
 __all__ = ["cam"]
 
@@ -18,7 +18,7 @@ def cam(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
   """Explains a score by features weighted by the class's own weights.
 
@@ -29,7 +29,7 @@ def cam(
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
     layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch.
+    batch_size: images a batch; None for 64, of images under 96x96 more.
 
   Returns:
     Maps with their sign, float32 `[images, layer height, layer width]`; their
@@ -42,7 +42,7 @@ def cam(
   References:
     Zhou et al. 2016, https://arxiv.org/abs/1512.04150, equations 1 and 2.
   """
-  name = layer or last_spatial_layer(model)
+  name = layer or last_spatial_layer(check_keras(model))
   _check_head(model, images, name)
 
   def combine(features, gradients):
@@ -60,7 +60,7 @@ def _check_head(model, images, layer) -> None:
     return tf.reduce_max(tf.abs(gradients - first), -1) / (
         tf.reduce_max(tf.abs(gradients)) + 1e-20)
   some = np.random.default_rng(0).normal(size=(3, *np.shape(images)[1:]))
-  classes = Tap(model).classes
+  classes = KnownTap(model).classes
   found = at_layer(model, some, np.zeros(3, int) if classes > 1 else 1, layer,
                    "spread", spread, 3)
   if found.max() > 1e-4:

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import run_model
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import equal_weighted_map
 
 __all__ = ["equal_weighted"]
@@ -20,7 +20,7 @@ def equal_weighted(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
   """Shows where a layer's features are strong, whatever the class.
 
@@ -31,7 +31,7 @@ def equal_weighted(
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: accepted as every method does, and not used: the map has no class.
     layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch.
+    batch_size: images a batch; None for 64, of images under 96x96 more.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative.
@@ -45,7 +45,7 @@ def equal_weighted(
   del targets
   check_keras(model)
   layer = layer or last_spatial_layer(model)
-  tap = Tap(model, [layer])
+  tap = KnownTap(model, [layer])
   images = check_images(images, tap.picture_shape)
 
   def explain(batch):

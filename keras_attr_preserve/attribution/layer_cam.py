@@ -16,7 +16,7 @@ def layer_cam(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
   """Explains a score by features where they raise it.
 
@@ -29,7 +29,7 @@ def layer_cam(
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
     layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch.
+    batch_size: images a batch; None for 64, of images under 96x96 more.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative.

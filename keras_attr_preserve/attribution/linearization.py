@@ -7,10 +7,10 @@ import numpy as np
 
 from keras_attr_preserve.attribution.affine_terms import bias_terms
 from keras_attr_preserve.attribution.batches import run_model
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.tap import Tap
 
 __all__ = ["Linearization", "linearize"]
 
@@ -74,7 +74,7 @@ def linearize(
     Li et al. 2023, https://arxiv.org/abs/2310.16295.
   """
   check_keras(model)
-  tap = Tap(model)
+  tap = KnownTap(model)
   images = check_images(images, tap.picture_shape)
   wanted = np.arange(tap.classes) if classes is None else np.asarray(classes)
   if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu" or (
@@ -88,15 +88,17 @@ def linearize(
     logits = tap(batch).logits
     rows, offsets = [], []
     for number in wanted:
-      seed = tf.zeros_like(logits) + tf.one_hot(number, tap.classes)
+      seed = tf.zeros_like(logits) + tf.one_hot(
+          number, tap.classes, dtype=logits.dtype)
       with gradient_rules(STRAIGHT_THROUGH):
         gradient, = tf.gradients(logits, batch, grad_ys=seed,
                                  unconnected_gradients="zero")
         parts = [_by_image(one) for one in bias_terms(batch, logits, seed)]
-      rows.append(gradient)
-      offsets.append(tf.add_n(parts) if parts else tf.zeros_like(logits[:, 0]))
+      rows.append(tf.cast(gradient, tf.float32))
+      offsets.append(tf.add_n(parts) if parts else tf.zeros_like(
+          logits[:, 0], tf.float32))
     return (tf.stack(rows, 1), tf.stack(offsets, 1),
-            tf.gather(logits, wanted, axis=1))
+            tf.cast(tf.gather(logits, wanted, axis=1), tf.float32))
 
   weights, offset, scores = run_model(
       model, ("linearize", *wanted.tolist()), read, images,

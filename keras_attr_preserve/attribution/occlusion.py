@@ -6,12 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.black_box import (
-    Predict,
-    Progress,
-    Scorer,
-    reporter,
-)
+from keras_attr_preserve.attribution.black_box import Predict, Scorer
+from keras_attr_preserve.attribution.progress import Progress, reporter
 from keras_attr_preserve.images import check_images
 
 __all__ = ["occlusion"]
@@ -60,7 +56,8 @@ def occlusion(
       such as `[channels]`, or blurred images; None for the mean colour of all
       the images.
     batch_size: pictures a call of `predict`.
-    progress: True for a line on stderr; or a function, called with the number
+    progress: True for a line on stderr, False for none; None for one on a
+      terminal where it takes long; or a function, called with the number
       of pictures run and the number of all.
 
   Returns:

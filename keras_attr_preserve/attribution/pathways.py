@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import class_weights, run_model
-from keras_attr_preserve.attribution.relevance_graph import operations_between
+from keras_attr_preserve.attribution.graph_terms import operations_between
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.runs import no_layer
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.tap import Tap, top_class_seed
+from keras_attr_preserve.tap import top_class_seed
 
 __all__ = ["Pathway", "pathway_gradient", "select_pathway"]
 
@@ -126,7 +127,10 @@ def pathway_gradient(
   """Explains a score by its gradient along the critical pathway alone.
 
   The gradient passes a ReLU where the unit is on the pathway and nowhere else;
-  with `keep=1` it is the plain gradient but for units that do not matter.
+  with `keep=1` it is the plain gradient but for units that do not matter. Since
+  the strongest units are chosen over all layers at once, a layer may be left
+  without any: then no gradient gets through, and the map is dead. Raise `keep`:
+  with 0.1 half of the maps of ImageNet's MobileNetV1 0.25 are, with 0.3 none.
 
   Args:
     model: as for `select_pathway`.
@@ -161,7 +165,7 @@ def _run(model, images, targets, method, keep, steps, batch_size):
     raise ValueError(f"keep must be above 0 and at most 1; got {keep}.")
   if steps < 1:
     raise ValueError(f"steps must be 1 or more; got {steps}.")
-  tap = Tap(model)
+  tap = KnownTap(model)
   images = check_images(images, tap.picture_shape)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import class_weights, run_model
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.relevance_graph import (
   Rule,
   Share,
@@ -13,7 +14,7 @@ from keras_attr_preserve.attribution.relevance_graph import (
 )
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.tap import Tap, top_class_seed
+from keras_attr_preserve.tap import top_class_seed
 
 __all__ = ["relevance"]
 
@@ -28,6 +29,7 @@ def relevance(
     start: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     linear: Rule,
     share: Share,
+    scaling: Rule | None = None,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Sends relevance from each image's score back to the image or a layer.
@@ -41,6 +43,7 @@ def relevance(
     start: `(logits, class weights) -> relevance of the logits`.
     linear: see `send_back`.
     share: see `send_back`.
+    scaling: see `send_back`.
     batch_size: images a batch.
 
   Returns:
@@ -52,7 +55,7 @@ def relevance(
       operation for which no rule is known.
   """
   check_keras(model)
-  tap = Tap(model, [] if layer is None else [layer])
+  tap = KnownTap(model, [] if layer is None else [layer])
   images = check_images(images, tap.picture_shape)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
@@ -64,7 +67,8 @@ def relevance(
     seed, = seed or (top_class_seed(logits),)
     first = start(logits, seed)
     wanted = batch if layer is None else tapped.features[0]
-    sent = send_back(batch, tapped.logits, first, wanted, linear, share)
+    sent = send_back(batch, tapped.logits, first, wanted, linear, share,
+                     scaling)
     return tf.reduce_sum(sent, -1), tf.reduce_sum(first, -1)
 
   return tuple(run_model(model, (key, layer), explain, images, *weights,

@@ -8,63 +8,47 @@ The walk reads TensorFlow's own graph of the forward pass, so that wrapped,
 nested and subclassed models need nothing of their own. A convolution or dense
 layer and all that follows it channel by channel, the bias and an inference-mode
 batch normalization among it, is one `Linear` block: relevance methods treat
-them as one layer with folded weights.
+them as one layer with folded weights. Relevance is float32 whatever the model.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-import numpy as np
-
+from keras_attr_preserve.attribution.graph_terms import (
+  BOUNDS,
+  CHANNELWISE,
+  folded,
+  operations_between,
+)
+from keras_attr_preserve.attribution.linear_blocks import (
+  CORES,
+  QUIET,
+  Linear,
+  average_block,
+  inside,
+  layer_block,
+  scaling_block,
+)
 from keras_attr_preserve.compat import tf
 
-__all__ = ["Linear", "channelwise_terms", "operations_between", "send_back"]
+__all__ = ["Rule", "Share", "send_back"]
 
 # Relevance goes through as it is: activations, and quantizers.
 _PASS = frozenset({
     "Elu", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars",
-    "FakeQuantWithMinMaxVarsPerChannel", "HardSwish", "Identity", "LeakyRelu",
-    "Relu", "Relu6", "Selu", "Sigmoid", "Softplus", "Softsign", "StopGradient",
-    "Tanh",
+    "FakeQuantWithMinMaxVarsPerChannel", "HardSwish", "Identity", "IdentityN",
+    "LeakyRelu", "Neg", "Relu", "Relu6", "Selu", "Sigmoid", "Softplus",
+    "Softsign", "StopGradient", "Tanh",
 })
 # What moves numbers or chooses among them; its gradient moves relevance back.
 _MOVE = frozenset({
-    "Cast", "ConcatV2", "ExpandDims", "MaxPool", "MirrorPad", "Pad", "PadV2",
-    "Reshape", "Squeeze", "StridedSlice", "Transpose",
+    "BatchToSpaceND", "Cast", "ConcatV2", "DepthToSpace", "ExpandDims",
+    "GatherV2", "Max", "MaxPool", "MirrorPad", "Pack", "Pad", "PadV2",
+    "Reshape", "ResizeBilinear", "ResizeNearestNeighbor", "SelectV2", "Slice",
+    "SpaceToBatchND", "SpaceToDepth", "Split", "SplitV", "Squeeze",
+    "StridedSlice", "Tile", "Transpose", "Unpack",
 })
 _AVERAGE = frozenset({"AvgPool", "Mean", "Sum"})
-_CORES = frozenset({"Conv2D", "DepthwiseConv2dNative", "MatMul"})
-_CHANNELWISE = frozenset({
-    "Add", "AddV2", "BiasAdd", "FusedBatchNormV3", "Mul", "RealDiv", "Sub"})
-_GATES = frozenset({"Sigmoid", "HardSigmoid"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-  """A linear layer, with what follows it channel by channel folded in.
-
-      outputs = apply(inputs, kernel) + bias
-
-  Attributes:
-    inputs: float `[batch, ...]`.
-    kernel: as TensorFlow has it, scaled by output channel.
-    bias: a tensor to be added to the outputs.
-    is_dense: whether it is a matrix product.
-    is_first: whether its inputs are the images, but for scaling and padding.
-    is_average: whether it averages or sums, all weights equal and positive.
-    apply: `(inputs, kernel) -> outputs` without the bias.
-    transposed: `(outputs, kernel) -> inputs`, the gradient of `apply`.
-  """
-
-  inputs: tf.Tensor
-  kernel: tf.Tensor
-  bias: tf.Tensor
-  is_dense: bool
-  is_first: bool
-  is_average: bool
-  apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-  transposed: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
+_GATES = frozenset({"Erf", "Erfc", "Maximum", "Minimum", "Relu6", "Tanh"})
 
 Rule = Callable[[Linear, tf.Tensor], tf.Tensor]
 Share = Callable[[list[tf.Tensor], tf.Tensor], list[tf.Tensor]]
@@ -77,6 +61,7 @@ def send_back(
     wanted: tf.Tensor,
     linear: Rule,
     share: Share,
+    scaling: Rule | None = None,
 ) -> tf.Tensor:
   """Sends relevance from scores back to a tensor on the way.
 
@@ -91,6 +76,8 @@ def send_back(
       its outputs) -> relevance of its inputs`.
     share: how a sum shares its relevance out: `(summands, relevance of the sum)
       -> relevance of each summand`, all of one shape.
+    scaling: how a scaling and shift of each channel by itself, such as a batch
+      normalization that follows no layer, hands it on; None for all of it.
 
   Returns:
     Relevance of `wanted`'s shape.
@@ -98,18 +85,19 @@ def send_back(
   Raises:
     ValueError: an operation that no rule is known for.
   """
-  return _Walk(images, scores, wanted, linear, share).run(relevance)
+  return _Walk(images, scores, wanted, linear, share, scaling).run(relevance)
 
 
 class _Walk:
   """One walk from the scores back."""
 
-  def __init__(self, images, scores, wanted, linear, share):
+  def __init__(self, images, scores, wanted, linear, share, scaling):
     self._images = images
     self._scores = scores
     self._wanted = wanted
     self._linear = linear
     self._share = share
+    self._scaling = scaling
     self._order = operations_between(images, scores)
     self._active = {images.ref()} | {
         output.ref() for op in self._order for output in op.outputs
@@ -124,10 +112,12 @@ class _Walk:
     sums = {self._scores.ref(): [relevance]}
     # What a block has folded in never receives relevance, and is passed over.
     for op in reversed(self._order):
-      received = sums.get(op.outputs[0].ref())
-      if received is None or op.outputs[0] is wanted:
+      received = [tf.add_n(sums[one.ref()]) if one.ref() in sums else None
+                  for one in op.outputs]
+      if not any(one is not None for one in received) or any(
+          one is wanted for one in op.outputs):
         continue
-      for source, part in self._send(op, tf.add_n(received)):
+      for source, part in self._send(op, *received):
         sums.setdefault(source.ref(), []).append(part)
     if wanted.ref() not in sums:
       raise ValueError(
@@ -139,21 +129,25 @@ class _Walk:
     """The inputs of an operation that hang on the images."""
     return [one for one in op.inputs if one.ref() in self._active]
 
-  def _send(self, op, relevance) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
-    inputs = self._inputs(op)
+  def _send(self, op, *received) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
+    inputs, relevance = self._inputs(op), received[0]
     kind = op.type
-    if kind in _PASS:
+    if kind == "IdentityN":
+      return [(one, part) for one, part in zip(op.inputs, received)
+              if part is not None]
+    if kind in _PASS or (kind in BOUNDS and len(inputs) == 1):
       return [(inputs[0], relevance)]
-    if kind in _MOVE:
-      return self._moved(op, inputs, relevance)
+    if kind in _MOVE | BOUNDS:
+      return _moved(op, inputs, received)
     if kind in _AVERAGE:
       return [(inputs[0], self._linear(
-          _average(op, inputs[0], self._is_first(inputs[0])), relevance))]
-    if len(inputs) == 1 and kind in _CORES | _CHANNELWISE:
-      source, block = self._block(op)
-      # A scaling of each channel alone has one input, which takes all.
-      return [(source, relevance if block is None
-               else self._linear(block, relevance))]
+          average_block(op, inputs[0], self._is_first(inputs[0])), relevance))]
+    if len(inputs) == 1 and kind in CORES | CHANNELWISE:
+      source, block, is_scaling = self._block(op)
+      rule = self._linear
+      if is_scaling:  # It has one input. Of the pixels', that takes all.
+        rule = None if block.is_first else self._scaling
+      return [(source, rule(block, relevance) if rule else relevance)]
     if kind in ("Add", "AddV2", "AddN") and all(
         one.shape.rank == op.outputs[0].shape.rank for one in inputs):
       return zip(inputs, self._shared(inputs, relevance))
@@ -164,12 +158,6 @@ class _Walk:
         f"({op.name}); known are convolutions, dense layers, batch "
         "normalization, pooling, sums, concatenation, reshaping and "
         "activations.")
-
-  def _moved(self, op, inputs, relevance):
-    gradients = tf.gradients(
-        op.outputs[0], inputs, grad_ys=relevance,
-        stop_gradients=inputs, unconnected_gradients="zero")
-    return zip(inputs, gradients)
 
   def _shared(self, inputs, relevance):
     """A sum's parts; a summand that is broadcast gets the sum of its parts."""
@@ -183,184 +171,93 @@ class _Walk:
 
   def _signal(self, op, inputs):
     """Of a gated product the factor that is not the gate: it takes it all."""
-    gates = [self._is_gate(one) for one in inputs]
-    if sum(gates) != 1:
+    gates = [self._gate(one) for one in inputs]
+    if gates[0] == gates[1]:
       raise ValueError(
           f"model: no relevance rule is known for the product {op.name} of two "
           "tensors that hang on the image, unless one is a gate, the output of "
           "a sigmoid.")
-    return inputs[gates.index(False)]
+    return inputs[gates.index(min(gates))]
 
-  def _is_gate(self, tensor) -> bool:
-    op = tensor.op
-    while op.type in ("Identity", "Reshape") or (
-        op.type == "Mul" and len(self._inputs(op)) == 1):
+  def _gate(self, tensor) -> tuple[int, int]:
+    """How surely a factor is a gate: a sigmoid, a hard one, a bounded number.
+
+    Of two that are as sure, the one that is broadcast is the gate.
+    """
+    op, is_scaled = tensor.op, False
+    while op is not self._images.op and (op.type in ("Identity", "Reshape") or (
+        op.type in CHANNELWISE and len(self._inputs(op)) == 1
+        and all(one.shape.num_elements() == 1 for one in op.inputs
+                if one.ref() not in self._active))):
       # Hard sigmoid: relu6(x + 3) / 6.
+      is_scaled |= op.type in ("Mul", "RealDiv")
       op = self._inputs(op)[0].op
-    return op.type in _GATES or op.type == "Relu6"
+    sure = 3 if op.type == "Sigmoid" else (
+        1 + is_scaled if op.type in _GATES else 0)
+    return sure, -(tensor.shape[1:].num_elements() or 0) if sure else 0
 
   def _is_first(self, tensor) -> bool:
     """Whether only scaling and moving lies between the images and a tensor."""
     while tensor is not self._images:
       inputs = self._inputs(tensor.op)
       if len(inputs) != 1 or tensor.op.type not in (
-          _CHANNELWISE | _MOVE | _PASS) - {"MaxPool"}:
+          CHANNELWISE | _MOVE | _PASS) - {"Max", "MaxPool"}:
         return False
       tensor = inputs[0]
     return True
 
-  def _block(self, last) -> tuple[tf.Tensor, Linear | None]:
-    """Collects the linear block that ends with `last`; None for a scaling."""
+  def _block(self, last) -> tuple[tf.Tensor, Linear, bool]:
+    """Collects the linear block that ends with `last`, if only a scaling."""
     chain, op = [], last
-    while op.type not in _CORES:
+    while op.type not in CORES:
       source, = self._inputs(op)
-      if op.type in _CHANNELWISE:
+      if op.type in CHANNELWISE:
         chain.append(op)
-      below = source.op
-      if source is self._images or source is self._wanted or (
-          len(self._users[source.ref()]) > 1) or (
-              below.type not in _CORES | _CHANNELWISE | _QUIET) or (
-                  len(self._inputs(below)) != 1):
-        _folded(chain[::-1], self._active)  # Refuses what is no scaling.
-        return source, None
-      op = below
+      if not (self._is_by_channel(op) and self._goes_on(source)):
+        block = scaling_block(source, *folded(chain[::-1], self._active),
+                              self._is_first(source))
+        return source, block, True
+      op = source.op
     source, = self._inputs(op)
     if source is not op.inputs[0]:
       raise ValueError(
           f"model: no relevance rule is known for {op.name}, whose kernel "
           "hangs on the image.")
-    scale, shift = _folded(chain[::-1], self._active)
-    return source, _layer(op, scale, shift, self._is_first(source))
+    scale, shift = folded(chain[::-1], self._active)
+    return source, layer_block(op, scale, shift, self._is_first(source)), False
+
+  def _goes_on(self, source) -> bool:
+    """Whether a block reaches below a tensor that it has come down to."""
+    below = source.op
+    return (source is not self._images and source is not self._wanted
+            and len(self._users[source.ref()]) == 1
+            and below.type in CORES | CHANNELWISE | QUIET
+            and len(self._inputs(below)) == 1 and self._is_by_channel(below))
+
+  def _is_by_channel(self, op) -> bool:
+    """Whether an operation does the same at every place and in every image."""
+    if op.type not in CHANNELWISE - {"BiasAdd", "FusedBatchNormV3"}:
+      return True
+    return all(one.shape.rank is not None and set(one.shape[:-1]) <= {1}
+               for one in op.inputs if one.ref() not in self._active)
 
 
-_QUIET = frozenset({
-    "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars",
-    "FakeQuantWithMinMaxVarsPerChannel", "Identity"})
-
-
-def channelwise_terms(
-    order: list[tf.Operation], images: tf.Tensor
-) -> Iterator[tuple[tf.Operation, tf.Tensor]]:
-  """Lists what operations add to their one input that hangs on the images.
-
-  Args:
-    order: from `operations_between`.
-    images: where the forward pass started.
-
-  Yields:
-    Operations, and what they add.
-  """
-  active = {images.ref()} | {
-      output.ref() for op in order for output in op.outputs}
-  for op in order:
-    hanging = [one for one in op.inputs if one.ref() in active]
-    if op.type in _CHANNELWISE - {"Mul", "RealDiv"} and len(hanging) == 1:
-      yield op, _folded([op], active)[1]
-
-
-def operations_between(
-    images: tf.Tensor, scores: tf.Tensor) -> list[tf.Operation]:
-  """Lists the operations from the images to the scores, in running order."""
-  ancestors, stack = set(), [scores.op]
-  while stack:
-    op = stack.pop()
-    if op in ancestors or op is images.op:
-      continue
-    ancestors.add(op)
-    stack.extend(one.op for one in op.inputs)
-  # A graph lists its operations in the order they were made.
-  active, order = {images.ref()}, []
-  for op in scores.graph.get_operations():
-    if op in ancestors and any(one.ref() in active for one in op.inputs):
-      floats = [one for one in op.outputs if one.dtype.is_floating]
-      if floats:
-        order.append(op)
-        active.update(one.ref() for one in floats)
-  return order
-
-
-def _folded(chain, active):
-  """Scale and shift of all channelwise operations together."""
-  scale, shift = tf.constant(1.0), tf.constant(0.0)
-  for op in chain:
-    if op.type == "FusedBatchNormV3":
-      if op.get_attr("is_training"):
-        raise ValueError(
-            "model: no relevance rule is known for a normalization by what it "
-            f"is given ({op.name}).")
-      _, gamma, beta, mean, variance = op.inputs
-      factor = gamma * tf.math.rsqrt(variance + op.get_attr("epsilon"))
-      scale, shift = scale * factor, (shift - mean) * factor + beta
-      continue
-    first, second = op.inputs
-    other = second if first.ref() in active else first
-    if op.type == "Mul":
-      scale, shift = scale * other, shift * other
-    elif op.type == "RealDiv" and other is second:
-      scale, shift = scale / other, shift / other
-    elif op.type == "Sub":
-      sign = 1.0 if other is second else -1.0
-      scale, shift = scale * sign, (shift - other) * sign
-    elif op.type in ("Add", "AddV2", "BiasAdd"):
-      shift = shift + other
-    else:
-      raise ValueError(
-          f"model: no relevance rule is known for {op.type} ({op.name}).")
-  return scale, shift
-
-
-def _layer(op, scale, shift, first) -> Linear:
-  """The block of a convolution or dense layer."""
-  inputs, kernel = op.inputs
-  if op.type == "MatMul":
-    if op.get_attr("transpose_a") or op.get_attr("transpose_b"):
-      raise ValueError(
-          f"model: no relevance rule is known for the transposed product "
-          f"{op.name}.")
-    return Linear(inputs, kernel * scale, shift, True, first, False, tf.matmul,
-                  lambda one, weights: tf.matmul(one, weights,
-                                                 transpose_b=True))
-  settings = {name: op.get_attr(name) for name in (
-      "strides", "padding", "dilations", "explicit_paddings", "data_format")}
-  if settings["data_format"] != b"NHWC":
-    raise ValueError("model must have its channels last.")
-  sizes = tf.shape(inputs)
-  if op.type == "Conv2D":
-    return Linear(
-        inputs, kernel * scale, shift, False, first, False,
-        lambda one, weights: tf.raw_ops.Conv2D(
-            input=one, filter=weights, **settings),
-        lambda one, weights: tf.raw_ops.Conv2DBackpropInput(
-            input_sizes=sizes, filter=weights, out_backprop=one, **settings))
-  shape = kernel.shape
-  if tf.convert_to_tensor(scale).shape.num_elements() > 1:
-    scale = tf.reshape(scale, [1, 1, shape[2], shape[3]])
-  return Linear(
-      inputs, kernel * scale, shift, False, first, False,
-      lambda one, weights: tf.raw_ops.DepthwiseConv2dNative(
-          input=one, filter=weights, **settings),
-      lambda one, weights: tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-          input_sizes=sizes, filter=weights, out_backprop=one, **settings))
-
-
-def _average(op, source, first) -> Linear:
-  """The block of an average or sum: a layer of equal positive weights."""
-  def apply(one, kernel):
-    if op.type == "AvgPool":
-      settings = {name: op.get_attr(name) for name in (
-          "ksize", "strides", "padding", "data_format")}
-      return kernel * tf.raw_ops.AvgPool(value=one, **settings)
-    reduce = tf.reduce_mean if op.type == "Mean" else tf.reduce_sum
-    return kernel * reduce(
-        one, op.inputs[1], keepdims=op.get_attr("keep_dims"))
-
-  def transposed(one, kernel):
-    probe = tf.zeros_like(source)
-    return tf.gradients(apply(probe, kernel), probe, grad_ys=one)[0]
-
-  axes = op.type != "AvgPool" and tf.get_static_value(op.inputs[1])
-  if axes is None or (axes is not False and 0 in np.atleast_1d(axes)):
-    raise ValueError(
-        f"model: no relevance rule is known for {op.name}, a sum over images.")
-  return Linear(source, tf.constant(1.0), tf.constant(0.0), False, first,
-                True, apply, transposed)
+def _moved(op, sources, received):
+  """Where relevance came from, of what moved or chose numbers."""
+  inputs = sources
+  pairs = [(one, tf.cast(part, one.dtype))
+           for one, part in zip(op.outputs, received) if part is not None]
+  outputs, relevance = zip(*pairs)
+  own = inside(op.inputs[0].op) if op.type == "MaxPool" else None
+  if own is not None:  # Padding wins no maximum, below zero or at a tie.
+    least = tf.fill(tf.shape(inputs[0]), inputs[0].dtype.min)
+    inputs = [tf.where(own > 0, inputs[0], least)]
+    outputs = tf.raw_ops.MaxPool(input=inputs[0], **{
+        name: op.get_attr(name) for name in (
+            "ksize", "strides", "padding", "explicit_paddings",
+            "data_format")})
+  gradients = tf.gradients(
+      outputs, inputs, grad_ys=relevance,
+      stop_gradients=inputs, unconnected_gradients="zero")
+  return [(one, tf.cast(tf.convert_to_tensor(gradient), tf.float32))
+          for one, gradient in zip(sources, gradients)]

@@ -1,18 +1,40 @@
 """What the gradient methods share: a forward and a backward pass in batches."""
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights, run_model
+from keras_attr_preserve.attribution.batches import (
+  class_weights,
+  has_tanh,
+  kept,
+  run_model,
+)
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.tap import Tap, feature_gradients, top_class_seed
+from keras_attr_preserve.tap import feature_gradients, top_class_seed
 
-__all__ = ["at_layer", "at_pictures", "no_layer", "score_gradient"]
+__all__ = ["at_layer", "at_pictures", "largest", "last_layer", "no_layer",
+           "score_gradient", "score_weights"]
+
+def _frozen_batch_norm(op: tf.Operation, grad: tf.Tensor, *_):
+  """Leaves out the gradients by the weights, which nobody asks for."""
+  if op.get_attr("is_training") or has_tanh(
+      tf.compat.v1.get_default_graph()):
+    return NotImplemented
+  _, scale, _, _, variance = op.inputs
+  factor = scale * tf.math.rsqrt(variance + op.get_attr("epsilon"))
+  if op.get_attr("data_format") == b"NCHW":
+    factor = tf.reshape(factor, [-1, 1, 1])
+  return [grad * tf.cast(factor, grad.dtype)] + [None] * 4
+
+
+_FROZEN = {"FusedBatchNormV3": _frozen_batch_norm}
 
 Combine = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -24,7 +46,7 @@ def at_layer(
     layer: str | None,
     key: Hashable,
     combine: Combine,
-    batch_size: int,
+    batch_size: int | None,
 ) -> np.ndarray:
   """Makes maps of a layer's features and the gradient of a score by them.
 
@@ -36,7 +58,7 @@ def at_layer(
     key: the method's name; see `run_model`.
     combine: `(features, gradients) -> maps`; both float32 `[batch, height,
       width, channels]`.
-    batch_size: images a batch.
+    batch_size: images a batch; None as in `full_batch`.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`.
@@ -44,9 +66,8 @@ def at_layer(
   Raises:
     TypeError, ValueError: an argument is not as above.
   """
-  check_keras(model)
-  layer = layer or last_spatial_layer(model)
-  tap = Tap(model, [layer])
+  layer = layer or last_layer(model)
+  tap = KnownTap(model, [layer])
   images = check_images(images, tap.picture_shape)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
@@ -56,7 +77,8 @@ def at_layer(
       tape.watch(batch)
       tapped = tap(batch)
     seed, = seed or (top_class_seed(tapped.logits),)
-    gradient, = feature_gradients(tape, tapped, seed)
+    with gradient_rules(_FROZEN):
+      gradient, = feature_gradients(tape, tapped, seed)
     features, = tapped.features
     return (combine(tf.cast(features, tf.float32),
                     tf.cast(gradient, tf.float32)),)
@@ -72,7 +94,7 @@ def at_pictures(
     targets: Any,
     key: Hashable,
     explain: Callable[..., tf.Tensor],
-    batch_size: int,
+    batch_size: int | None,
     *arrays: np.ndarray,
 ) -> np.ndarray:
   """Makes maps of pictures and what a model gives for changed ones.
@@ -83,7 +105,7 @@ def at_pictures(
     targets: as for `grad_cam`; the top class is that of the picture as it is.
     key: the method's name and settings; see `run_model`.
     explain: `(tap, pictures, class weights, *arrays) -> maps`.
-    batch_size: images a batch.
+    batch_size: images a batch; None as in `full_batch`.
     *arrays: further arrays with a row for each image.
 
   Returns:
@@ -92,8 +114,7 @@ def at_pictures(
   Raises:
     TypeError, ValueError: an argument is not as above.
   """
-  check_keras(model)
-  tap = Tap(model)
+  tap = KnownTap(model)
   images = check_images(images, tap.picture_shape)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
@@ -109,11 +130,11 @@ def at_pictures(
 
 
 def score_gradient(
-    tap: Tap, pictures: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    tap: KnownTap, pictures: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
   """Differentiates a score by the pictures; quantizers are transparent.
 
   Args:
-    tap: of the model.
+    tap: runs the model.
     pictures: `[batch, height, width, channels]`.
     seed: class weights `[batch, classes]`.
 
@@ -123,10 +144,51 @@ def score_gradient(
   with tf.GradientTape() as tape:
     tape.watch(pictures)
     logits = tap(pictures).logits
-  with gradient_rules(STRAIGHT_THROUGH):
+  with gradient_rules({**STRAIGHT_THROUGH, **_FROZEN}):
     return tape.gradient(
         logits, pictures, output_gradients=tf.cast(seed, logits.dtype),
         unconnected_gradients="zero")
+
+
+def score_weights(
+    model: keras.Model, tap: KnownTap, images: np.ndarray, targets: Any,
+    batch_size: int | None,
+) -> np.ndarray:
+  """Says which score of each image is explained, before it is.
+
+  Args:
+    model: what the tap runs.
+    tap: runs the model.
+    images: checked ones.
+    targets: as for `grad_cam`.
+    batch_size: images a batch; None as in `full_batch`.
+
+  Returns:
+    Weights of the logits, float32 `[images, classes]`.
+
+  Raises:
+    ValueError: the targets have another shape, or name no class.
+  """
+  if targets is not None:
+    return class_weights(targets, len(images), tap.classes)
+  weights, = run_model(
+      model, "top class", lambda batch: (top_class_seed(tap(batch).logits),),
+      images, batch_size=batch_size)
+  return weights
+
+
+def largest(pictures: tf.Tensor) -> tf.Tensor:
+  """Returns each pixel's largest channel, `[batch, height, width]`."""
+  if pictures.shape[-1] > 4:
+    return tf.reduce_max(pictures, -1)
+  # Of a few channels a reduction takes twice as long.
+  return functools.reduce(tf.maximum, tf.unstack(pictures, axis=-1))
+
+
+def last_layer(model: keras.Model) -> str:
+  """Names the last layer with a spatial map; see `last_spatial_layer`."""
+  return kept(check_keras(model), "last layer",
+              lambda: last_spatial_layer(model))
 
 
 def no_layer(layer: str | None) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_attr_preserve.attribution.runs import (
   at_pictures,
+  largest,
   no_layer,
   score_gradient,
 )
@@ -20,7 +21,7 @@ def saliency(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
   """Explains a score by how strongly it reacts to each pixel.
 
@@ -31,7 +32,7 @@ def saliency(
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
     layer: accepted as every method does; must be None, the input is explained.
-    batch_size: images a batch.
+    batch_size: images a batch; None for 64, of images under 96x96 more.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative.
@@ -44,7 +45,7 @@ def saliency(
   """
   no_layer(layer)
   def explain(tap, pictures, seed):
-    return tf.reduce_max(tf.abs(score_gradient(tap, pictures, seed)), -1)
+    return largest(tf.abs(score_gradient(tap, pictures, seed)))
   return at_pictures(model, images, targets, "saliency", explain, batch_size)
 
 
@@ -54,7 +55,7 @@ def gradient_x_input(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
   """Explains a score by each pixel's gradient times its value.
 
@@ -66,7 +67,7 @@ def gradient_x_input(
       is taken for "nothing there".
     targets: as for `grad_cam`.
     layer: accepted as every method does; must be None, the input is explained.
-    batch_size: images a batch.
+    batch_size: images a batch; None for 64, of images under 96x96 more.
 
   Returns:
     Maps with their sign, float32 `[images, height, width]`, in units of the
@@ -80,6 +81,8 @@ def gradient_x_input(
   """
   no_layer(layer)
   def explain(tap, pictures, seed):
-    return tf.reduce_sum(pictures * score_gradient(tap, pictures, seed), -1)
+    # A product with a vector of ones sums a few channels in half the time.
+    return tf.linalg.matvec(pictures * score_gradient(tap, pictures, seed),
+                            tf.ones([pictures.shape[-1]]))
   return at_pictures(model, images, targets, "gradient_x_input", explain,
                      batch_size)

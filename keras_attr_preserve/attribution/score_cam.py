@@ -4,11 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights, run_model
-from keras_attr_preserve.compat import check_keras, keras, tf
+from keras_attr_preserve.attribution.batches import (
+  full_batch,
+  graph_of,
+  run_batches,
+)
+from keras_attr_preserve.attribution.known_tap import KnownTap
+from keras_attr_preserve.attribution.progress import Progress, reporter
+from keras_attr_preserve.attribution.runs import last_layer, score_weights
+from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.tap import Tap, top_class_seed
 
 __all__ = ["score_cam"]
 
@@ -19,7 +24,8 @@ def score_cam(
     targets: Any = None,
     layer: str | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    progress: Progress = None,
 ) -> np.ndarray:
   """Explains a score by features, each weighted by the score of what it shows.
 
@@ -35,7 +41,10 @@ def score_cam(
       is taken for "nothing there".
     targets: as for `grad_cam`.
     layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch; one channel of each runs at a time.
+    batch_size: pictures that run at once, all of them or several channels of
+      each; memory holds
+      no more. None for 64, of images under 96x96 more.
+    progress: as for `integrated_gradients`.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative.
@@ -46,32 +55,46 @@ def score_cam(
   References:
     Wang et al. 2020, https://arxiv.org/abs/1910.01279, definitions 3 and 4.
   """
-  check_keras(model)
-  layer = layer or last_spatial_layer(model)
-  tap = Tap(model, [layer])
+  layer = layer or last_layer(model)
+  tap = KnownTap(model, [layer])
   images = check_images(images, tap.picture_shape)
-  weights = () if targets is None else (
-      class_weights(targets, len(images), tap.classes),)
+  batch_size = full_batch(batch_size, images)
+  weights = score_weights(model, tap, images, targets, batch_size)
 
-  def explain(batch, *seed):
-    tapped = tap(batch)
-    seed, = seed or (top_class_seed(tapped.logits),)
-    features = tf.cast(tapped.features[0], tf.float32)
+  def look(pictures):
+    return tf.cast(tap(pictures).features[0], tf.float32)
 
-    def behind(channel):
-      mask = tf.image.resize(channel[..., None], tf.shape(batch)[1:3])
-      mask -= tf.reduce_min(mask, [1, 2], keepdims=True)
-      mask = tf.math.divide_no_nan(
-          mask, tf.reduce_max(mask, [1, 2], keepdims=True))
-      logits = tf.cast(tap(batch * mask).logits, tf.float32)
-      return tf.reduce_sum(seed * logits, -1)
+  def behind(pictures, seed, features, channels):
+    masks = tf.image.resize(tf.gather(features, channels, axis=-1),
+                            tf.shape(pictures)[1:3])
+    masks -= tf.reduce_min(masks, [1, 2], keepdims=True)
+    masks = tf.math.divide_no_nan(
+        masks, tf.reduce_max(masks, [1, 2], keepdims=True))
+    shown = pictures * tf.transpose(masks, [3, 0, 1, 2])[..., None]
+    logits = tap(tf.reshape(shown, [-1, *pictures.shape[1:]])).logits
+    logits = tf.reshape(tf.cast(logits, tf.float32),
+                        [-1, *tf.unstack(tf.shape(seed))])
+    return tf.transpose(tf.reduce_sum(seed * logits, -1))
 
-    scores = tf.map_fn(behind, tf.transpose(features, [3, 0, 1, 2]),
-                       parallel_iterations=1)
+  count, done = tap.shapes[0][-1], 0
+  report = reporter(progress, "score_cam", count * len(images))
+
+  def explain(pictures, seed):
+    nonlocal done
+    features = graph_of(
+        model, ("score_cam", layer, "features"), look, images)(pictures)
+    scores = []
+    graph = graph_of(model, ("score_cam", layer), behind, images, weights,
+                     features, np.zeros(1, np.int32))
+    at_once = max(1, batch_size // len(pictures))
+    for start in range(0, count, at_once):
+      channels = tf.range(start, min(start + at_once, count))
+      scores.append(graph(pictures, seed, features, channels))
+      done += len(channels) * len(pictures)
+      report(done)
     # score(0) is the same for all channels, and a softmax does not see it.
-    shares = tf.nn.softmax(tf.transpose(scores))[:, None, None]
+    shares = tf.nn.softmax(tf.concat(scores, 1))[:, None, None]
     return (tf.nn.relu(tf.reduce_sum(shares * features, -1)),)
 
-  maps, = run_model(model, ("score_cam", layer), explain, images, *weights,
-                      batch_size=batch_size)
+  maps, = run_batches(explain, images, weights, batch_size=batch_size)
   return maps

@@ -1,0 +1,100 @@
+"""Weights of the logits as targets: several classes at once, or one less one.
+
+A score that is a weighted sum of logits is the logit of another net, whose head
+has the columns of the first one's summed up; so every method has to give of
+both the same map. Methods that are linear in the score give, of two classes,
+the sum of their maps.
+"""
+
+import functools
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import attribution
+from tests import tiny
+
+WEIGHTS = np.float32([[1, 1, 0], [0, 1, 1], [2, 0, -1], [0.5, -1, 0]])
+SETTINGS = {
+    "integrated_gradients": dict(steps=5), "tf_explain": dict(steps=5),
+    "smooth_grad": dict(samples=3), "var_grad": dict(samples=3),
+    "occlusion": dict(patch=2, stride=2), "rise": dict(masks=20, cells=2)}
+LINEAR = ("gradient_x_input", "integrated_gradients", "occlusion", "rise",
+          "lrp", "excitation_backprop")
+AT_LAYER = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam",
+            "score_cam", "equal_weighted")
+OTHERS = ("saliency", "smooth_grad", "var_grad", "guided_backprop", "full_grad",
+          "pathway_gradient", "tf_explain")
+
+
+def _method(name):
+  return functools.partial(
+      getattr(attribution, name), **SETTINGS.get(name, {}))
+
+
+@functools.cache
+def _net(tail="block"):
+  return tiny.conv_net(tail=tail)
+
+
+def _summed(net, weights):
+  """The net whose first logit is the weighted sum of the given one's."""
+  twin = tiny.copy_of(net)
+  kernel, bias = twin.get_layer("logits").get_weights()
+  kernel[:, 0], bias[0] = kernel @ weights, bias @ weights
+  twin.get_layer("logits").set_weights([kernel, bias])
+  return twin
+
+
+class WeightedTargetsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*LINEAR)
+  def test_two_classes_are_the_sum_of_their_maps(self, name):
+    net, pictures = _net(), tiny.images(4)
+    method = _method(name)
+    single = np.stack([method(net, pictures, k) for k in range(3)])
+    got = method(net, pictures, WEIGHTS)
+    want = np.einsum("kihw,ik->ihw", single, WEIGHTS)
+    self.assertGreater(np.abs(want).max(), 1e-3)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters(
+      *LINEAR[:-2], *AT_LAYER, *OTHERS)
+  def test_the_sum_of_logits_is_a_logit(self, name):
+    net, pictures = _net("flatten"), tiny.images(4)
+    method = _method(name)
+    got = method(net, pictures, WEIGHTS)
+    # A pathway of few units may not reach the picture.
+    self.assertGreater(got.any((1, 2)).sum(), 2)
+    for i, weights in enumerate(WEIGHTS):
+      want = method(_summed(net, weights), pictures, 0)[i]
+      np.testing.assert_allclose(got[i], want, rtol=1e-4, atol=1e-5)
+
+  def test_cam(self):
+    net, pictures = _net("gap"), tiny.images(4)
+    got = attribution.cam(net, pictures, WEIGHTS)
+    for i, weights in enumerate(WEIGHTS):
+      np.testing.assert_allclose(
+          got[i], attribution.cam(_summed(net, weights), pictures, 0)[i],
+          rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters("saliency", "grad_cam", "score_cam", "lrp",
+                            "relative_attributing_propagation")
+  def test_one_hot_is_the_class(self, name):
+    net, pictures = _net(), tiny.images(4)
+    classes = np.array([2, 0, 1, 1])
+    method = _method(name)
+    np.testing.assert_array_equal(
+        method(net, pictures, np.eye(3, dtype=np.float32)[classes]),
+        method(net, pictures, classes))
+
+  def test_linearize_has_every_class(self):
+    net, pictures = _net(), tiny.images(4)
+    parts = attribution.linearize(net, pictures).contributions(pictures)
+    np.testing.assert_allclose(
+        attribution.gradient_x_input(net, pictures, WEIGHTS),
+        np.einsum("ikhw,ik->ihw", parts, WEIGHTS), rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
