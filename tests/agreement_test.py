@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from scipy import stats
 
 from keras_attr_preserve.evaluation import agreement
-from keras_attr_preserve.evaluation.agreement import dead_maps
+from keras_attr_preserve.evaluation.agreement import AGREEMENT, dead_maps
 
 NAMES = {"cosine", "pearson", "spearman", "ssim", "top_k_iou", "l2"}
 
@@ -128,9 +128,16 @@ class AgreementTest(parameterized.TestCase):
 
   def test_flat_maps_have_no_correlation(self):
     flat, maps = np.full((1, 3, 3), 0.1), _maps(1, 1, 3, 3)
+    correlations = ("pearson", "spearman", "kendall")
+    for reference in (flat, -flat, flat[:, :1, :1]):
+      # Nothing to agree with, not even with itself.
+      got = agreement(reference, reference, scores=AGREEMENT)
+      for name in AGREEMENT:
+        self.assertEqual(np.isnan(got[name][0]), name in correlations, name)
+    for name, values in agreement(maps, flat, scores=correlations).items():
+      self.assertEqual(values[0], 0, name)
     got = agreement(flat, maps)
-    self.assertEqual(got["pearson"][0], 0)
-    self.assertEqual(got["spearman"][0], 0)
+    self.assertTrue(np.isnan(got["spearman"][0]))
     self.assertAlmostEqual(
         got["cosine"][0], maps.sum() / 3 / np.linalg.norm(maps))
 

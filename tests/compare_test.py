@@ -1,6 +1,9 @@
 """Tests of compare.py: models, files, methods and scores in one table."""
 
+import json
+
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 import keras_attr_preserve as kap
@@ -47,6 +50,52 @@ class CompareTest(absltest.TestCase):
     self.assertAlmostEqual(
         _row(rows, model="teacher", method="grad_cam", score="roc_auc")["mean"],
         kap.evaluation.localization(maps, masks)["roc_auc"].mean(), places=5)
+
+  def test_weights_of_several_classes(self):
+    weights = np.float32([[1, 1, 0], [0, 1, 1], [1, 0, 1]] * 2)
+    methods = ("grad_cam", "occlusion")
+    models = {**self.models, "file": helpers.converted(mode="float32")}
+    rows = kap.compare_models(
+        models, self.images, methods, ("cosine",), targets=weights,
+        layer="act")
+    maps = [kap.attribution.grad_cam(self.models[name], self.images, weights)
+            for name in ("teacher", "other")]
+    self.assertAlmostEqual(
+        _row(rows, model="other", method="grad_cam")["mean"],
+        np.nanmean(kap.evaluation.agreement(*maps)["cosine"]), places=5)
+    for method in methods:  # The file explains the same sum.
+      self.assertAlmostEqual(
+          _row(rows, model="file", method=method)["worst"], 1, places=6)
+
+  def test_rows_are_plain_whatever_the_method(self):
+    """Plain dicts with the same keys: csv, JSON and pandas take them."""
+    names = [name for name in kap.attribution.__all__
+             if name[0].islower() and name not in (
+        "linearize", "select_pathway", "lrp_conservation",
+        "integrated_gradients_completeness")]
+    rows = kap.compare_models(
+        {"teacher": self.net, "file": self.models["file"]}, self.images[:2],
+        names, ("cosine",), targets=1, layer="act")
+    self.assertEqual({row["method"] for row in rows}, set(names))
+    self.assertLen(rows, len(names) + 3)  # The file has its own and two more.
+    for row in rows:
+      self.assertEqual(list(row), list(rows[0]))
+      self.assertEqual({type(value) for value in row.values()},
+                       {str, float, int})
+    self.assertEqual(json.loads(json.dumps(rows)), rows)
+
+  def test_rows_in_pandas(self):
+    pandas = pytest.importorskip("pandas")
+    rows = kap.compare_models(
+        self.models, self.images, ("grad_cam", "saliency"),
+        ("cosine", "spearman"), layer="act")
+    table = pandas.DataFrame(rows).pivot_table(
+        "mean", "model", ["method", "score"])
+    self.assertEqual(table.shape, (3, 4))
+    self.assertAlmostEqual(
+        table.loc["other", ("saliency", "cosine")],
+        _row(rows, model="other", method="saliency", score="cosine")["mean"])
+    self.assertTrue(np.isnan(table.loc["file", ("saliency", "cosine")]))
 
   def test_functions_of_ones_own(self):
     rows = kap.compare_models(

@@ -241,6 +241,15 @@ class MaskPairsTest(parameterized.TestCase):
         ValueError, r"label_maps must be integers \[images, .*" + message):
       mask_pairs(label_maps, np.array([1]))
 
+  @parameterized.parameters(([],), ([VOID],), ([1.0],), (1,))
+  def test_bad_classes(self, class_ids):
+    with self.assertRaisesRegex(ValueError, "class_ids must be labels"):
+      mask_pairs(np.eye(3, dtype=int)[None], class_ids)
+
+  def test_all_void(self):
+    pictures, classes = mask_pairs(np.full((2, 3, 3), VOID), [1, 2])
+    self.assertEqual((len(pictures), len(classes)), (0, 0))
+
 
 class CentrePriorTest(absltest.TestCase):
 

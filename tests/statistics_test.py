@@ -1,6 +1,7 @@
 """Tests of statistics.py and sanity.py."""
 
 import numpy as np
+import tf_keras as keras
 from absl.testing import absltest
 
 from keras_attr_preserve import attribution
@@ -36,6 +37,13 @@ class IntervalTest(absltest.TestCase):
       confidence_interval(values, level=1.0)
 
 
+  def test_one_image_and_infinity(self):
+    self.assertEqual(confidence_interval(np.array([0.3])), (0.3, 0.3))
+    self.assertEqual(confidence_interval(np.array([0.3, np.nan])), (0.3, 0.3))
+    with self.assertRaisesRegex(ValueError, "must not be infinite"):
+      confidence_interval(np.array([0.3, np.inf]))
+
+
 class FloorTest(absltest.TestCase):
 
   def test_nobody_meets_himself(self):
@@ -65,6 +73,24 @@ class SanityTest(absltest.TestCase):
     self.assertLess(np.mean(found["conv"]), 0.7)
     for one, other in zip(before, model.get_weights()):
       np.testing.assert_array_equal(one, other)
+
+  def test_nested_and_wrapped_nets(self):
+    inner, pictures = tiny.conv_net(tail="block"), tiny.images(2)
+    def explain(net, images):
+      return attribution.gradient_x_input(net, images, 1)
+
+    plain = cascading_randomization(inner, pictures, explain)
+    nested = cascading_randomization(
+        keras.Sequential([keras.Input(inner.input_shape[1:]),
+                          tiny.copy_of(inner)]), pictures, explain)
+    self.assertEqual(
+        list(nested), ["none"] + [f"net/{name}" for name in list(plain)[1:]])
+    for one, other in zip(plain.values(), nested.values()):
+      np.testing.assert_allclose(one, other, atol=1e-4)
+    pruned = cascading_randomization(tiny.prune(inner), pictures, explain)
+    self.assertLen(pruned, len(plain))  # No row for a layer without weights.
+    with self.assertRaisesRegex(ValueError, "copy the net before it is wrap"):
+      cascading_randomization(tiny.quantize(inner), pictures, explain)
 
   def test_what_sees_no_weights_does_not_move(self):
     found = cascading_randomization(

@@ -13,6 +13,8 @@ _USUAL = ("cosine", "pearson", "spearman", "ssim", "top_k_iou", "l2")
 AGREEMENT = (*_USUAL, "kendall", "sign", "rmse")
 """The scores of maps against maps."""
 
+_OF_ORDER = ("pearson", "spearman", "kendall")
+
 
 def agreement(
     reference: np.ndarray,
@@ -26,7 +28,9 @@ def agreement(
   None of the scores depends on a map's scale (its units). A map that is all
   zero has no direction: where the reference is, every score is NaN, since there
   is nothing to agree with; where only the other one is, the scores are those of
-  no agreement (0, for L2 the square root of 2).
+  no agreement (0, for L2 the square root of 2). A map that is the same
+  everywhere, one of a single position too, has no order: the correlations are
+  NaN where the reference is one, and 0 where only the other one is.
 
   Args:
     reference: `[images, height, width]`, finite.
@@ -78,10 +82,14 @@ def agreement(
       "rmse": lambda: np.sqrt(((ours - theirs) ** 2).mean(1)),
   }
   nothing, lost = dead_maps(reference), dead_maps(maps)
+  flat, flattened = _constant(ours), _constant(theirs)
   worst = {"l2": np.sqrt(2), "rmse": 1.0}
   found = {}
   for name in scores:
     values = formulas[name]()
+    if name in _OF_ORDER:
+      values[flattened] = 0
+      values[flat] = np.nan
     values[lost] = worst.get(name, 0)
     values[nothing] = np.nan
     found[name] = values
@@ -101,6 +109,10 @@ def _checked(maps: np.ndarray, name: str) -> np.ndarray:
   if not np.isfinite(maps).all():
     raise ValueError(f"{name} must be finite; got NaN or infinity.")
   return maps
+
+
+def _constant(rows: np.ndarray) -> np.ndarray:
+  return (rows == rows[:, :1]).all(1)
 
 
 def _flat(maps: np.ndarray) -> np.ndarray:

@@ -27,13 +27,20 @@ def mask_pairs(
     Image numbers and class numbers, two integer arrays `[pairs]`.
 
   Raises:
-    ValueError: the label maps are not integers of three dimensions.
+    ValueError: the label maps are not integers of three dimensions, or there is
+      no class, or one is void.
   """
   label_maps = np.asarray(label_maps)
   if label_maps.ndim != 3 or label_maps.dtype.kind not in "iu":
     raise ValueError(
         "label_maps must be integers [images, height, width]; got "
         f"{label_maps.dtype} of shape {list(label_maps.shape)}.")
+  class_ids = np.asarray(class_ids)
+  if class_ids.ndim != 1 or not class_ids.size or (
+      class_ids.dtype.kind not in "iu" or (class_ids == VOID).any()):
+    raise ValueError(
+        f"class_ids must be labels [classes], none of them {VOID}, the void's; "
+        f"got {class_ids.tolist()}.")
   known = (label_maps != VOID).sum((1, 2))
   inside = np.stack(
       [(label_maps == one).sum((1, 2)) for one in class_ids], axis=1)

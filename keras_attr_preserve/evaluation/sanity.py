@@ -1,10 +1,10 @@
 """Whether maps depend on what a net has learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from keras_attr_preserve.compat import check_model, keras
+from keras_attr_preserve.compat import check_model, clone_model, keras
 from keras_attr_preserve.evaluation.agreement import agreement
 
 __all__ = ["cascading_randomization"]
@@ -25,7 +25,8 @@ def cascading_randomization(
   original ones; those of an edge detector stay.
 
   Args:
-    model: a built `tf_keras` model; a copy is randomized. Each weight gets
+    model: a built `tf_keras` model, but for one wrapped for quantization-aware
+      training, which cannot be copied; a copy is randomized. Each weight gets
       normally distributed values of its own mean and spread, a variance their
       magnitude.
     images: `[images, height, width, channels]`.
@@ -37,8 +38,9 @@ def cascading_randomization(
 
   Returns:
     For each layer with weights, from the last, the agreement of the maps, once
-    it and all behind it are random, with the original ones, `[images]`. First
-    of all "none", that of the copy as it is.
+    it and all behind it are random, with the original ones, `[images]`; those
+    of a nested model as "model/layer". First of all "none", that of the copy as
+    it is.
 
   Raises:
     TypeError, ValueError: the model is not as above.
@@ -47,8 +49,7 @@ def cascading_randomization(
     Adebayo et al. 2018, https://arxiv.org/abs/1810.03292, section 3.
   """
   check_model(model)
-  copy = keras.models.clone_model(model)
-  copy.set_weights(model.get_weights())
+  copy = clone_model(model)
   rng = np.random.default_rng(seed)
 
   def maps(net):
@@ -60,12 +61,22 @@ def cascading_randomization(
 
   reference = maps(model)
   found = {"none": compared()}
-  for layer in reversed(copy.layers):
-    if layer.weights:
+  for name, layer in reversed(list(_layers(copy))):
+    if any(weight.dtype.is_floating for weight in layer.weights):
       layer.set_weights([_drawn(rng, weight.name, value) for weight, value
                          in zip(layer.weights, layer.get_weights())])
-      found[layer.name] = compared()
+      found[name] = compared()
   return found
+
+
+def _layers(
+    model: keras.Model, path: str = "",
+) -> Iterator[tuple[str, keras.layers.Layer]]:
+  for layer in model.layers:
+    if isinstance(layer, keras.Model):
+      yield from _layers(layer, f"{path}{layer.name}/")
+    else:
+      yield path + layer.name, layer
 
 
 def _drawn(rng, name: str, value: np.ndarray) -> np.ndarray:

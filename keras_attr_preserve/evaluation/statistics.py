@@ -20,7 +20,8 @@ def confidence_interval(
   """Bootstraps an interval for a statistic of one value an image.
 
   Args:
-    values: `[images]`; NaN is left out.
+    values: `[images]`, not infinite; NaN is left out. Of one value alone the
+      interval is that value, which says nothing of how sure it is.
     statistic: a function of an array that takes `axis`.
     level: share of the resampled statistics inside, between 0 and 1.
     draws: resamplings, 100 or more.
@@ -39,6 +40,8 @@ def confidence_interval(
   values = np.asarray(values, np.float64)
   if values.ndim != 1:
     raise ValueError(f"values must be [images]; got {list(values.shape)}.")
+  if np.isinf(values).any():
+    raise ValueError("values must not be infinite.")
   if not 0 < level < 1:
     raise ValueError(f"level must be between 0 and 1; got {level}.")
   if draws < 100:
