@@ -6,8 +6,8 @@ TESTS ?= tests
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart bench test test-all arm-test lint wheel-test bazel-test \
-	clean
+.PHONY: help quickstart bench test test-all arm-test peer-test lint wheel-test \
+	bazel-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
@@ -33,6 +33,13 @@ arm-test: .venv/complete ## Run the C sources on emulated Cortex-M boards
 	@tools/setup_arm.sh
 	@$(RUN) -m pytest -q -rs tests/arm_test.py
 
+.venv-peers/complete: .venv/complete tools/setup_peers.sh
+	@tools/setup_peers.sh
+
+peer-test: .venv-peers/complete ## Hold maps and scores against other libraries'
+	@TF_USE_LEGACY_KERAS=1 TF_CPP_MIN_LOG_LEVEL=3 .venv-peers/bin/python -m pytest \
+		-q -rs -n $(JOBS) tests/peers
+
 lint: .venv/complete ## Check style and likely mistakes
 	@.venv/bin/python -m ruff check .
 
@@ -43,4 +50,4 @@ bazel-test: .venv/complete ## Build and test with Bazel (see CONTRIBUTING.md)
 	@tools/bazel/test.sh
 
 clean: ## Remove .venv and all that was made
-	rm -rf .venv out build dist *.egg-info
+	rm -rf .venv .venv-peers out build dist *.egg-info

@@ -54,9 +54,13 @@ setup(
         "tf_keras>=2.16",
     ],
     extras_require={
-        "examples": ["matplotlib>=3.7", "scikit-learn>=1.3", "tqdm>=4.60"],
+        "examples": ["matplotlib>=3.7", "pillow>=10.1", "scikit-learn>=1.3",
+                     "tqdm>=4.60"],
+        "datasets": ["tensorflow-datasets>=4.9"],
+        # `make peer-test` installs these and more, beside .venv.
+        "peers": ["captum>=0.9", "torch>=2.3"],
         "tensorboard": ["tensorboard"],
-        "test": ["pytest>=7", "pytest-xdist>=3", "ruff>=0.5",
+        "test": ["pillow>=10.1", "pytest>=7", "pytest-xdist>=3", "ruff>=0.5",
                  "scikit-learn>=1.3", "scipy>=1.10", "tensorboard"],
         # Linux x86-64 only, and pre-releases only.
         "tflm": ["tflite-micro; sys_platform == 'linux' and "

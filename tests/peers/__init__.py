@@ -1,0 +1,1 @@
+"""Tests against libraries of others; `make peer-test` installs those."""

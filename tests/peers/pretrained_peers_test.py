@@ -1,0 +1,126 @@
+"""Real nets and pictures: Xplique 2.0.2 gives the maps that ours do.
+
+The nets end in a softmax; the peer gets twins that end in the logits.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import attribution, evaluation
+from tests import pretrained_test as pretrained
+from tests import tiny
+from tests.peers.installed import need
+
+need("xplique", "2.0.2", tf_keras=True)
+
+from xplique import attributions as theirs  # noqa: E402
+from xplique import metrics  # noqa: E402
+
+NETS = ("resnet", "person", "imagenet")
+COUNT = 4
+
+
+@functools.cache
+def _setting(name):
+  """A net, its twin, and pictures in the range that it takes."""
+  if name == "resnet":
+    path, pictures = pretrained.RESNET / "pretrainedResnet.h5", (
+        pretrained.cifar("test", COUNT))
+  elif name == "person":
+    path, pictures = pretrained.VWW / "vww_96.h5", (
+        pretrained.voc(2, COUNT, 96) / 255)
+  else:
+    path, pictures = "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5", (
+        pretrained.voc(2, COUNT, 224) / 127.5 - 1)
+  net = pretrained.load(path)
+  twin = keras.models.load_model(pretrained.model_path(path), compile=False)
+  last = next(layer for layer in reversed(twin.layers)
+              if hasattr(layer, "activation"))
+  last.activation = keras.activations.linear
+  # Probabilities would add up to 1.
+  assert not np.allclose(twin(pictures).numpy().sum(1), 1)
+  return net, twin, pictures, twin(pictures).numpy().argmax(1)
+
+
+def _hot(twin, classes):
+  return np.eye(twin.output.shape[-1], dtype=np.float32)[classes]
+
+
+@pytest.mark.slow
+class RealNetsTest(parameterized.TestCase):
+
+  def _check(self, got, want, bound=1e-4):
+    error = tiny.relative_error(got, want)
+    print(f"{self.id().split('.')[-1]}: {error:.1e}")
+    self.assertLess(error, bound)
+
+  @parameterized.parameters(*NETS)
+  def test_saliency(self, name):
+    net, twin, pictures, classes = _setting(name)
+    self._check(attribution.saliency(net, pictures),
+                theirs.Saliency(twin)(pictures, _hot(twin, classes))[..., 0])
+
+  @parameterized.parameters(*NETS)
+  def test_gradient_x_input(self, name):
+    net, twin, pictures, classes = _setting(name)
+    self._check(
+        attribution.gradient_x_input(net, pictures),
+        theirs.GradientInput(twin, reducer="sum")(
+            pictures, _hot(twin, classes))[..., 0])
+
+  @parameterized.parameters(*NETS)
+  def test_integrated_gradients(self, name):
+    net, twin, pictures, classes = _setting(name)
+    self._check(
+        attribution.integrated_gradients(net, pictures, steps=10),
+        theirs.IntegratedGradients(twin, reducer="sum", steps=11)(
+            pictures, _hot(twin, classes))[..., 0])
+
+  def test_guided_backprop(self):
+    # Of ReLU6, as in the other nets, the peer's rule is another.
+    net, twin, pictures, classes = _setting("resnet")
+    want = theirs.GuidedBackprop(twin, reducer=None)(
+        pictures, _hot(twin, classes))
+    self._check(attribution.guided_backprop(net, pictures),
+                np.abs(want).max(-1))
+
+  @parameterized.parameters(
+      ("resnet", "activation_6"), ("resnet", "activation_4"),
+      ("person", "activation_26"), ("person", "activation_18"),
+      ("imagenet", "conv_pw_13_relu"), ("imagenet", "conv_pw_11_relu"))
+  def test_grad_cam(self, name, layer):
+    net, twin, pictures, classes = _setting(name)
+    maps = attribution.grad_cam(net, pictures, layer=layer)
+    want = theirs.GradCAM(twin, conv_layer=layer)(
+        pictures, _hot(twin, classes))[..., 0]
+    got = tf.image.resize(
+        maps[..., None], pictures.shape[1:3], "bicubic")[..., 0]
+    self._check(got, want)
+
+  @parameterized.parameters(("resnet", 8), ("person", 24), ("imagenet", 56))
+  def test_occlusion(self, name, patch):
+    _, twin, pictures, classes = _setting(name)
+    want = theirs.Occlusion(
+        twin, patch_size=patch, patch_stride=patch, occlusion_value=0.5)(
+            pictures, _hot(twin, classes))[..., 0]
+    # Differences of scores, of float32 sums.
+    self._check(attribution.occlusion(
+        twin, pictures, patch=patch, stride=patch, baseline=0.5), want, 1e-3)
+
+  @parameterized.parameters(*NETS)
+  def test_deletion(self, name):
+    net, twin, pictures, classes = _setting(name)
+    maps = attribution.saliency(net, pictures)
+    want = metrics.Deletion(
+        twin, pictures, _hot(twin, classes), steps=8).detailed_evaluate(maps)
+    got = evaluation.deletion(twin, pictures, maps, steps=8)
+    self._check(got.scores.mean(0), list(want.values()))
+
+
+if __name__ == "__main__":
+  absltest.main()
