@@ -1,87 +1,99 @@
-"""What attribution costs: throughput beside a forward pass and beside a peer.
+"""What attribution costs: throughput beside a forward pass and beside peers.
 
     python -m examples.bench_attribution
 
 Every method explains the same pictures by the same net. Methods and peers take
 turns in short blocks, so that whatever else the machine does falls on all
-alike; the ratios are medians over blocks. The peer is tf-explain, whose static
-methods take a `tf_keras` model and give the same numbers for one class.
+alike; the ratios are medians over blocks. Peers are tf-explain, Xplique, PAIR
+saliency and, for relevance, Captum: those of them that are installed.
 """
 
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+# tf-explain and Xplique build on `tf.keras`; which one, TensorFlow asks once.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl import app, flags
 
+from examples.bench_peers import Methods, Settings, batch_size, peers
 from keras_attr_preserve import attribution
 
 SIZES = flags.DEFINE_list("sizes", ["32", "96", "224"], "Heights and widths.")
-PICTURES = flags.DEFINE_integer("pictures", 64, "Pictures.", lower_bound=1)
+PICTURES = flags.DEFINE_integer(
+    "pictures", 64, "Pictures of the methods of a single pass.", lower_bound=1)
+FEW = flags.DEFINE_integer(
+    "few_pictures", 8, "Pictures of the methods of many passes.", lower_bound=1)
 BLOCKS = flags.DEFINE_integer("blocks", 7, "Blocks each.", lower_bound=1)
+METHODS = flags.DEFINE_list("methods", None, "Methods; all where not given.")
 
-STEPS = 10
-SAMPLES = 5
-TARGET = 3
+MANY_PASSES = ("integrated_gradients", "smooth_grad", "var_grad", "score_cam",
+               "occlusion", "rise")
 
 
 def build(size: int) -> keras.Model:
-  """Builds MobileNetV1 0.25 with weights drawn by a seed."""
+  """Builds MobileNetV1 0.25 with weights drawn by a seed.
+
+  For 32x32 its first stride is left out, as it is for CIFAR: else the last
+  block would have a single position, and no map.
+  """
   keras.utils.set_random_seed(size)
-  return keras.applications.MobileNet(
+  model = keras.applications.MobileNet(
       (size, size, 3), 0.25, weights=None, classes=10,
       classifier_activation=None)
+  if size > 32:
+    return model
+
+  def copy(layer):
+    settings = layer.get_config()
+    if layer.name == "conv1":
+      settings["strides"] = (1, 1)
+    return type(layer).from_config(settings)
+
+  return keras.models.clone_model(model, clone_function=copy)
 
 
-def ours(model: keras.Model) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def ours(model: keras.Model, layer: str) -> Methods:
   """Our methods, with the settings of their peers."""
-  # The last layer has a single position where pictures are small.
-  layer = "conv_pw_13_relu" if model.input_shape[1] > 32 else "conv_pw_11_relu"
-  return {
-      "grad_cam": lambda x: attribution.grad_cam(model, x, TARGET, layer),
-      "saliency": lambda x: attribution.saliency(model, x, TARGET),
-      "gradient_x_input": lambda x: attribution.gradient_x_input(
-          model, x, TARGET),
-      "integrated_gradients": lambda x: attribution.integrated_gradients(
-          model, x, TARGET, steps=STEPS - 1),
-      "smooth_grad": lambda x: attribution.smooth_grad(
-          model, x, TARGET, samples=SAMPLES),
-      "lrp": lambda x: attribution.lrp(model, x, TARGET),
+  many = {"batch_size": batch_size(model)}
+  noisy = {"samples": Settings.samples, "noise": Settings.noise, **many}
+  given = {
+      "grad_cam": {"layer": layer},
+      "grad_cam_plus_plus": {"layer": layer},
+      "hires_cam": {"layer": layer},
+      "layer_cam": {"layer": layer},
+      "saliency": {},
+      "gradient_x_input": {},
+      "guided_backprop": {},
+      "full_grad": {},
+      "lrp epsilon": {"preset": "epsilon"},
+      "lrp": {"preset": "epsilon_plus"},
+      "excitation_backprop": {},
+      "relative_attributing_propagation": {},
+      "integrated_gradients": {"steps": Settings.points - 1, **many},
+      "smooth_grad": noisy,
+      "var_grad": noisy,
+      "score_cam": {"layer": layer, **many},
+      "occlusion": {"patch": model.input_shape[1] // 8,
+                    "stride": model.input_shape[1] // 8, "baseline": 0, **many},
+      "rise": {"masks": Settings.masks, **many},
   }
 
+  def run(name, settings):
+    method = getattr(attribution, name.split()[0])
+    return lambda x: method(model, x, Settings.target, **settings)
 
-def peers(model: keras.Model) -> dict[str, Callable[[np.ndarray], object]]:
-  """tf-explain's methods on the whole batch, as its own `explain` runs them."""
-  from tf_explain.core.gradients_inputs import GradientsInputs
-  from tf_explain.core.integrated_gradients import IntegratedGradients
-  from tf_explain.core.smoothgrad import SmoothGrad
-  from tf_explain.core.vanilla_gradients import VanillaGradients
-
-  def integrated(x):
-    path = IntegratedGradients.generate_interpolations(x, STEPS)
-    return IntegratedGradients.get_integrated_gradients(
-        path, model, TARGET, STEPS).numpy()
-
-  def smooth(x):
-    noisy = SmoothGrad.generate_noisy_images(x, SAMPLES, 0.15)
-    return SmoothGrad.get_averaged_gradients(
-        noisy, model, TARGET, SAMPLES).numpy()
-
-  return {
-      "saliency": lambda x: VanillaGradients.compute_gradients(
-          x, model, TARGET).numpy(),
-      "gradient_x_input": lambda x: GradientsInputs.compute_gradients(
-          x, model, TARGET).numpy(),
-      "integrated_gradients": integrated,
-      "smooth_grad": smooth,
-  }
+  return {name: run(name, settings) for name, settings in given.items()}
 
 
 def measure(
-    functions: dict[str, Callable[[np.ndarray], object]], pictures: np.ndarray
+    functions: Mapping[str, Callable[[np.ndarray], object]],
+    pictures: np.ndarray,
 ) -> dict[str, list[float]]:
   """Times all functions in turns, after one run to warm up; seconds a block."""
   for function in functions.values():
@@ -95,10 +107,22 @@ def measure(
   return times
 
 
+def line(name: str, times: dict[str, list[float]], pictures: int) -> str:
+  """Tells a method's cost and how much longer each peer takes."""
+  def ratio(one, other):
+    return statistics.median(a / b for a, b in zip(times[one], times[other]))
+
+  found = {peer: ratio(peer, name) for peer in times
+           if peer not in (name, "forward")}
+  least = min(found, key=found.get, default=None)
+  each = ", ".join(f"{peer} {value:.2f}" for peer, value in found.items())
+  return (f"{name:<33}{1e3 * statistics.median(times[name]) / pictures:>12.3f}"
+          f"{ratio('forward', name):>12.3f}"
+          f"{f'{found[least]:.2f}' if found else '':>12}   {each}")
+
+
 def main(_: list[str]) -> None:
   """Measures and prints a table."""
-  print(f"{'size':>4}  {'method':<22}{'ms a picture':>13}"
-        f"{'of forward':>12}{'tf-explain ms':>15}{'times as fast':>15}")
   for size in map(int, SIZES.value):
     model = build(size)
     pictures = np.random.default_rng(0).uniform(
@@ -110,23 +134,20 @@ def main(_: list[str]) -> None:
       return np.concatenate([forward(tf.constant(x[i:i + 64])).numpy()
                              for i in range(0, len(x), 64)])
 
-    mine, theirs = ours(model), peers(model)
-    times = measure({
-        "forward": scores, **mine,
-        **{f"peer {name}": one for name, one in theirs.items()}}, pictures)
-
-    def ratio(one, other, times=times):
-      return statistics.median(
-          a / b for a, b in zip(times[one], times[other]))
-
-    for name in mine:
-      ms = 1e3 * statistics.median(times[name]) / len(pictures)
-      line = f"{size:>4}  {name:<22}{ms:>13.3f}{ratio('forward', name):>12.2f}"
-      if name in theirs:
-        peer = f"peer {name}"
-        ms = 1e3 * statistics.median(times[peer]) / len(pictures)
-        line += f"{ms:>15.3f}{ratio(peer, name):>15.2f}"
-      print(line, flush=True)
+    layer = "conv_pw_13_relu"
+    others, missing = peers(model, layer)
+    print(f"\n{size}x{size}; not installed: {', '.join(missing) or 'none'}\n"
+          f"{'method':<33}{'ms/picture':>12}{'of forward':>12}"
+          f"{'fastest':>12}   times as fast as")
+    for name, method in ours(model, layer).items():
+      if METHODS.value and name not in METHODS.value:
+        continue
+      few = pictures[:FEW.value] if name in MANY_PASSES else pictures
+      times = measure(
+          {"forward": scores, name: method,
+           **{peer: methods[name] for peer, methods in others.items()
+              if name in methods}}, few)
+      print(line(name, times, len(few)), flush=True)
 
 
 if __name__ == "__main__":
