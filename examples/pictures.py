@@ -10,7 +10,7 @@ __all__ = ["map_grid"]
 
 def map_grid(
     images: np.ndarray,
-    masks: np.ndarray,
+    masks: np.ndarray | None,
     columns: Mapping[str, np.ndarray],
     row_titles: Sequence[str],
     title: str,
@@ -20,7 +20,7 @@ def map_grid(
 
   Args:
     images: `[rows, height, width, 3]`, in 0..1.
-    masks: bool `[rows, height, width]`.
+    masks: bool `[rows, height, width]`; None draws none.
     columns: maps `[rows, any, any]`, not negative, by their model's name; each
       map is drawn over the scene, from transparent (0) to its own maximum.
     row_titles: what each row explains.
@@ -35,7 +35,8 @@ def map_grid(
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
 
-  rows, wide = len(images), 2 + len(columns)
+  first = 1 if masks is None else 2
+  rows, wide = len(images), first + len(columns)
   figure, axes = plt.subplots(
       rows, wide, figsize=(1.75 * wide, 1.95 * rows + 0.7), squeeze=False)
   figure.suptitle(title, fontsize=11)
@@ -43,18 +44,22 @@ def map_grid(
   for row in range(rows):
     axes[row, 0].imshow(images[row])
     axes[row, 0].set_ylabel(row_titles[row], fontsize=10)
-    axes[row, 1].imshow(masks[row], cmap="gray")
+    if masks is not None:
+      axes[row, 1].imshow(masks[row], cmap="gray")
     grey = images[row].mean(-1)
-    for column, (name, maps) in enumerate(columns.items(), start=2):
+    for column, (name, maps) in enumerate(columns.items(), start=first):
       axis = axes[row, column]
       axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
       peak = maps[row].max()
       axis.imshow(maps[row] / (peak or 1), cmap="inferno", vmin=0, vmax=1,
                   alpha=0.72, interpolation="bilinear", extent=extent)
-      axis.contour(masks[row], levels=[0.5], colors="white", linewidths=0.7)
+      # A mask of one value has no border.
+      if masks is not None and masks[row].any() and not masks[row].all():
+        axis.contour(masks[row], levels=[0.5], colors="white", linewidths=0.7)
       if notes and name in notes:
         axis.set_xlabel(notes[name][row], fontsize=8)
-  for axis, name in zip(axes[0], ["scene", "mask", *columns]):
+  for axis, name in zip(
+      axes[0], [*["scene", "mask"][:first], *columns]):
     axis.set_title(name, fontsize=9)
   for axis in axes.flat:
     axis.set_xticks([])

@@ -1,0 +1,90 @@
+"""The arms of an experiment: what a student learns beside its task.
+
+Every arm is a list of callbacks for the very same fit.
+"""
+
+from collections.abc import Sequence
+
+import keras_attr_preserve as kap
+from keras_attr_preserve.compat import keras
+
+__all__ = ["ARMS", "CALLBACK_ARMS", "REFERENCES", "arm_callbacks"]
+
+REFERENCES = ("teacher", "centre_prior")
+"""Rows that stand beside the arms."""
+
+CALLBACK_ARMS = (
+    "plain", "distillation", "ewa", "e2kd", "catkd", "swa", "swa_stochastic",
+    "swa_distillation", "agreement")
+ARMS = ("fine_tune", *CALLBACK_ARMS)
+"""What can be asked for; "fine_tune" trains on without any compression."""
+
+DROP_RATE = 0.3
+
+
+def arm_callbacks(
+    arm: str,
+    teacher: keras.Model,
+    layers: Sequence[str],
+    *,
+    multi_label: bool,
+    target: str = "teacher",
+    weight: float | str = "auto",
+    agreement: float = 0.95,
+    alpha: float = 0.9,
+    e2kd_weight: float = 1.0,
+    catkd_weight: float = 4.0,
+) -> list[keras.callbacks.Callback]:
+  """Makes the callbacks of an arm.
+
+  The rivals: logit distillation by Joseph et al. 2020 and Hinton et al. 2015,
+  e2KD by Parchami-Araghi et al. 2024, CAT-KD by Guo et al. 2023. Attention
+  transfer's map is that of "ewa".
+
+  Args:
+    arm: one of `ARMS`.
+    teacher: the net before compression.
+    layers: whose maps are held; rivals of one layer take the last.
+    multi_label: classes do not exclude each other.
+    target: which class's map "swa" holds; see `WCAM`.
+    weight: of the maps in the loss; see `WCAM`.
+    agreement: what the arm "agreement" is to hold.
+    alpha: the share of the teacher's scores in the loss, where they are taught.
+    e2kd_weight: of e2KD's maps; its paper tunes it for each data set.
+    catkd_weight: of CAT-KD's maps; the same.
+
+  Returns:
+    The callbacks, new ones at every call.
+
+  Raises:
+    ValueError: there is no such arm.
+  """
+  kind = "sigmoid" if multi_label else "softmax"
+  scores = kap.Distillation(kind=kind, alpha=alpha)
+
+  def hold(distillation=None, **settings):
+    wcam = kap.WCAM([*layers], **{"target": target, **settings})
+    return [kap.PreserveAttribution(teacher, wcam, distillation=distillation)]
+
+  if arm in ("fine_tune", "plain"):
+    return []
+  if arm == "distillation":
+    return [kap.PreserveAttribution(teacher, None, distillation=scores)]
+  if arm == "ewa":
+    return hold(method="ewa", weight=weight, target="teacher")
+  if arm == "e2kd":
+    return [kap.PreserveAttribution(
+        teacher, kap.objectives.E2KD(layers[-1], weight=e2kd_weight),
+        distillation=kap.Distillation(kind=kind, alpha=1.0))]
+  if arm == "catkd":
+    return [kap.PreserveAttribution(
+        teacher, kap.objectives.CATKD(layers[-1], weight=catkd_weight))]
+  if arm == "swa":
+    return hold(weight=weight)
+  if arm == "swa_stochastic":
+    return hold(weight=weight, drop_rate=DROP_RATE)
+  if arm == "swa_distillation":
+    return hold(scores, weight=weight)
+  if arm == "agreement":
+    return hold(scores, agreement=agreement)
+  raise ValueError(f"arm must be one of {[*ARMS]}; got {arm!r}.")

@@ -1,0 +1,213 @@
+"""Every compression of the experiments, from a teacher to a student.
+
+A strength is the share of weights or filters removed, the divisor of the
+widths, or the bits.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow_model_optimization as tfmot
+
+import keras_attr_preserve as kap
+from keras_attr_preserve.compat import keras
+
+__all__ = ["CLUSTERS", "COMPRESSIONS", "check_strength", "compress", "parse"]
+
+_quantization = tfmot.quantization.keras
+_combine = tfmot.experimental.combine
+
+ROUND_SHARE = 0.2
+"""What a round of pruning takes of what is left, as in Park et al. 2020."""
+CLUSTERS = 16
+
+COMPRESSIONS = (
+    "none", "prune", "filters", "narrow", "ptq", "qat", "cluster", "prune+qat",
+    "filters+qat", "cluster+qat", "prune+cluster+qat")
+_STRENGTHS = {
+    "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
+    "cluster+qat": str(CLUSTERS)}
+
+Fit = Callable[..., Any]
+
+
+def parse(text: str) -> list[tuple[str, float]]:
+  """Reads a grid such as "prune:0.8,0.9;narrow:4;qat".
+
+  Args:
+    text: compressions and their strengths; what has but one strength, such as
+      "qat", needs none.
+
+  Returns:
+    Pairs of compression and strength, in order.
+
+  Raises:
+    ValueError: an unknown compression, or a strength it cannot have.
+  """
+  found = []
+  for part in filter(None, (part.strip() for part in text.split(";"))):
+    name, _, strengths = part.partition(":")
+    if name not in COMPRESSIONS:
+      raise ValueError(
+          f"the compression must be one of {[*COMPRESSIONS]}; got {name!r}.")
+    strengths = strengths or _STRENGTHS.get(name)
+    if not strengths:
+      raise ValueError(f"{name!r} needs a strength, as in '{name}:0.5'.")
+    found += [(name, check_strength(name, one))
+              for one in strengths.split(",")]
+  if not found:
+    raise ValueError("the grid must name a compression; got nothing.")
+  return found
+
+
+def check_strength(name: str, strength: str | float) -> float:
+  """Returns a compression's strength as a number.
+
+  Raises:
+    ValueError: it is none, or one that the compression cannot have.
+  """
+  try:
+    value = float(strength)
+  except ValueError:
+    raise ValueError(
+        f"{name}'s strength must be a number; got {strength!r}.") from None
+  if name in _STRENGTHS:
+    if value != float(_STRENGTHS[name]):
+      raise ValueError(
+          f"{name}'s strength must be {_STRENGTHS[name]}; got {strength}.")
+  elif name == "narrow":
+    if not value >= 1:
+      raise ValueError(
+          f"{name}'s divisor must be 1 or more; got {strength}.")
+  elif not 0 < value < 1:
+    raise ValueError(
+        f"{name}'s share must be between 0 and 1; got {strength}.")
+  return value
+
+
+def compress(
+    name: str, strength: float, teacher: keras.Model, fit: Fit
+) -> keras.Model:
+  """Compresses a copy of the teacher, one step after another.
+
+  Args:
+    name: one of `COMPRESSIONS`.
+    strength: see `parse`.
+    teacher: stays as it came.
+    fit: `fit(kind, build, epochs=1, callbacks=())` makes a model by
+      `build(steps_per_epoch)`, trains and returns it; `kind`, one of "prune",
+      "tune", "scratch" and "quantize", says for how long and how fast.
+
+  Returns:
+    The student, stripped; quantize-aware where the name ends in "qat".
+  """
+  student = teacher
+  for part in name.split("+"):
+    student = _STEPS[part](student, strength, fit, name)
+  return student
+
+
+def _none(model, strength, fit, name):
+  del strength, name
+  return fit("tune", lambda _: kap.clone_model(model))
+
+
+def _ptq(model, strength, fit, name):
+  del strength, fit, name
+  return kap.clone_model(model)
+
+
+def _prune(model, strength, fit, name):
+  """Magnitude pruning in rounds; then as many steps again to recover."""
+  rounds = max(1, round(math.log(1 - strength) / math.log(1 - ROUND_SHARE)))
+  share = 1 - (1 - strength) ** (1 / rounds)
+
+  def build(each):
+    schedule = kap.IterativePruning(
+        rounds=rounds, share=share, steps_per_round=each)
+    whole = _left_whole(model, name)
+
+    def wrap(layer):
+      pruned = _has_kernel(layer) and layer.name not in whole
+      return (tfmot.sparsity.keras.prune_low_magnitude(layer, schedule)
+              if pruned else layer)
+
+    return keras.models.clone_model(
+        kap.clone_model(model), clone_function=wrap)
+
+  # Rounds begin with an epoch; half of the epochs come after the last one.
+  student = fit("prune", build, epochs=2 * rounds, callbacks=[
+      tfmot.sparsity.keras.UpdatePruningStep()])
+  return tfmot.sparsity.keras.strip_pruning(student)
+
+
+def _filters(model, strength, fit, name):
+  del name
+  return fit("tune", lambda _: kap.prune_filters(model, strength))
+
+
+def _narrow(model, strength, fit, name):
+  del name
+  return fit("scratch", lambda _: kap.narrow(model, 1 / strength))
+
+
+def _cluster(model, strength, fit, name):
+  del strength
+  clustering = tfmot.clustering.keras
+  whole = _left_whole(model, name)
+
+  def wrap(layer):
+    if not _has_kernel(layer) or layer.name in whole:
+      return layer
+    # A small layer may not have so many values to make clusters of.
+    values = len(np.unique(layer.get_weights()[0])) // 2
+    return clustering.cluster_weights(
+        layer, max(3, min(CLUSTERS, values)),
+        clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+        preserve_sparsity="prune" in name)
+
+  student = fit("quantize", lambda _: keras.models.clone_model(
+      kap.clone_model(model), clone_function=wrap))
+  return clustering.strip_clustering(student)
+
+
+def _qat(model, strength, fit, name):
+  del strength
+
+  def build(_):
+    net = kap.clone_model(model)
+    if "cluster" in name:
+      scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
+          preserve_sparsity="prune" in name)
+    elif "prune" in name:
+      scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
+    else:
+      return _quantization.quantize_model(net)
+    return _quantization.quantize_apply(
+        _quantization.quantize_annotate_model(net), scheme)
+
+  return fit("quantize", build)
+
+
+_STEPS = {"none": _none, "ptq": _ptq, "prune": _prune, "filters": _filters,
+          "narrow": _narrow, "cluster": _cluster, "qat": _qat}
+
+
+def _has_kernel(layer: keras.layers.Layer) -> bool:
+  return isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)) and not (
+      isinstance(layer, keras.layers.DepthwiseConv2D))
+
+
+def _left_whole(model: keras.Model, name: str) -> set[str]:
+  """The first and the last layer with a kernel, which are small.
+
+  But none where zeros are to outlive clusters under quantization: tfmot 0.8.1
+  gives all convolutions one quantizer, and the first layer without a zero ends
+  its care for the zeros of them all.
+  """
+  if name.startswith("prune+cluster"):
+    return set()
+  names = [layer.name for layer in model.layers if _has_kernel(layer)]
+  return {names[0], names[-1]}

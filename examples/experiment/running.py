@@ -1,0 +1,238 @@
+"""The flags that all binaries share, and what they do with them."""
+
+import logging as python_logging
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import app, flags, logging
+from tqdm import tqdm
+
+from examples.experiment import nets
+from examples.experiment.arms import CALLBACK_ARMS
+from examples.experiment.compressing import check_strength
+from examples.experiment.data import Data, load
+from examples.experiment.experiment import KINDS, Experiment, Run, Settings
+from examples.experiment.fitting import Recipe, fit
+from keras_attr_preserve.compat import keras
+
+__all__ = ["FLAGS", "command", "define_data_flags", "define_flags",
+           "define_run_flags", "load_data", "open_experiment", "pixel_range",
+           "read_net", "run_all", "run_grid", "show", "start"]
+
+FLAGS = flags.FLAGS
+
+_SHOWN = {
+    "map": "mAP", "accuracy": "accuracy", "cosine_mean": "cosine",
+    "cosine_p5": "5th percentile", "spearman_mean": "Spearman",
+    "roc_auc": "ROC-AUC", "pointing": "pointing",
+    "gradient_cosine_mean": "int. gradients", "occlusion_cosine_mean":
+    "occlusion", "dead": "dead", "bytes_gzipped": "bytes gzipped"}
+_SMOKE = {
+    "data": "digits", "size": 32, "limit": 24, "batch_size": 8, "probes": 2,
+    "layers": ["relu3"], "judged_layer": "relu3", "classes": None,
+    **{f"{kind}_steps": 20 if kind == "prune" else 4 for kind in KINDS}}
+
+
+def define_data_flags() -> None:
+  """Defines what pictures are read, and in which range nets take them."""
+  flags.DEFINE_string(
+      "data", "digits", "What to compress for: 'digits', a VOCdevkit folder, "
+      "an image folder, an .npz file or 'tfds:NAME'; see experiment/data.py.")
+  flags.DEFINE_list("classes", None, "Classes to keep; all where not set.")
+  flags.DEFINE_string("background_class", None,
+                      "Name of the absence of the one class in --classes.")
+  flags.DEFINE_integer("size", 64, "Height and width of pictures.",
+                       lower_bound=1)
+  flags.DEFINE_integer("limit", None, "Pictures of each part at most.",
+                       lower_bound=1)
+  flags.DEFINE_list("pixel_range", ["0", "1"],
+                    "What the nets take for black and for white.")
+  flags.DEFINE_bool("smoke", False, "A run of seconds, to see that all works.")
+
+
+def define_flags(output: str) -> None:
+  """Defines the flags of every binary that compresses.
+
+  Args:
+    output: the default of `--output`.
+  """
+  define_data_flags()
+  flags.DEFINE_string("output", output, "Folder of the results.")
+  flags.DEFINE_string("experiment", "experiment", "A name for the results.")
+  flags.DEFINE_string(
+      "teacher", None, "The net to compress, a file that kap.load_model takes; "
+      "train_teacher makes one.")
+  flags.DEFINE_list("layers", None, "The layers whose maps are held.")
+  flags.DEFINE_string("judged_layer", None,
+                      "Where Grad-CAM judges; the last of --layers.")
+  flags.DEFINE_enum("target", "teacher",
+                    ["teacher", "top_k", "label", "present", "all"],
+                    "Whose class's map is held; see WCAM.")
+  flags.DEFINE_string("weight", "auto", "Weight of the maps, or 'auto'.")
+  flags.DEFINE_float("agreement", 0.95, "What the arm 'agreement' holds.")
+  flags.DEFINE_float("alpha", 0.9,
+                     "Share of the teacher's scores, where they are taught.")
+  flags.DEFINE_float("e2kd_weight", 1.0, "Weight of e2KD's maps.",
+                     lower_bound=0.0)
+  flags.DEFINE_float("catkd_weight", 4.0, "Weight of CAT-KD's maps.",
+                     lower_bound=0.0)
+  for kind, steps, rate, what in (
+      ("prune", 600, 1e-3, "while weights are pruned and to recover"),
+      ("tune", 600, 1e-3, "after filters are removed, or nothing is"),
+      ("scratch", 1200, 2e-3, "of a net with fresh weights"),
+      ("quantize", 300, 2e-4, "with clusters or under quantization")):
+    flags.DEFINE_integer(f"{kind}_steps", steps, f"Steps {what}.",
+                         lower_bound=1)
+    flags.DEFINE_float(f"{kind}_rate", rate, f"Adam's learning rate {what}.",
+                       lower_bound=0.0)
+  flags.DEFINE_integer("batch_size", 32, "Pictures a step.", lower_bound=1)
+  flags.DEFINE_bool("flip", False, "Mirror pictures at random.")
+  flags.DEFINE_integer("probes", 100, "Pictures for the slow judges.",
+                       lower_bound=1)
+  flags.DEFINE_enum("judge_on", "test", ["test", "validation"],
+                    "Which part to judge on; choose settings on validation.")
+  flags.DEFINE_bool("keep", False, "Keep every student and its file.")
+
+
+def define_run_flags(output: str) -> None:
+  """Defines `define_flags` and the arms and seeds of one compression."""
+  define_flags(output)
+  flags.DEFINE_multi_enum("arm", ["plain", "swa_distillation"],
+                          [*CALLBACK_ARMS], "What the student learns besides.")
+  flags.DEFINE_multi_integer("seed", [1], "Seeds of weights and batches.")
+
+
+def start(argv: list[str]) -> None:
+  """Checks the command line, and quiets what the converter says."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.ERROR)
+  python_logging.getLogger("tensorflow").setLevel(python_logging.ERROR)
+  if FLAGS.smoke:
+    for name, value in _SMOKE.items():
+      if name in FLAGS and not FLAGS[name].present:
+        FLAGS[name].value = value
+
+
+def load_data() -> Data:
+  """Reads the data that the flags name."""
+  return load(FLAGS.data, size=FLAGS.size, classes=FLAGS.classes,
+              background_class=FLAGS.background_class, limit=FLAGS.limit)
+
+
+def pixel_range() -> tuple[float, float]:
+  """The range of the net's pictures."""
+  try:
+    low, high = map(float, FLAGS.pixel_range)
+  except ValueError:
+    raise app.UsageError(
+        "--pixel_range must be two numbers, as in 0,1; got "
+        f"{','.join(FLAGS.pixel_range)}.") from None
+  return low, high
+
+
+def read_net(
+    data: Data, path: str | None, flag: str = "--teacher"
+) -> keras.Model:
+  """Loads a net, or makes one for a smoke run."""
+  if path is not None:
+    return nets.load(path)
+  if not FLAGS.smoke:
+    raise app.UsageError(
+        f"{flag} must name a net; python -m examples.train_teacher makes one.")
+  keras.utils.set_random_seed(0)
+  net = nets.build("small", size=FLAGS.size, classes=len(data.class_names),
+                   width=0.25)
+  fit(net, data.train, Recipe(
+      steps=4, learning_rate=2e-3, batch_size=_SMOKE["batch_size"], seed=0,
+      pixel_range=pixel_range(), flip=False, multi_label=data.multi_label))
+  return net
+
+
+def open_experiment() -> Experiment:
+  """Reads data and teacher, and opens the results."""
+  if not FLAGS.layers:
+    raise app.UsageError("--layers must name a layer whose map is held.")
+  data = load_data()
+  teacher = read_net(data, FLAGS.teacher)
+  settings = Settings(
+      steps={kind: FLAGS[f"{kind}_steps"].value for kind in KINDS},
+      learning_rates={kind: FLAGS[f"{kind}_rate"].value for kind in KINDS},
+      batch_size=FLAGS.batch_size, flip=FLAGS.flip, pixel_range=pixel_range(),
+      layers=tuple(FLAGS.layers),
+      judged_layer=FLAGS.judged_layer or FLAGS.layers[-1],
+      target=FLAGS.target, weight=_weight(), agreement=FLAGS.agreement,
+      alpha=FLAGS.alpha, e2kd_weight=FLAGS.e2kd_weight,
+      catkd_weight=FLAGS.catkd_weight, probes=FLAGS.probes,
+      judged_on=FLAGS.judge_on)
+  return Experiment(
+      FLAGS.experiment, teacher, data, settings, FLAGS.output,
+      described={"classes": data.class_names, "size": FLAGS.size,
+                 "limit": FLAGS.limit}, keep=FLAGS.keep)
+
+
+def run_all(experiment: Experiment, runs: Iterable[Run]) -> None:
+  """Makes the runs that are not there yet, and prints each.
+
+  Args:
+    experiment: whose runs.
+    runs: in this order.
+  """
+  runs = [*runs]
+  missing = [run for run in runs if experiment.find(run) is None]
+  if len(missing) < len(runs):
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are in "
+          f"{experiment.path} already.")
+  experiment.references()
+  with tqdm(missing, unit="run", disable=len(missing) < 2) as bar:
+    for run in bar:
+      bar.set_description(run.name)
+      experiment.run(run, verbose=2 if len(missing) == 1 else 0)
+  for run in runs:
+    row = experiment.find(run)
+    if row is None:
+      raise RuntimeError(f"{run.name} has no row in {experiment.path}.")
+    print(show(row))
+
+
+def show(row: Mapping[str, Any]) -> str:
+  """A row as a line of text."""
+  figures = ", ".join(
+      f"{label} {row[key]:,}" if isinstance(row[key], int)
+      else f"{label} {row[key]:.3f}"
+      for key, label in _SHOWN.items() if row.get(key) is not None)
+  return (f"{row['compression']} {row['strength']:g}, {row['arm']}, seed "
+          f"{row['seed']}: {figures} ({row['seconds']:.0f} s)")
+
+
+def run_grid(compressions: Iterable[tuple[str, float]]) -> None:
+  """Opens the experiment and runs compressions in all arms and seeds asked."""
+  started = time.monotonic()
+  try:
+    runs = [Run(name, check_strength(name, strength), arm, seed)
+            for name, strength in compressions for seed in FLAGS.seed
+            for arm in (["plain"] if name == "ptq" else FLAGS.arm)]
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  experiment = open_experiment()
+  run_all(experiment, runs)
+  print(f"{experiment.path} ({time.monotonic() - started:.0f} s)")
+
+
+def _weight() -> float | str:
+  if FLAGS.weight == "auto":
+    return "auto"
+  try:
+    return float(FLAGS.weight)
+  except ValueError:
+    raise app.UsageError(
+        f"--weight must be a number or 'auto'; got {FLAGS.weight}.") from None
+
+
+def command(name: str) -> str:
+  """The command line that makes these results again."""
+  return " ".join([f"python -m examples.{name}", *(
+      shlex.quote(one) for one in sys.argv[1:])])

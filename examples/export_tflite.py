@@ -1,0 +1,46 @@
+"""Converts a net to a .tflite file with its attribution on board.
+
+    python -m examples.export_tflite --model=out/prune/students/NAME.h5 \
+        --layer=relu4 --mode=int8 --output=out/net.tflite
+
+The range of int8 is measured on pictures of the training part.
+"""
+
+from absl import app, flags
+
+import keras_attr_preserve as kap
+from examples.experiment import running
+from examples.experiment.experiment import calibration
+from keras_attr_preserve.files import make_folder, write_whole
+
+running.define_data_flags()
+MODEL = flags.DEFINE_string("model", None, "The net, as kap.load_model takes.")
+LAYER = flags.DEFINE_string("layer", None, "The layer that is explained.")
+MODE = flags.DEFINE_enum(
+    "mode", "int8", ["float32", "float16", "dynamic", "int8", "int16x8"],
+    "What the numbers are stored as.")
+TARGET = flags.DEFINE_enum(
+    "target", "phone", ["phone", "microcontroller"], "What the file is for.")
+OUTPUT = flags.DEFINE_string("output", "out/net.tflite", "The file to write.")
+
+
+def main(argv: list[str]) -> None:
+  """Converts, and prints what came out."""
+  running.start(argv)
+  data = running.load_data()
+  model = running.read_net(data, MODEL.value, "--model")
+  layer = LAYER.value or ("relu3" if running.FLAGS.smoke else None)
+  if layer is None:
+    raise app.UsageError("--layer must name the layer that is explained.")
+  content = kap.export.convert(
+      model, kap.WCAM(layer), mode=MODE.value, target=TARGET.value,
+      representative_images=calibration(data, running.pixel_range()))
+  folder, _, name = OUTPUT.value.rpartition("/")
+  path = make_folder(folder or ".", "--output") / name
+  write_whole(path, content)
+  print(kap.export.inspect_file(content))
+  print(path)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,27 @@
+"""Prunes single weights of a net in rounds, as Park et al. 2020 do.
+
+    python -m examples.prune --teacher=out/teacher/teacher.h5 --layers=relu4 \
+        --sparsity=0.9 --sparsity=0.97 --arm=plain --arm=swa_distillation
+
+Each round takes a fifth of the weights that are left, by magnitude; the first
+and the last layer stay whole. Every student ships as an int8 .tflite file,
+which is what is judged. Adds a row for each to results.jsonl.
+"""
+
+from absl import app, flags
+
+from examples.experiment import running
+
+running.define_run_flags("out/prune")
+SPARSITY = flags.DEFINE_multi_float(
+    "sparsity", [0.9], "Share of the weights that goes.")
+
+
+def main(argv: list[str]) -> None:
+  """Prunes at every sparsity, in every arm, with every seed."""
+  running.start(argv)
+  running.run_grid([("prune", one) for one in SPARSITY.value])
+
+
+if __name__ == "__main__":
+  app.run(main)

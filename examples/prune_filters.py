@@ -1,0 +1,27 @@
+"""Removes whole filters of a net at once, the smallest by L1 norm.
+
+    python -m examples.prune_filters --teacher=out/teacher/teacher.h5 \
+        --layers=relu4 --share=0.5 --share=0.7 --arm=plain \
+        --arm=swa_distillation
+
+The student is an ordinary smaller net, and is trained on. It ships as an int8
+.tflite file, which is what is judged. Adds a row for each to results.jsonl.
+"""
+
+from absl import app, flags
+
+from examples.experiment import running
+
+running.define_run_flags("out/prune_filters")
+SHARE = flags.DEFINE_multi_float(
+    "share", [0.5], "Share of the filters of every layer that goes.")
+
+
+def main(argv: list[str]) -> None:
+  """Prunes every share, in every arm, with every seed."""
+  running.start(argv)
+  running.run_grid([("filters", one) for one in SHARE.value])
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,90 @@
+"""Runs a grid of compressions, strengths, arms and seeds, and reports.
+
+    python -m examples.sweep --flagfile=examples/experiment/flags/digits.cfg \
+        --output=out/digits
+    python -m examples.sweep --teacher=out/teacher/teacher.h5 --layers=relu4 \
+        --grid="prune:0.8,0.9;filters:0.5;narrow:4;ptq;qat" --seed=1 --seed=2
+
+Runs whose rows stand in results.jsonl already are left out, so that a sweep
+goes on where it was stopped; `--minutes` stops it by itself, between two runs.
+Tables and plots of what is there are written in the end.
+"""
+
+import time
+
+from absl import app, flags
+from tqdm import tqdm
+
+from examples.experiment import running
+from examples.experiment.arms import ARMS
+from examples.experiment.compressing import parse
+from examples.experiment.experiment import Run
+from examples.experiment.results_page import write_report
+from examples.experiment.student_pictures import draw_students
+from examples.experiment.summaries import settings_of
+
+running.define_flags("out/sweep")
+GRID = flags.DEFINE_string(
+    "grid", "prune:0.9;qat", "Compressions with their strengths.")
+ARM = flags.DEFINE_multi_enum(
+    "arm", [*ARMS], [*ARMS], "What students learn besides.")
+SEED = flags.DEFINE_multi_integer(
+    "seed", [1, 2, 3], "Seeds of weights and batches.")
+MINUTES = flags.DEFINE_float(
+    "minutes", None, "Begin no run after so long.", lower_bound=0.0)
+NOTES = flags.DEFINE_string(
+    "notes", None, "A Markdown file with what there is to say of the results.")
+REPORT = flags.DEFINE_string(
+    "report", None, "Folder of tables and plots; --output/report if not set.")
+
+
+def grid() -> list[Run]:
+  """The runs, a seed after another, so that a part says something of all."""
+  runs = []
+  for seed in SEED.value:
+    if "fine_tune" in ARM.value:
+      runs.append(Run("none", 0.0, "fine_tune", seed))
+    for name, strength in parse(GRID.value):
+      arms = ["plain"] if name == "ptq" else [
+          arm for arm in ARM.value if arm != "fine_tune"]
+      runs += [Run(name, strength, arm, seed) for arm in arms]
+  return runs
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is missing, then writes tables and plots."""
+  running.start(argv)
+  started = time.monotonic()
+  try:
+    runs = grid()
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  experiment = running.open_experiment()
+  missing = [run for run in runs if experiment.find(run) is None]
+  print(f"{len(runs) - len(missing)} of {len(runs)} runs are in "
+        f"{experiment.path}.")
+  experiment.references()
+  with tqdm(missing, unit="run") as bar:
+    for number, run in enumerate(bar):
+      if MINUTES.value is not None and (
+          time.monotonic() - started > 60 * MINUTES.value):
+        print(f"\nstopped after {MINUTES.value:g} minutes; "
+              f"{len(missing) - number} runs are left.")
+        break
+      bar.set_description(run.name)
+      tqdm.write(running.show(experiment.run(run)))
+  if not settings_of(experiment.rows()):
+    return
+  draw_students(experiment, SEED.value[0])
+  notes = ""
+  if NOTES.value:
+    with open(NOTES.value, encoding="utf-8") as file:
+      notes = file.read()
+  for path in write_report(
+      experiment.folder, REPORT.value or experiment.folder / "report",
+      command=running.command("sweep"), notes=notes):
+    print(path)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,119 @@
+"""Tests of the grid's text, and of every compression on a tiny net."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from examples.experiment import compressing
+from examples.experiment.compressing import compress, parse
+from keras_attr_preserve.compat import keras
+
+
+def net() -> keras.Model:
+  keras.utils.set_random_seed(3)
+  inputs = x = keras.Input([8, 8, 3])
+  for number, filters in enumerate((4, 8, 8)):
+    x = keras.layers.Conv2D(
+        filters, 3, padding="same", use_bias=False, name=f"conv{number}")(x)
+    x = keras.layers.BatchNormalization(name=f"bn{number}")(x)
+    x = keras.layers.ReLU(name=f"relu{number}")(x)
+  x = keras.layers.GlobalAveragePooling2D()(x)
+  return keras.Model(inputs, keras.layers.Dense(3, name="logits")(x))
+
+
+def fit(kind, build, epochs=1, callbacks=()):
+  """Two steps an epoch."""
+  del kind
+  student = build(2)
+  student.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
+  rng = np.random.default_rng(0)
+  student.fit(rng.normal(size=[8, 8, 8, 3]).astype(np.float32),
+              rng.integers(0, 2, [8, 3]).astype(np.float32), batch_size=4,
+              epochs=epochs, callbacks=[*callbacks], verbose=0)
+  return student
+
+
+def zeros(layer) -> float:
+  kernel = layer.get_weights()[0]
+  return float((kernel == 0).mean())
+
+
+class ParseTest(parameterized.TestCase):
+
+  def test_a_grid(self):
+    self.assertEqual(parse(" prune:0.8,.9 ;narrow:4; qat;cluster;none"), [
+        ("prune", 0.8), ("prune", 0.9), ("narrow", 4.0), ("qat", 8.0),
+        ("cluster", 16.0), ("none", 0.0)])
+
+  @parameterized.parameters(
+      ("", "must name"), ("melt:0.5", "must be one of"),
+      ("prune", "needs a strength"), ("prune:1", "between 0 and 1"),
+      ("prune:nan", "between 0 and 1"), ("filters:x", "must be a number"),
+      ("narrow:0.5", "1 or more"), ("qat:4", "must be 8"))
+  def test_what_it_refuses(self, text, said):
+    with self.assertRaisesRegex(ValueError, said):
+      parse(text)
+
+
+class CompressTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.teacher = net()
+    self.before = self.teacher.get_weights()
+
+  def tearDown(self):
+    for one, other in zip(self.before, self.teacher.get_weights()):
+      np.testing.assert_array_equal(one, other)
+    super().tearDown()
+
+  def test_pruned_in_rounds_but_for_the_first_and_the_last_layer(self):
+    student = compress("prune", 0.75, self.teacher, fit)
+    # tfmot rounds the number of weights that stay.
+    for name in ("conv1", "conv2"):
+      self.assertAlmostEqual(zeros(student.get_layer(name)), 0.75, delta=0.01)
+    for name in ("conv0", "logits"):
+      self.assertEqual(zeros(student.get_layer(name)), 0)
+
+  def test_half_of_the_filters_go(self):
+    student = compress("filters", 0.5, self.teacher, fit)
+    self.assertEqual(student.get_layer("conv1").filters, 4)
+
+  def test_a_thinner_net_starts_from_fresh_weights(self):
+    student = compress("narrow", 4, self.teacher, fit)
+    self.assertEqual(student.get_layer("conv2").filters, 2)
+
+  def test_nothing_at_all_is_a_copy(self):
+    student = compress("ptq", 8, self.teacher, fit)
+    for one, other in zip(self.before, student.get_weights()):
+      np.testing.assert_array_equal(one, other)
+
+  def test_clusters(self):
+    student = compress("cluster", 16, self.teacher, fit)
+    kernel = student.get_layer("conv1").get_weights()[0]
+    self.assertLessEqual(len(np.unique(kernel)), compressing.CLUSTERS)
+    self.assertGreater(len(np.unique(
+        student.get_layer("conv0").get_weights()[0])), compressing.CLUSTERS)
+
+  @parameterized.parameters("qat", "cluster+qat")
+  def test_a_quantize_aware_net_converts(self, name):
+    student = compress(name, 8, self.teacher, fit)
+    content = kap.export.convert(
+        student, kap.WCAM("relu2"), mode="int8", representative_images=(
+            np.random.default_rng(0).normal(size=[8, 8, 8, 3]).astype(
+                np.float32)))
+    self.assertGreater(kap.export.file_sizes(content)["bytes"], 0)
+
+  @parameterized.parameters("prune+qat", "prune+cluster+qat")
+  def test_what_is_pruned_stays_pruned_under_what_follows(self, name):
+    student = compress(name, 0.75, self.teacher, fit)
+    content = kap.export.convert(student, kap.WCAM("relu2"), mode="int8",
+                                 representative_images=np.random.default_rng(
+                                     0).normal(size=[8, 8, 8, 3]).astype(
+                                         np.float32))
+    # 860 of the 972 kernel weights are in the two layers that are pruned.
+    self.assertGreater(kap.export.file_sizes(content)["sparsity"], 0.6)
+
+
+if __name__ == "__main__":
+  absltest.main()

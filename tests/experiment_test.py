@@ -1,0 +1,139 @@
+"""Tests of runs: judged, written down, not run twice, the same again."""
+
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from examples.experiment import experiment as module
+from examples.experiment.arms import ARMS, CALLBACK_ARMS, arm_callbacks
+from examples.experiment.data import Data
+from examples.experiment.experiment import KINDS, Experiment, Run, Settings
+from examples.experiment.fitting import Recipe, fit
+from examples.experiment.results_file import read_rows
+from tests import experiment_fitting_test
+from tests.experiment_compressing_test import net
+from tests.experiment_measuring_test import split
+
+SETTINGS = Settings(
+    steps=dict.fromkeys(KINDS, 4), learning_rates=dict.fromkeys(KINDS, 1e-3),
+    batch_size=4, flip=False, pixel_range=(-1.0, 1.0), layers=("relu2",),
+    judged_layer="relu2", probes=2)
+RUN = Run("filters", 0.5, "swa_distillation", 1)
+
+
+def data() -> Data:
+  return Data(split(8, seed=1), split(6, seed=2), split(6, seed=3),
+              ("a", "b", "c"), np.array([1, 2, 3]), True)
+
+
+class ArmsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*CALLBACK_ARMS)
+  def test_every_arm_fits(self, arm):
+    teacher = net()
+    before = teacher.get_weights()
+    student = kap.clone_model(teacher)
+    student.set_weights([1.1 * one for one in student.get_weights()])
+    callbacks = arm_callbacks(
+        arm, teacher, ["relu1", "relu2"], multi_label=True, target="present")
+    self.assertEqual(bool(callbacks), arm != "plain")
+    recipe = Recipe(2, 1e-3, 4, 0, (-1.0, 1.0), False, True)
+    logs = fit(student, experiment_fitting_test.split(), recipe, callbacks)
+    held = arm not in ("plain", "distillation")
+    self.assertEqual("attr_agreement" in logs, held)
+    taught = arm in ("distillation", "e2kd", "swa_distillation", "agreement")
+    self.assertEqual("distill_loss" in logs, taught)
+    for one, other in zip(before, teacher.get_weights()):
+      np.testing.assert_array_equal(one, other)
+
+  def test_an_unknown_arm(self):
+    with self.assertRaisesRegex(ValueError, "must be one of"):
+      arm_callbacks("magic", net(), ["relu2"], multi_label=True)
+
+
+class RunTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("prune", "magic", "arm must be"), ("prune", "fine_tune", "alone"),
+      ("none", "swa", "alone"), ("ptq", "swa", "trains nothing"))
+  def test_what_does_not_go_together(self, compression, arm, said):
+    self.assertIn("fine_tune", ARMS)
+    with self.assertRaisesRegex(ValueError, said):
+      Run(compression, 0.5, arm, 1)
+
+
+class ExperimentTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.teacher = net()
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def open(self, folder="results", settings=SETTINGS, **named):
+    return Experiment("made", self.teacher, data(), settings,
+                      self.folder / folder, **named)
+
+  def test_a_run_is_written_down_once_and_is_the_same_again(self):
+    one = self.open(keep=True)
+    one.references()
+    row = one.run(RUN)
+    for key in ("map", "cosine_mean", "roc_auc", "gradient_cosine_mean",
+                "occlusion_cosine_mean", "float_cosine_mean", "bytes_gzipped",
+                "parameters", "macs", "same_top_class", "dead"):
+      self.assertTrue(np.isfinite(row[key]), key)
+    self.assertEqual(row["settings"]["layers"], ["relu2"])
+    self.assertIn("tensorflow", row["versions"])
+
+    again = self.open()
+    with mock.patch.object(module, "compress", side_effect=AssertionError):
+      self.assertEqual(again.run(RUN), row)
+    again.references()
+    self.assertLen(read_rows(one.path), 3)
+    file = one.kept(RUN)
+    self.assertEqual(kap.export.file_sizes(file)["bytes"], row["bytes"])
+    student = kap.load_model(one.folder / "students" / f"{RUN.name}.h5")
+    self.assertEqual(student.get_layer("conv1").filters, 4)
+
+    other = self.open("others").run(RUN)
+    for key, value in row.items():
+      if isinstance(value, float) and "seconds" not in key:
+        # Threads may add in another order.
+        self.assertAlmostEqual(other[key], value, places=3, msg=key)
+
+  def test_other_settings_are_another_run(self):
+    one = self.open()
+    row = one.run(Run("ptq", 8, "plain", 1))
+    changed = SETTINGS.__class__(**{**vars(SETTINGS), "batch_size": 2})
+    self.assertIsNone(self.open(settings=changed).find(
+        Run("ptq", 8, "plain", 1)))
+    self.assertEqual(self.open().find(Run("ptq", 8, "plain", 1)), row)
+
+  def test_a_run_that_fails_leaves_no_row(self):
+    one = self.open()
+    stopped = mock.patch.object(
+        module.kap.export, "convert", side_effect=KeyboardInterrupt)
+    with stopped, self.assertRaises(KeyboardInterrupt):
+      one.run(Run("ptq", 8, "plain", 1))
+    self.assertEmpty(read_rows(one.path))
+
+  def test_too_few_steps_for_the_rounds(self):
+    with self.assertRaisesRegex(ValueError, "must be 20 or more"):
+      self.open().run(Run("prune", 0.9, "plain", 1))
+
+  def test_the_teacher_stays_as_it_came(self):
+    before = self.teacher.get_weights()
+    self.open().run(Run("qat", 8, "swa", 1))
+    for one, other in zip(before, self.teacher.get_weights()):
+      np.testing.assert_array_equal(one, other)
+
+
+if __name__ == "__main__":
+  absltest.main()
