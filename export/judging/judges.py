@@ -88,9 +88,7 @@ def judged_maps(
   maps = {}
   for name, judge in judges.items():
     if judge is None:
-      shown = progress if progress is not True else (
-          lambda done, total, name=name: reporter(
-              True, f"{name}, {whose}", total)(done))
+      shown = _line(f"{name}, {whose}") if progress is True else progress
       judge = functools.partial(
           JUDGES[name], batch_size=size, progress=shown)
     maps[name] = np.asarray(judge(scores, images, targets))
@@ -99,3 +97,12 @@ def judged_maps(
           f"judges: {name!r} must return maps [{len(images)}, height, width]; "
           f"got {list(maps[name].shape)}.")
   return maps
+
+
+def _line(name: str) -> Callable[[int, int], None]:
+  """A function of progress that prints a line; it learns the total later."""
+  lines = {}
+
+  def show(done: int, total: int) -> None:
+    lines.setdefault(total, reporter(True, name, total))(done)
+  return show
