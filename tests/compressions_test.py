@@ -364,6 +364,7 @@ class FileTest(_CompressionTest):
         with self.assertRaises(AssertionError, msg=name):
           check(kernels)
 
+  @pytest.mark.slow
   def test_one_after_another(self):
     """The chain of docs/compressions.md."""
     wcam = kap.WCAM("act2")

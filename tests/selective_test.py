@@ -84,6 +84,7 @@ class BadLayerTest(parameterized.TestCase):
         *predict.inputs.values(), *predict.outputs.values())},
                      {np.dtype(np.int8)})
 
+  @pytest.mark.slow
   def test_a_file_like_any_other(self):
     content = of_bad().content
     self.assertLen(content, of_bad().bytes)
@@ -106,6 +107,7 @@ class BadLayerTest(parameterized.TestCase):
     self.assertGreater(facts["median_cosine"], 0.99)
     self.assertEqual(facts["measured_on"], 24)
 
+  @pytest.mark.slow
   def test_bytes_are_counted_against_the_same_file_without(self):
     plain = kap.export.convert(
         drift_nets.bad_chain(), WCAM, representative_images=IMAGES[::2],
@@ -115,6 +117,7 @@ class BadLayerTest(parameterized.TestCase):
     # Two kernels of 324 weights, each by three bytes, less their scales.
     self.assertBetween(of_bad().bytes_added, 1800, 3500)
 
+  @pytest.mark.slow
   def test_more_is_kept_where_more_is_asked(self):
     more = of_bad(require=0.9999)
     self.assertContainsSubset(of_bad().kept, more.kept)
@@ -129,6 +132,7 @@ class BadLayerTest(parameterized.TestCase):
     self.assertEmpty(found.harms)
     self.assertIn("nothing", str(found))
 
+  @pytest.mark.slow
   def test_half_of_the_images_is_held_out(self):
     found = of_good()
     # What it says is what verify finds on those images.
@@ -137,6 +141,7 @@ class BadLayerTest(parameterized.TestCase):
     self.assertAlmostEqual(
         found.agreement, np.median(report.scores["cosine"]), 6)
 
+  @pytest.mark.slow
   def test_more_is_kept_where_the_file_loses_some_behind_the_features(self):
     self.assertEqual(of_bad(require=0.9995).kept, ("act2", "act3"))
     loses = lambda reference, maps: {  # noqa: E731
@@ -163,6 +168,7 @@ class BadLayerTest(parameterized.TestCase):
 
 class KindsTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_mean(self):
     found = of_bad(statistic="mean", require=0.995)
     self.assertIn("act2", found.kept)
@@ -197,6 +203,7 @@ class KindsTest(parameterized.TestCase):
                         for runtime in ("tflm", "reference"))
     np.testing.assert_allclose(micro, reference, rtol=0.02, atol=1e-4)
 
+  @pytest.mark.slow
   def test_float_ends(self):
     # Everything up to the features is kept: what goes in is not rounded, nor
     # are they.
@@ -246,6 +253,7 @@ class KindsTest(parameterized.TestCase):
     self.assertGreaterEqual(found.agreement, 0.999999)
     self.assertNotEmpty(found.kept)
 
+  @pytest.mark.slow
   def test_pruned(self):
     pruned = tiny.prune(drift_nets.bad_chain())
     weights = pruned.get_weights()

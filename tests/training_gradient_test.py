@@ -1,6 +1,7 @@
 """Tests of training.py: the step's gradient against finite differences."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -143,6 +144,7 @@ class GradientTest(parameterized.TestCase):
   @parameterized.parameters(
       "MaxPool2D", "AveragePooling2D", "overlapping", "Dropout",
       "SpatialDropout2D")
+  @pytest.mark.slow
   def test_float64_behind_pooling_and_dropout(self, kind):
     with tiny.float64():
       step = TrainStep(_compiled(_pooled(kind, 2)), _pooled(kind, 0),
