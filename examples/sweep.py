@@ -34,6 +34,9 @@ MINUTES = flags.DEFINE_float(
     "minutes", None, "Begin no run after so long.", lower_bound=0.0)
 NOTES = flags.DEFINE_string(
     "notes", None, "A Markdown file with what there is to say of the results.")
+PICTURES = flags.DEFINE_bool(
+    "pictures", True, "Draw where kept students look; not for pictures that "
+    "may not be shown.")
 REPORT = flags.DEFINE_string(
     "report", None, "Folder of tables and plots; --output/report if not set.")
 
@@ -75,7 +78,8 @@ def main(argv: list[str]) -> None:
       tqdm.write(running.show(experiment.run(run)))
   if not settings_of(experiment.rows()):
     return
-  draw_students(experiment, SEED.value[0])
+  if PICTURES.value:
+    draw_students(experiment, SEED.value[0])
   notes = ""
   if NOTES.value:
     with open(NOTES.value, encoding="utf-8") as file:
