@@ -26,7 +26,7 @@ class Linear:
     inputs: float `[batch, ...]`.
     kernel: as TensorFlow has it, scaled by output channel.
     bias: a tensor to be added to the outputs.
-    is_dense: whether it is a matrix product, or a convolution of one place.
+    is_dense: whether it is a matrix product.
     is_first: whether its inputs are the images, but for scaling and padding.
     is_average: whether it averages or sums, all weights equal and positive.
     apply: `(inputs, kernel) -> outputs` without the bias.
@@ -66,8 +66,7 @@ def layer_block(
   own = inside(op.inputs[0].op)
   if op.type == "Conv2D":
     return Linear(
-        inputs, kernel * scale, shift, inputs.shape[1:3] == [1, 1], first,
-        False,
+        inputs, kernel * scale, shift, False, first, False,
         lambda one, weights: tf.raw_ops.Conv2D(
             input=one, filter=weights, **settings),
         lambda one, weights: tf.raw_ops.Conv2DBackpropInput(

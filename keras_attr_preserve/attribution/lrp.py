@@ -72,12 +72,12 @@ def lrp(
     targets: as for `grad_cam`.
     layer: where the relevance is read, a layer's name; None for the image.
     preset: one rule everywhere: "epsilon", "z_plus", "z_plus_even",
-      "alpha_beta" or "gamma"; or one for dense layers (and convolutions of one
-      place), one for convolutions and one for the first layer: "epsilon_plus"
-      (epsilon, z+, z+), "epsilon_plus_flat" (flat in the first),
-      "epsilon_plus_even" (the same, and evenly where z+ has nothing to go by),
-      "epsilon_alpha2_beta1", "epsilon_plus_box" (box in the first, over each
-      image's own range), "epsilon_gamma_box". See `relevance_rules`.
+      "alpha_beta" or "gamma"; or one for dense layers, one for convolutions and
+      one for the first layer: "epsilon_plus" (epsilon, z+, z+),
+      "epsilon_plus_flat" (flat in the first), "epsilon_plus_even" (the same,
+      and evenly where z+ has nothing to go by), "epsilon_alpha2_beta1",
+      "epsilon_plus_box" (box in the first, over each image's own range),
+      "epsilon_gamma_box". See `relevance_rules`.
     epsilon: added to the magnitude of the epsilon and gamma rules'
       denominators.
     alpha: weight of positive contributions under "alpha_beta".

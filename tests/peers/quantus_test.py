@@ -4,6 +4,7 @@ Where it asks a net, it asks through a wrapper of ours: its own takes models of
 tf.keras, but makes new ones of them by Keras 3.
 """
 
+import importlib.util
 import warnings
 from unittest import mock
 
@@ -18,6 +19,10 @@ from tests import tiny
 from tests.peers.installed import need
 
 need("quantus", "0.6.0", tf_keras=True)
+
+if importlib.util.find_spec("zennit"):
+  # Quantus imports it, which alone wants torchvision.
+  from tests.peers import zennit_peer  # noqa: F401
 
 import quantus  # noqa: E402
 from quantus.functions.perturb_func import (  # noqa: E402

@@ -167,7 +167,11 @@ class NoiseTest(parameterized.TestCase):
         keras.layers.Dense(3)])
     tiny.shake(net)
     _, pictures, weights = _setting()
-    self.assertFalse(attribution.var_grad(net, pictures, weights).any())
+    # Squares of what float32 rounds a gradient by.
+    self.assertLess(np.abs(attribution.var_grad(
+        net, pictures, weights)).max(), 1e-12)
+    self.assertGreaterEqual(
+        attribution.var_grad(net, pictures, weights).min(), 0)
     self.assertLess(theirs.VarGrad(net, reducer="min", nb_samples=7)(
         pictures, 100 * weights).numpy().min(), 0)
 
