@@ -13,7 +13,6 @@ from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution, evaluation
 from tests import pretrained_test as pretrained
-from tests import tiny
 from tests.peers.installed import need
 
 need("xplique", "2.0.2", tf_keras=True)
@@ -54,8 +53,10 @@ def _hot(twin, classes):
 @pytest.mark.slow
 class RealNetsTest(parameterized.TestCase):
 
-  # In single pictures float32 rounds a unit to the other side of its ReLU.
-  KINKS = 1e-2
+  # In single pictures float32 rounds a unit to the other side of its ReLU. On
+  # MobileNet .02 was measured; of a path's many points some meet one in every
+  # picture, .002 at the median.
+  KINKS = 5e-2
 
   def _check(self, got, want, bound=1e-4, kinks=None):
     got, want = np.asarray(got), np.asarray(want)
@@ -87,7 +88,8 @@ class RealNetsTest(parameterized.TestCase):
     self._check(
         attribution.integrated_gradients(net, pictures, steps=10),
         theirs.IntegratedGradients(twin, reducer="sum", steps=11)(
-            pictures, _hot(twin, classes))[..., 0], kinks=self.KINKS)
+            pictures, _hot(twin, classes))[..., 0],
+        1e-2 if name == "imagenet" else 1e-4, kinks=self.KINKS)
 
   def test_guided_backprop(self):
     # Of ReLU6, as in the other nets, the peer's rule is another.

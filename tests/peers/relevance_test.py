@@ -85,6 +85,11 @@ class ZennitTest(parameterized.TestCase):
       name=_OTHERS)
   @pytest.mark.slow
   def test_lrp_of_all_nets(self, preset, name):
+    if (preset, name) == ("epsilon", "densenet"):
+      # zennit passes relevance on through a norm that follows no layer; ours
+      # takes it for a layer, so that the rule stays gradient times input:
+      # relevance_nets_test.py.
+      self.skipTest("another rule for norms that come first")
     self._check(preset, name)
 
   @parameterized.parameters(*PRESETS)

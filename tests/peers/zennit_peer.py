@@ -97,10 +97,8 @@ def composite(preset: str, net: torch_nets.TorchNet, images: np.ndarray,
   }
   if preset in everywhere:
     sums, rule = everywhere[preset]
-    # A norm that follows no layer is one itself, under the epsilon rule.
-    norms = [(kinds.BatchNorm, rule)] if preset == "epsilon" else []
     return composites.LayerMapComposite(
-        [*sums, *norms, *base, (kinds.Linear, rule)], **more)
+        [*sums, *base, (kinds.Linear, rule)], **more)
   more |= some | {"epsilon": epsilon, "stabilizer": TINY}
   return {
       "epsilon_plus": lambda: composites.EpsilonPlus(
