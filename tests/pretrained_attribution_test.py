@@ -90,8 +90,8 @@ class ConservationTest(parameterized.TestCase):
                          ("epsilon_plus_even", False)):
       # Measured: 1 to four digits.
       np.testing.assert_allclose(share[preset, bias], 1, atol=1e-3)
-    # All that the epsilon rule absorbs is the dense layer's own bias. ImageNet's
-    # MobileNet has a convolution in its place.
+    # All that the epsilon rule absorbs is the dense layer's own bias.
+    # ImageNet's MobileNet has a convolution in its place.
     absorbed = 0 if name.startswith("mobilenet") else (
         _bias(name) / _logits(name).max(1))
     np.testing.assert_allclose(
