@@ -63,6 +63,13 @@ class ReportTest(parameterized.TestCase):
         "**Not all has run.** Missing: prune 90 % plain, seeds 2; prune 90 % "
         "SWA, seeds 2; prune 95 % SWA, seeds 1, 2.", page)
 
+  def test_a_teacher_s_one_row_is_no_seed(self):
+    page = self.report([
+        row("teacher", 0, map=0.9), row("plain", 1, map=0.5),
+        row("plain", 2, map=0.5)])[0].read_text()
+    self.assertIn("Seeds: 1, 2.", page)
+    self.assertNotIn("Missing", page)
+
   def test_repeated_rows_are_counted_once_and_told(self):
     files = self.report([row(map=0.1), row(map=0.7, compression="a b/c"),
                          row(map=0.9)])

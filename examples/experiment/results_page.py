@@ -115,7 +115,7 @@ def _origin(rows: Rows, left_out: int, command: str) -> list[str]:
   for row in rows:
     for package, version in (row.get("versions") or {}).items():
       versions.setdefault(package, {})[str(version)] = None
-  facts = [f"Seeds: {_list(sorted({row['seed'] for row in rows}))}."]
+  facts = [f"Seeds: {_list(sorted(_seeds(rows)))}."]
   for key, text in (("steps", "Steps"), ("batch_size", "Batch size")):
     values = {row[key] for row in rows if row.get(key) is not None}
     if values:
@@ -137,9 +137,15 @@ def _origin(rows: Rows, left_out: int, command: str) -> list[str]:
   return [f"```sh\n{command.strip()}\n```", *facts]
 
 
+def _seeds(rows: Rows) -> set[int]:
+  """All seeds but the teacher's, which has one row for all of them."""
+  return {row["seed"] for row in rows
+          if row["arm"] not in ("teacher", "centre_prior")}
+
+
 def _missing(rows: Rows) -> list[str]:
   """The compressed arms that lack seeds that others have."""
-  seeds = {row["seed"] for row in rows}
+  seeds = _seeds(rows)
   found = []
   for compression, strength in settings_of(rows):
     own = [row for row in rows if row["compression"] == compression]
