@@ -147,7 +147,7 @@ class WeightsTest(absltest.TestCase):
         self.assertTrue(tiny.weights_equal(
             layer.get_weights(), other.get_layer(layer.name).get_weights()))
       self.assertEqual(net.output_shape, (None, 5))
-    again = nets.load(folder / "net.h5")
+    again = kap.load_model(folder / "net.h5")
     images = pictures(8)
     np.testing.assert_array_equal(again(images), other(images))
 
@@ -186,7 +186,7 @@ class WeightsTest(absltest.TestCase):
 
   def test_the_person_detector_loads(self):
     path = pretrained.model_path(pretrained.VWW / "vww_96.h5")
-    self.assertEqual(nets.load(path).output_shape, (None, 2))
+    self.assertEqual(kap.load_model(path).output_shape, (None, 2))
 
 
 if __name__ == "__main__":

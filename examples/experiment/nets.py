@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 
 import h5py
 
-import keras_attr_preserve as kap
 from keras_attr_preserve.compat import keras
 
-__all__ = ["LEAST_MAP", "NETS", "PIXEL_RANGES", "build", "layer_of", "load"]
+__all__ = ["LEAST_MAP", "NETS", "PIXEL_RANGES", "build", "layer_of"]
 
 _layers = keras.layers
 
@@ -111,21 +110,6 @@ def layer_of(name: str, size: int) -> str:
   _check(name, size)
   return next((layer for layer, shrink in _MAP_LAYERS[name]
                if size // shrink >= LEAST_MAP), _MAP_LAYERS[name][-1][0])
-
-
-def load(path: str | os.PathLike) -> keras.Model:
-  """Loads a model of any kind from `.h5`, `.keras` or a SavedModel's folder.
-
-  Args:
-    path: where it is.
-
-  Returns:
-    The model.
-
-  Raises:
-    FileNotFoundError, ValueError: as `kap.load_model`.
-  """
-  return kap.load_model(path)
 
 
 def _check(name: str, size: int) -> None:

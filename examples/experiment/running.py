@@ -10,6 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 from tqdm import tqdm
 
+import keras_attr_preserve as kap
 from examples.experiment import nets
 from examples.experiment.arms import CALLBACK_ARMS
 from examples.experiment.compressing import check_strength
@@ -139,7 +140,7 @@ def read_net(
 ) -> keras.Model:
   """Loads a net, or makes one for a smoke run."""
   if path is not None:
-    return nets.load(path)
+    return kap.load_model(path)
   if not FLAGS.smoke:
     raise app.UsageError(
         f"{flag} must name a net; python -m examples.train_teacher makes one.")
