@@ -5,10 +5,12 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from absl import app
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
 from examples.experiment import experiment as module
+from examples.experiment import running
 from examples.experiment.arms import ARMS, CALLBACK_ARMS, arm_callbacks
 from examples.experiment.data import Data
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
@@ -115,6 +117,27 @@ class ExperimentTest(absltest.TestCase):
     self.assertIsNone(self.open(settings=changed).find(
         Run("ptq", 8, "plain", 1)))
     self.assertEqual(self.open().find(Run("ptq", 8, "plain", 1)), row)
+
+  def test_other_pictures_are_another_run(self):
+    one = self.open()
+    row = one.run(Run("ptq", 8, "plain", 1))
+    others = data()
+    others.test.images[0, 0, 0, 0] ^= 1
+    with mock.patch(f"{__name__}.data", return_value=others):
+      self.assertIsNone(self.open().find(Run("ptq", 8, "plain", 1)))
+    self.assertEqual(self.open().find(Run("ptq", 8, "plain", 1)), row)
+
+  def test_a_net_that_does_not_fit_the_data_is_refused(self):
+    fits = data()
+    self.assertIs(
+        running.fitting_net(self.teacher, fits, "--teacher"), self.teacher)
+    with self.assertRaisesRegex(app.UsageError, "--teacher scores 3 classes"):
+      running.fitting_net(self.teacher, fits._replace(
+          class_names=("a", "b")), "--teacher")
+    large = fits.train._replace(images=np.zeros([2, 9, 9, 3], np.uint8))
+    with self.assertRaisesRegex(app.UsageError, r"\[8, 8, 3\].*\[9, 9, 3\]"):
+      running.fitting_net(
+          self.teacher, fits._replace(train=large), "--teacher")
 
   def test_a_run_that_fails_leaves_no_row(self):
     one = self.open()

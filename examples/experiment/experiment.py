@@ -7,6 +7,7 @@ the results file. A run that has a row with the same settings is not run again.
 
 import dataclasses
 import gc
+import hashlib
 import json
 import platform
 import time
@@ -130,8 +131,7 @@ class Experiment:
       data: the pictures.
       settings: of all runs.
       folder: for `results.jsonl` and what is kept.
-      described: what else tells this experiment from others, such as the
-        data's name and size.
+      described: what else there is to say of the settings.
       keep: whether to keep each run's student and file.
     """
     self.name, self.teacher, self.data = name, teacher, data
@@ -141,7 +141,10 @@ class Experiment:
     self.path.touch()
     self._described = {
         **dataclasses.asdict(settings), **(described or {}),
-        "teacher": _fingerprint(teacher)}
+        "teacher": _fingerprint(teacher.get_weights()),
+        "data": _fingerprint([
+            array for split in data[:3] for array in split
+            if array is not None])}
     self._digest = digest(self._described)
     self._judge: Judge | None = None
 
@@ -290,9 +293,13 @@ def _sizes(model: keras.Model) -> dict[str, float]:
           "macs": costs.count_macs(model)}
 
 
-def _fingerprint(model: keras.Model) -> str:
-  return digest({str(number): [list(one.shape), float(np.abs(one).sum())]
-                 for number, one in enumerate(model.get_weights())})
+def _fingerprint(arrays: Sequence[np.ndarray]) -> str:
+  """Tells arrays apart wherever they were read from."""
+  content = hashlib.sha256()
+  for one in arrays:
+    content.update(f"{one.dtype} {one.shape}".encode())
+    content.update(np.ascontiguousarray(one))
+  return content.hexdigest()[:12]
 
 
 def _plain(value: Any) -> Any:

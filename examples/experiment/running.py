@@ -18,6 +18,7 @@ from examples.experiment.data import Data, load
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
 from examples.experiment.fitting import Recipe, fit
 from keras_attr_preserve.compat import keras
+from keras_attr_preserve.tap import Tap
 
 __all__ = ["FLAGS", "command", "define_data_flags", "define_flags",
            "define_run_flags", "load_data", "open_experiment", "pixel_range",
@@ -138,9 +139,9 @@ def pixel_range() -> tuple[float, float]:
 def read_net(
     data: Data, path: str | None, flag: str = "--teacher"
 ) -> keras.Model:
-  """Loads a net, or makes one for a smoke run."""
+  """Loads a net that fits the data, or makes one for a smoke run."""
   if path is not None:
-    return kap.load_model(path)
+    return fitting_net(kap.load_model(path), data, flag)
   if not FLAGS.smoke:
     raise app.UsageError(
         f"{flag} must name a net; python -m examples.train_teacher makes one.")
@@ -150,6 +151,26 @@ def read_net(
   fit(net, data.train, Recipe(
       steps=4, learning_rate=2e-3, batch_size=_SMOKE["batch_size"], seed=0,
       pixel_range=pixel_range(), flip=False, multi_label=data.multi_label))
+  return net
+
+
+def fitting_net(net: keras.Model, data: Data, flag: str) -> keras.Model:
+  """Returns a net that takes the data's pictures and scores its classes.
+
+  Raises:
+    app.UsageError: it does not; the text names the flag.
+  """
+  tap = Tap(net)
+  shape, classes = data.train.images.shape[1:], len(data.class_names)
+  if any(own not in (None, size)
+         for own, size in zip(tap.picture_shape, shape)):
+    raise app.UsageError(
+        f"{flag} takes pictures of {list(tap.picture_shape)}; --size and "
+        f"--data give {list(shape)}.")
+  if tap.classes != classes:
+    raise app.UsageError(
+        f"{flag} scores {tap.classes} classes; --data and --classes give "
+        f"{classes}: {', '.join(data.class_names)}.")
   return net
 
 
