@@ -7,6 +7,7 @@ from keras_attr_preserve.agreement_logger import AgreementLogger
 from keras_attr_preserve.callbacks import PreserveAttribution
 from keras_attr_preserve.compat import clone_model
 from keras_attr_preserve.filter_pruning import prune_filters
+from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.iterative_pruning import IterativePruning
 from keras_attr_preserve.keras3 import from_keras3
 from keras_attr_preserve.narrowing import narrow
@@ -32,6 +33,7 @@ __all__ = [
   "WCAM",
   "AgreementLogger",
   "Distillation",
+  "Hints",
   "IterativePruning",
   "PreserveAttribution",
   "TrainStep",

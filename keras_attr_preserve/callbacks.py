@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 from keras_attr_preserve.compat import check_keras, keras, tf
+from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.layers import graphs_in
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM
@@ -26,9 +27,9 @@ class PreserveAttribution(keras.callbacks.Callback):
   forgotten. The place among the callbacks does not matter.
 
   The logs gain `attr_loss`, `attr_agreement` and `attr_dead` (with a
-  distillation `distill_loss`, with a weight that moves `attr_weight`), and
-  their `val_` twins; see `TrainStep`. Maps that are dead, and an agreement that
-  is not reached, are warned of once.
+  distillation `distill_loss`, with hints `hint_loss` and `hint_agreement`, with
+  a weight that moves `attr_weight`), and their `val_` twins; see `TrainStep`.
+  Maps that are dead, and an agreement that is not reached, are warned of once.
 
   For the length of a `fit` the model's `train_step` and `test_step` are a
   `TrainStep`'s. They are given back when `fit` ends, also when it is
@@ -42,6 +43,7 @@ class PreserveAttribution(keras.callbacks.Callback):
       wcam: WCAM | None,
       *,
       distillation: Distillation | None = None,
+      hints: Hints | None = None,
       output: str | None = None,
       cache: bool | str | os.PathLike = False,
   ):
@@ -49,8 +51,9 @@ class PreserveAttribution(keras.callbacks.Callback):
 
     Args:
       teacher: the net whose maps are kept; never changed.
-      wcam: what to match; None for distillation alone.
+      wcam: what to match; None for distillation or hints alone.
       distillation: what to learn from the teacher's scores as well.
+      hints: which of its features to hold whole as well.
       output: which output is the class scores, where there are several.
       cache: True has the teacher look at each picture but once and keeps what
         it says in memory; a path keeps it in a file too, for other runs. Not
@@ -64,7 +67,8 @@ class PreserveAttribution(keras.callbacks.Callback):
     self._teacher = check_keras(teacher, "teacher")
     self._wcam = wcam
     self._settings = {
-        "distillation": distillation, "output": output, "cache": cache}
+        "distillation": distillation, "hints": hints, "output": output,
+        "cache": cache}
     self.step: TrainStep | None = None
     self._pruning: keras.callbacks.Callback | None = None
     self._epochs = 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from keras_attr_preserve.compat import keras, tf
@@ -27,14 +28,27 @@ class Guidance:
       wcam: WCAM | None,
       output: str | None = None,
       cache: bool | str | os.PathLike = False,
+      hint_layers: Sequence[str] = (),
   ):
     """Finds the layers; arguments as for `TrainStep`.
+
+    Args:
+      teacher: the net asked.
+      wcam: which maps.
+      output: which output is the class scores.
+      cache: whether its answers are kept.
+      hint_layers: whose whole features are asked for besides.
 
     Raises:
       ValueError: a layer is missing, or the settings forbid a cache.
     """
     self._wcam = wcam
-    tap = Tap(teacher, wcam.layers if wcam else (),
+    if hint_layers and cache is not False:
+      raise ValueError(
+          "cache: hints hold whole features, which are too large to keep; "
+          "leave cache= or hints= out.")
+    self._map_layers = wcam.layers if wcam else ()
+    tap = Tap(teacher, (*self._map_layers, *hint_layers),
               _own_output(teacher, output))
     self._tap, self.classes = tap, tap.classes
     self._explained = wcam.explained(tap.classes) if wcam else 0
@@ -79,12 +93,15 @@ class Guidance:
   def _look(
       self, x: Any, labels: Any, drop_seed: tf.Tensor | None = None) -> Guide:
     if self._wcam is None:
-      return Guide(tf.stop_gradient(self._tap(x).logits), [])
+      tapped = self._tap(x)
+      return Guide(tf.stop_gradient(tapped.logits), [], tapped.features)
     with (tf.GradientTape(persistent=True) if self._wcam.needs_gradient
           else contextlib.nullcontext()) as tape:
       watch(tape, x)
-      tapped = self._tap(x, training=False)
-    return self._wcam.guide(tape, tapped, labels, drop_seed)
+      tapped, features = self._tap(x, training=False).split(
+          len(self._map_layers))
+    return self._wcam.guide(tape, tapped, labels, drop_seed)._replace(
+        features=features)
 
   def _map_sizes(self) -> list[tuple[int, int]]:
     if self._wcam is None:

@@ -1,5 +1,6 @@
 """Finding layers by name in a model: wrapped by tfmot, nested, or plain."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,13 @@ __all__ = [
     "layer_output",
     "locate",
     "spatial_layers",
+    "stage_ends",
     "unwrapped_name",
 ]
 
+_RESHAPING = (
+    keras.layers.ZeroPadding2D, keras.layers.Cropping2D,
+    keras.layers.UpSampling2D)
 _WRAPPER_PREFIXES = ("prune_low_magnitude_", "quant_", "cluster_")
 
 
@@ -79,6 +84,35 @@ def last_spatial_layer(model: keras.Model) -> str:
   if not names:
     raise ValueError(f"model {model.name!r} has no layer with a spatial map.")
   return names[-1]
+
+
+def stage_ends(model: keras.Model, count: int = 4) -> tuple[str, ...]:
+  """Names the last layer of each size of map, of the smallest sizes.
+
+  Those are where a net's stages end: what a stage has found is there, whole.
+  Layers that only pad, crop or repeat pixels are passed over.
+
+  Args:
+    model: a built `tf_keras` model.
+    count: how many sizes at most.
+
+  Returns:
+    Names without wrapper prefixes, input side first.
+
+  Raises:
+    ValueError: the model has no layer with a spatial map.
+  """
+  ends: dict[tuple[int | None, ...], str] = {}
+  for name in spatial_layers(model):
+    graph, layer = locate(model, name)
+    if not isinstance(layer, _RESHAPING):
+      size = tuple(layer_output(graph, layer).shape[1:3])
+      ends.pop(size, None)  # So that the last stands last.
+      ends[size] = name
+  if not ends:
+    raise ValueError(f"model {model.name!r} has no layer with a spatial map.")
+  smallest = sorted(ends, key=_area)[:count]
+  return tuple(name for size, name in ends.items() if size in smallest)
 
 
 def find_layer(model: keras.Model, name: str) -> keras.layers.Layer:
@@ -168,6 +202,11 @@ def layer_output(model: keras.Model, layer: keras.layers.Layer) -> Any:
         f"layer {layer.name!r} has {len(found)} outputs in model "
         f"{model.name!r}, which calls it as often; it must have one.")
   return found[0]
+
+
+def _area(size: tuple[int | None, ...]) -> float:
+  """The positions of a map; a side of no fixed length has the most."""
+  return math.prod(math.inf if side is None else side for side in size)
 
 
 def _shorten(names: list[str], keep: int = 12) -> str:

@@ -8,7 +8,8 @@ from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, tf
 from keras_attr_preserve.tap import Tapped, sensitivities, top_class_seed
 
-__all__ = ["WCAM", "Guide", "Match", "check_wcam"]
+__all__ = ["WCAM", "Guide", "Match", "Schedule", "check_wcam", "check_weight",
+           "layer_names"]
 
 _METHODS = ("swa", "ewa")
 _TARGETS = ("teacher", "top_k", "label", "present", "all", "score")
@@ -22,10 +23,12 @@ class Guide(NamedTuple):
   Attributes:
     logits: `[batch, classes]`.
     maps: for each explained class, for each layer, `[batch, height, width]`.
+    features: of each layer that hints hold, `[batch, height, width, channels]`.
   """
 
   logits: tf.Tensor
   maps: list[list[tf.Tensor]]
+  features: Sequence[tf.Tensor] = ()
 
 
 class Match(NamedTuple):
@@ -110,10 +113,10 @@ class WCAM:
     Raises:
       TypeError, ValueError: a setting is not one of the above.
     """
-    self.layers = _names(layer, "layer")
+    self.layers = layer_names(layer, "layer")
     self.student_layers = (
         self.layers if student_layer is None
-        else _names(student_layer, "student_layer"))
+        else layer_names(student_layer, "student_layer"))
     if len(self.layers) != len(self.student_layers):
       raise ValueError(
           f"student_layer must name one layer for each of layer's "
@@ -126,7 +129,7 @@ class WCAM:
       raise ValueError(f"top_k must be a number of 1 or more; got {top_k!r}.")
     if not 0 <= drop_rate < 1:
       raise ValueError(f"drop_rate must be in [0, 1); got {drop_rate}.")
-    self.weight = _weight(weight, agreement)
+    self.weight = check_weight(weight, agreement)
     self.agreement = agreement
     self.layer_weights = _layer_weights(layer_weights, len(self.layers))
     self.method = method
@@ -322,7 +325,8 @@ def _is_alive(maps: tf.Tensor) -> tf.Tensor:
   return tf.reduce_any(maps != 0, [1, 2])
 
 
-def _names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
+def layer_names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
+  """Returns one name or several as a tuple; raises TypeError for else."""
   names = (layer,) if isinstance(layer, str) else layer
   names = tuple(names) if isinstance(names, Sequence) else ()
   if not names or not all(isinstance(name, str) and name for name in names):
@@ -331,8 +335,9 @@ def _names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
   return names
 
 
-def _weight(
-    weight: Any, agreement: float | None) -> float | str | Schedule:
+def check_weight(
+    weight: Any, agreement: float | None = None) -> float | str | Schedule:
+  """Returns a weight, or raises TypeError or ValueError; see `WCAM`."""
   if agreement is not None and not 0 < agreement < 1:
     raise ValueError(
         f"agreement must be a cosine between 0 and 1; got {agreement}.")

@@ -44,6 +44,11 @@ class Tapped(NamedTuple):
   logits: tf.Tensor
   output: Any
 
+  def split(self, count: int) -> tuple["Tapped", list[tf.Tensor]]:
+    """The same with the first layers alone, and the others' features."""
+    return (self._replace(features=self.features[:count]),
+            self.features[count:])
+
 
 class Tap:
   """Runs a model and reads features and logits on the way.

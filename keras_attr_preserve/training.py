@@ -7,6 +7,7 @@ from typing import Any
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.guidance import Guidance
 from keras_attr_preserve.heads import output_names
+from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.layers import graphs_in
 from keras_attr_preserve.meters import MatchMeter
 from keras_attr_preserve.objectives import Distillation
@@ -49,6 +50,7 @@ class TrainStep:
       wcam: WCAM | None = None,
       *,
       distillation: Distillation | None = None,
+      hints: Hints | None = None,
       output: str | None = None,
       cache: bool | str | os.PathLike = False,
   ):
@@ -61,6 +63,7 @@ class TrainStep:
         with `training=False` and never changed.
       wcam: what to match; None matches no map.
       distillation: what to learn from the teacher's scores; None nothing.
+      hints: which of its features to hold whole; None none.
       output: which output is the class scores, by its name in the model; needed
         where there are several. The teacher has that output or only one.
       cache: True keeps the teacher's maps and scores of each picture in memory,
@@ -79,6 +82,8 @@ class TrainStep:
       raise TypeError(
           f"distillation must be a Distillation or None; got "
           f"{type(distillation)}.")
+    if hints is not None and not isinstance(hints, Hints):
+      raise TypeError(f"hints must be a Hints or None; got {type(hints)}.")
     _check_apart(check_keras(model), check_keras(teacher, "teacher"))
     if cache is not False and getattr(model, "jit_compile", False):
       raise ValueError(
@@ -87,9 +92,13 @@ class TrainStep:
     self.model = model
     self.wcam = wcam
     self.distillation = distillation
+    self.hints = hints
+    map_layers = wcam.student_layers if wcam else ()
+    hint_layers = hints.student_layers(teacher) if hints else ()
     with model.distribute_strategy.scope():
-      self._guidance = Guidance(teacher, wcam, output, cache)
-      self._student = Tap(model, wcam.student_layers if wcam else (), output)
+      self._guidance = Guidance(
+          teacher, wcam, output, cache, hints.layers(teacher) if hints else ())
+      self._student = Tap(model, (*map_layers, *hint_layers), output)
       if self._guidance.classes != self._student.classes:
         raise ValueError(
             f"teacher must have the model's {self._student.classes} classes; "
@@ -98,17 +107,24 @@ class TrainStep:
       self._meter = None if wcam is None else MatchMeter(wcam)
       self._divergence = None if distillation is None else (
           keras.metrics.Mean("distill_loss"))
+      self._hinting = None if hints is None else Weighting(hints, "the hints")
+      self._hint_means = [] if hints is None else [
+          keras.metrics.Mean(name) for name in ("hint_loss", "hint_agreement")]
     self._output = None if output is None else (
         output, output_names(self._student.core).index(output))
     self.cache = self._guidance.cache
-    state = {} if self._weighting is None else self._weighting.state
+    state = {} if self._weighting is None else dict(self._weighting.state)
+    if self._hinting is not None:
+      state |= {f"hint_{name}": value
+                for name, value in self._hinting.state.items()}
     self.state = tf.train.Checkpoint(**state) if state else None
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
     """The means that a step updates; reset them where an epoch begins."""
     found = [] if self._meter is None else self._meter.metrics
-    return found + ([] if self._divergence is None else [self._divergence])
+    return found + self._hint_means + (
+        [] if self._divergence is None else [self._divergence])
 
   def __call__(self, data: Any) -> dict[str, tf.Tensor]:
     """Trains on one batch, as `keras.Model.train_step`.
@@ -120,7 +136,9 @@ class TrainStep:
       The compiled metrics, and over the epoch so far: `attr_loss`, what the
       maps add to the loss; `attr_agreement`, the mean cosine of the maps;
       `attr_dead`, the share of the student's maps that are all zero (for
-      several layers also of each); with a distillation `distill_loss`. And
+      several layers also of each); with a distillation `distill_loss`; with
+      hints `hint_loss`, what they add, and `hint_agreement`, the mean cosine of
+      the features. And
       `attr_weight`, the last step's, where it is no fixed number. `loss` stays
       the compiled loss.
 
@@ -190,16 +208,18 @@ class TrainStep:
     with (tf.GradientTape(persistent=True) if needs_gradient
           else contextlib.nullcontext()) as tape:
       watch(tape, x)
-      student = self._student(x, training=training)
+      student, features = self._student(x, training=training).split(
+          len(self.wcam.layers) if self.wcam else 0)
     loss = model.compute_loss(x, y, student.output, sample_weight)
     if self.distillation is not None:
       loss = self._distilled(loss, guide, student, weights)
-    weight = None
+    weight, task = None, _whole(self._task_loss(loss))
+    if self.hints is not None:
+      loss += self._hinted(guide, features, weights, count, task, training)
     if self.wcam is not None:
       match = self.wcam.match(guide, tape, student, labels)
       distance, agreement, valid = self._meter.overall(match)
-      weight = self._weighting.weight(
-          count, _whole(self._task_loss(loss)), training)
+      weight = self._weighting.weight(count, task, training)
       attr_loss = _mean(distance, weights) * tf.cast(weight, distance.dtype)
       loss += tf.cast(_replica_share(attr_loss), loss.dtype)
       self._meter.update(match, attr_loss)
@@ -220,8 +240,9 @@ class TrainStep:
       sentence.
     """
     found = [] if self._meter is None else self._meter.warnings()
-    if self._weighting is not None:
-      found += self._weighting.warnings()
+    for weighting in (self._weighting, self._hinting):
+      if weighting is not None:
+        found += weighting.warnings()
     return found
 
   def _of_output(self, structure: Any) -> Any:
@@ -246,6 +267,18 @@ class TrainStep:
     alpha = self.distillation.alpha
     return ((1 - alpha) * (loss - penalty) + penalty
             + alpha * tf.cast(_replica_share(divergence), loss.dtype))
+
+  def _hinted(
+      self, guide: Guide, features: list[tf.Tensor], sample_weight: Any,
+      step: Any, task: tf.Tensor, training: bool) -> tf.Tensor:
+    """What the features add to the loss, this replica's share of it."""
+    distance = self.hints.distance(guide.features, features)
+    weight = self._hinting.weight(step, task, training)
+    hint_loss = _mean(distance, sample_weight) * tf.cast(weight, distance.dtype)
+    hint_mean, agreement_mean = self._hint_means
+    hint_mean.update_state(hint_loss, _any(distance))
+    agreement_mean.update_state(1 - distance)
+    return tf.cast(_replica_share(hint_loss), task.dtype)
 
   def _penalty(self) -> Any:
     """What the model's own regularizers add, this replica's share of it."""
@@ -300,6 +333,7 @@ class TrainStep:
     means = {} if self._meter is None else dict(self._meter.means)
     if self._divergence is not None:
       means["distill_loss"] = self._divergence
+    means |= {mean.name: mean for mean in self._hint_means}
     return {**logs, **{name: mean.result() for name, mean in means.items()}}
 
 

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 from keras_attr_preserve.compat import tf
-from keras_attr_preserve.regularizer import WCAM
 
 __all__ = ["AUTO", "AgreementConstraint", "TaskScale", "Weighting"]
 
@@ -38,13 +37,18 @@ class Weighting:
       run goes on as if it had not stopped.
   """
 
-  def __init__(self, wcam: WCAM):
-    """Takes the weight and the agreement asked for."""
-    self._wcam = wcam
-    self._scale = TaskScale() if wcam.weight == "auto" else None
-    self._constraint = (None if wcam.agreement is None
-                        else AgreementConstraint(wcam.agreement))
-    self.moves = callable(wcam.weight) or bool(
+  def __init__(self, settings: Any, what: str = "the maps"):
+    """Takes the weight and the agreement asked for.
+
+    Args:
+      settings: a `WCAM`, or another with its `weight` and `agreement`.
+      what: is weighed, for the warnings.
+    """
+    self._settings, self._what = settings, what
+    self._scale = TaskScale() if settings.weight == "auto" else None
+    self._constraint = (None if settings.agreement is None
+                        else AgreementConstraint(settings.agreement))
+    self.moves = callable(settings.weight) or bool(
         self._scale or self._constraint)
     self.state: dict[str, tf.Variable] = {}
     if self._scale is not None:
@@ -63,7 +67,7 @@ class Weighting:
     Returns:
       A number or a scalar tensor; no gradient comes from it.
     """
-    weight = self._wcam.weight
+    weight = self._settings.weight
     if self._scale is not None:
       if training:
         self._scale.update(task_loss)
@@ -85,13 +89,14 @@ class Weighting:
     if self._constraint is not None and self._constraint.at_ceiling:
       found.append((
           "ceiling",
-          f"agreement={self._wcam.agreement} is not held although the weight "
-          "is at its ceiling; ask for less, compress less, or train longer."))
+          f"agreement={self._settings.agreement} is not held although the "
+          "weight is at its ceiling; ask for less, compress less, or train "
+          "longer."))
     if self._scale is not None and self._scale.is_zero:
       found.append((
           "no task",
-          "weight='auto' goes by the rest of the loss, which is 0, so that the "
-          "maps do not count; give weight= a number."))
+          "weight='auto' goes by the rest of the loss, which is 0, so that "
+          f"{self._what} do not count; give weight= a number."))
     return found
 
 

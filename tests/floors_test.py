@@ -17,7 +17,7 @@ FLOORS = (
      "saving"),
     ("regularizer", "attribution", "narrowing"),
     ("objectives", "evaluation", "meters", "guidance", "weighting",
-     "channel_gates"),
+     "hints", "channel_gates"),
     ("training", "filter_pruning", "step_function"),
     ("callbacks", "agreement_logger"),
     ("export",),

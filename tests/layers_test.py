@@ -116,5 +116,46 @@ class FindLayerTest(parameterized.TestCase):
       layers.last_spatial_layer(model)
 
 
+class StageEndsTest(parameterized.TestCase):
+
+  def _net(self):
+    """Maps of 16, 16, 9 (padded), 8, 4, 4, 2 and 1."""
+    inputs = keras.Input((16, 16, 2))
+    x = keras.layers.Conv2D(2, 3, padding="same", name="conv1")(inputs)
+    x = keras.layers.ReLU(name="relu1")(x)
+    x = keras.layers.MaxPool2D(2, name="pool1")(x)
+    x = keras.layers.ZeroPadding2D(1, name="pad")(x)
+    x = keras.layers.Conv2D(2, 3, 2, "same", name="conv2")(x)
+    x = keras.layers.MaxPool2D(2, 1, name="pool2")(x)
+    x = keras.layers.Conv2D(2, 3, 2, "same", name="conv3")(x)
+    x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="mean")(x)
+    return keras.Model(inputs, keras.layers.Flatten()(x))
+
+  def test_the_last_layer_of_each_size(self):
+    net = self._net()
+    self.assertEqual(
+        layers.stage_ends(net, 9),
+        ("relu1", "pool1", "conv2", "pool2", "conv3"))
+    self.assertEqual(layers.stage_ends(net, 2), ("pool2", "conv3"))
+    self.assertEqual(
+        layers.stage_ends(net), ("pool1", "conv2", "pool2", "conv3"))
+
+  @parameterized.parameters(*WRAPS)
+  def test_without_the_names_of_wrappers(self, wrap):
+    model = WRAPS[wrap](tiny.conv_net(tail="depthwise"))
+    self.assertEqual(layers.stage_ends(model), ("act", "act2"))
+
+  def test_in_nested_models_of_any_size(self):
+    inputs = keras.Input((None, None, 2))
+    inner = keras.Model(inputs, keras.layers.Conv2D(2, 3, name="conv")(inputs))
+    model = keras.Sequential([inner, keras.layers.GlobalMaxPool2D()])
+    self.assertEqual(layers.stage_ends(model), ("conv",))
+
+  def test_no_map(self):
+    model = keras.Sequential([keras.layers.Dense(3, input_shape=(4,))])
+    with self.assertRaisesRegex(ValueError, "no layer with a spatial map"):
+      layers.stage_ends(model)
+
+
 if __name__ == "__main__":
   absltest.main()

@@ -15,7 +15,7 @@ REFERENCES = ("teacher", "centre_prior")
 
 CALLBACK_ARMS = (
     "plain", "distillation", "ewa", "e2kd", "catkd", "swa", "swa_stochastic",
-    "swa_distillation", "agreement")
+    "swa_distillation", "agreement", "hints", "swa_hints")
 ARMS = ("fine_tune", *CALLBACK_ARMS)
 """What can be asked for; "fine_tune" trains on without any compression."""
 
@@ -30,6 +30,7 @@ def arm_callbacks(
     multi_label: bool,
     target: str = "teacher",
     weight: float | str = "auto",
+    hint_weight: float | str = "auto",
     agreement: float = 0.95,
     alpha: float = 0.9,
     e2kd_weight: float = 1.0,
@@ -38,8 +39,8 @@ def arm_callbacks(
   """Makes the callbacks of an arm.
 
   The rivals: logit distillation by Joseph et al. 2020 and Hinton et al. 2015,
-  e2KD by Parchami-Araghi et al. 2024, CAT-KD by Guo et al. 2023. Attention
-  transfer's map is that of "ewa".
+  e2KD by Parchami-Araghi et al. 2024, CAT-KD by Guo et al. 2023, hints beside
+  scores by Romero et al. 2015. Attention transfer's map is that of "ewa".
 
   Args:
     arm: one of `ARMS`.
@@ -48,6 +49,7 @@ def arm_callbacks(
     multi_label: classes do not exclude each other.
     target: which class's map "swa" holds; see `WCAM`.
     weight: of the maps in the loss; see `WCAM`.
+    hint_weight: of the features in the loss, where they are held; see `Hints`.
     agreement: what the arm "agreement" is to hold.
     alpha: the share of the teacher's scores in the loss, where they are taught.
     e2kd_weight: of e2KD's maps; its paper tunes it for each data set.
@@ -62,9 +64,10 @@ def arm_callbacks(
   kind = "sigmoid" if multi_label else "softmax"
   scores = kap.Distillation(kind=kind, alpha=alpha)
 
-  def hold(distillation=None, **settings):
+  def hold(distillation=None, hints=None, **settings):
     wcam = kap.WCAM([*layers], **{"target": target, **settings})
-    return [kap.PreserveAttribution(teacher, wcam, distillation=distillation)]
+    return [kap.PreserveAttribution(
+        teacher, wcam, distillation=distillation, hints=hints)]
 
   if arm in ("fine_tune", "plain"):
     return []
@@ -87,4 +90,10 @@ def arm_callbacks(
     return hold(scores, weight=weight)
   if arm == "agreement":
     return hold(scores, agreement=agreement)
+  if arm == "hints":
+    return [kap.PreserveAttribution(
+        teacher, None, distillation=scores,
+        hints=kap.Hints(weight=hint_weight))]
+  if arm == "swa_hints":
+    return hold(scores, kap.Hints(weight=hint_weight), weight=weight)
   raise ValueError(f"arm must be one of {[*ARMS]}; got {arm!r}.")

@@ -51,6 +51,7 @@ class Settings:
     judged_layer: where Grad-CAM judges.
     target: whose class's map is held; see `WCAM`.
     weight: of the maps; see `WCAM`.
+    hint_weight: of the features; see `Hints`.
     agreement: what the arm of that name holds.
     alpha: the share of the teacher's scores, where they are taught.
     e2kd_weight: of e2KD's maps.
@@ -68,6 +69,7 @@ class Settings:
   judged_layer: str
   target: str = "teacher"
   weight: float | str = "auto"
+  hint_weight: float | str = "auto"
   agreement: float = 0.95
   alpha: float = 0.9
   e2kd_weight: float = 1.0
@@ -238,8 +240,9 @@ class Experiment:
       preserve = arm_callbacks(
           run.arm, self.teacher, settings.layers,
           multi_label=data.multi_label, target=settings.target,
-          weight=settings.weight, agreement=settings.agreement,
-          alpha=settings.alpha, e2kd_weight=settings.e2kd_weight,
+          weight=settings.weight, hint_weight=settings.hint_weight,
+          agreement=settings.agreement, alpha=settings.alpha,
+          e2kd_weight=settings.e2kd_weight,
           catkd_weight=settings.catkd_weight)
       logs[kind] = fit(student, data.train, recipe, [*callbacks, *preserve],
                        epochs=epochs, verbose=verbose)

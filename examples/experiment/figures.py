@@ -21,6 +21,8 @@ _ARMS = {
     "swa_stochastic": "SWA stochastic",
     "swa_distillation": "SWA + distillation",
     "agreement": "agreement held",
+    "hints": "hints + distillation",
+    "swa_hints": "SWA + hints + distillation",
 }
 
 UNCOMPRESSED = ("teacher", "centre_prior", "fine_tune")

@@ -35,6 +35,8 @@ _STYLES = {
     "swa_stochastic": ("#E69F00", "X", True),
     "swa_distillation": ("#CC79A7", "*", True),
     "agreement": ("#D55E00", "p", False),
+    "hints": ("#009E73", "d", False),
+    "swa_hints": ("#D55E00", "h", True),
 }
 _OTHERS = ("<", ">", "h", "d", "8", "H")
 

@@ -74,6 +74,8 @@ def define_flags(output: str) -> None:
                     ["teacher", "top_k", "label", "present", "all"],
                     "Whose class's map is held; see WCAM.")
   flags.DEFINE_string("weight", "auto", "Weight of the maps, or 'auto'.")
+  flags.DEFINE_string("hint_weight", "auto",
+                      "Weight of the features, or 'auto'.")
   flags.DEFINE_float("agreement", 0.95, "What the arm 'agreement' holds.")
   flags.DEFINE_float("alpha", 0.9,
                      "Share of the teacher's scores, where they are taught.")
@@ -186,7 +188,8 @@ def open_experiment() -> Experiment:
       batch_size=FLAGS.batch_size, flip=FLAGS.flip, pixel_range=pixel_range(),
       layers=tuple(FLAGS.layers),
       judged_layer=FLAGS.judged_layer or FLAGS.layers[-1],
-      target=FLAGS.target, weight=_weight(), agreement=FLAGS.agreement,
+      target=FLAGS.target, weight=_weight("weight"),
+      hint_weight=_weight("hint_weight"), agreement=FLAGS.agreement,
       alpha=FLAGS.alpha, e2kd_weight=FLAGS.e2kd_weight,
       catkd_weight=FLAGS.catkd_weight, probes=FLAGS.probes,
       judged_on=FLAGS.judge_on)
@@ -244,14 +247,15 @@ def run_grid(compressions: Iterable[tuple[str, float]]) -> None:
   print(f"{experiment.path} ({time.monotonic() - started:.0f} s)")
 
 
-def _weight() -> float | str:
-  if FLAGS.weight == "auto":
+def _weight(flag: str) -> float | str:
+  text = FLAGS[flag].value
+  if text == "auto":
     return "auto"
   try:
-    return float(FLAGS.weight)
+    return float(text)
   except ValueError:
     raise app.UsageError(
-        f"--weight must be a number or 'auto'; got {FLAGS.weight}.") from None
+        f"--{flag} must be a number or 'auto'; got {text}.") from None
 
 
 def command(name: str) -> str:

@@ -1,0 +1,223 @@
+"""Tests of hints.py: whole features held beside the maps."""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+from keras_attr_preserve import (
+    WCAM,
+    Distillation,
+    Hints,
+    PreserveAttribution,
+    TrainStep,
+    narrow,
+    prune_filters,
+)
+from keras_attr_preserve.hints import feature_distance
+from tests import tiny
+
+
+def _features(channels=3, height=4, width=5, count=2, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(count, height, width, channels)).astype(np.float32)
+
+
+def _layer(model, name="act"):
+  return keras.Model(model.input, model.get_layer(name).output)
+
+
+class FeatureDistanceTest(parameterized.TestCase):
+
+  def test_channel_by_channel_by_hand(self):
+    # One position pair, two channels: (1, 0, 0, 0) beside (3, 0, 4, 0).
+    teacher = tf.constant([[[[1.0, 0.0], [0.0, 0.0]]]])
+    student = tf.constant([[[[3.0, 0.0], [4.0, 0.0]]]])
+    np.testing.assert_allclose(
+        feature_distance(teacher, student), [1 - 3 / 5], rtol=1e-6)
+
+  def test_position_by_position_by_hand(self):
+    # A = (1, 2): A A^T = (1 2; 2 4). B = (1 0; 0 1): B B^T = identity.
+    teacher = tf.constant([[[[1.0], [2.0]]]])
+    student = tf.constant([[[[1.0, 0.0], [0.0, 1.0]]]])
+    want = 1 - (1 + 4) / (5 * np.sqrt(2))
+    np.testing.assert_allclose(
+        feature_distance(teacher, student), [want], rtol=1e-6)
+
+  def test_against_numpy(self):
+    teacher, student = _features(), _features(seed=1)
+    cosine = (tiny.unit(teacher) * tiny.unit(student)).sum(1)
+    np.testing.assert_allclose(
+        feature_distance(teacher, student), 1 - cosine, atol=1e-6)
+    thin = student[..., :2]
+    products = [np.einsum("bhwc,bijc->bhwij", one, one)
+                for one in (teacher, thin)]
+    cosine = (tiny.unit(products[0]) * tiny.unit(products[1])).sum(1)
+    np.testing.assert_allclose(
+        feature_distance(teacher, thin), 1 - cosine, atol=1e-6)
+
+  def test_other_channels_know_no_rotation(self):
+    teacher = _features(channels=3)
+    # Three channels turned inside a space of four, and twice as large.
+    turned, _ = np.linalg.qr(_features(4, 4, 1, 1)[0, :, 0])
+    student = 2 * teacher @ turned[:3]
+    np.testing.assert_allclose(
+        feature_distance(teacher, student), 0, atol=1e-6)
+    self.assertGreater(
+        float(tf.reduce_min(feature_distance(teacher, student[:, ::-1]))), 0.1)
+
+  def test_large_maps_are_pooled(self):
+    teacher, student = _features(3, 30, 29), _features(2, 30, 29, seed=1)
+    pooled = [tf.nn.avg_pool2d(one, 3, 3, "SAME") for one in (teacher, student)]
+    self.assertEqual(pooled[0].shape[1:3], [10, 10])
+    np.testing.assert_allclose(
+        feature_distance(teacher, student), feature_distance(*pooled),
+        atol=1e-6)
+
+  @parameterized.parameters(3, 2)
+  def test_dead_features_have_finite_gradients(self, channels):
+    student = tf.zeros([2, 4, 5, channels])
+    with tf.GradientTape() as tape:
+      tape.watch(student)
+      distance = feature_distance(_features(), student)
+    np.testing.assert_allclose(distance, 0.5, atol=1e-6)
+    self.assertTrue(np.isfinite(tape.gradient(distance, student)).all())
+
+  def test_half_precision_is_computed_in_float32(self):
+    got = feature_distance(_features().astype(np.float16),
+                           _features().astype(np.float16))
+    self.assertEqual(got.dtype, tf.float32)
+    np.testing.assert_allclose(got, 0, atol=1e-6)
+
+  def test_other_sizes_are_refused(self):
+    with self.assertRaisesRegex(ValueError, r"\(4, 5\) and \(5, 5\)"):
+      feature_distance(_features(), _features(height=5))
+
+
+class HintsTest(parameterized.TestCase):
+
+  def test_settings(self):
+    net = tiny.conv_net(tail="depthwise")  # Maps of 6x6 and of 3x3.
+    self.assertEqual(Hints().layers(net), ("act", "act2"))
+    self.assertEqual(Hints().student_layers(net), ("act", "act2"))
+    named = Hints(["act", "sum"], student_layer=["bn", "sum"])
+    self.assertEqual(named.layers(net), ("act", "sum"))
+    self.assertEqual(named.student_layers(net), ("bn", "sum"))
+
+  @parameterized.parameters(
+      ({"layer": []}, TypeError, "layer must be"),
+      ({"layer": 3}, TypeError, "layer must be"),
+      ({"student_layer": "act"}, ValueError, "needs layer"),
+      ({"layer": ["a", "b"], "student_layer": "a"}, ValueError, "got 1"),
+      ({"weight": -1}, ValueError, "0 or more; got -1"),
+      ({"weight": float("nan")}, ValueError, "got nan"),
+      ({"weight": "much"}, TypeError, "got 'much'"))
+  def test_errors(self, settings, kind, message):
+    with self.assertRaisesRegex(kind, message):
+      Hints(**settings)
+
+
+class StepTest(parameterized.TestCase):
+
+  def _distance(self, student, teacher, pictures, name="act"):
+    return feature_distance(
+        _layer(teacher, name)(pictures), _layer(student, name)(pictures))
+
+  def test_the_loss_by_numpy(self):
+    teacher, student = (tiny.conv_net(seed=seed) for seed in (0, 1))
+    pictures = tiny.images(4)
+    step = TrainStep(tiny.compiled(student), teacher,
+                     hints=Hints("act", weight=3.0))
+    loss, _ = step.loss(pictures, np.zeros(4), np.array([1.0, 2.0, 0.0, 1.0]),
+                        training=False)
+    distance = self._distance(student, teacher, pictures).numpy()
+    want = 3 * (distance * [1, 2, 0, 1]).sum() / 4
+    self.assertAlmostEqual(float(loss), want, places=5)
+    means = {one.name: float(one.result()) for one in step.metrics}
+    self.assertAlmostEqual(means["hint_loss"], want, places=5)
+    self.assertAlmostEqual(
+        means["hint_agreement"], 1 - distance.mean(), places=5)
+
+  def test_beside_maps_and_scores(self):
+    """Each term is what it is alone."""
+    teacher = tiny.conv_net(tail="depthwise")
+    pictures, zeros = tiny.images(4), np.zeros(4)
+    wcam, hints = WCAM("act2", weight=2.0), Hints(weight=3.0)
+    scores = Distillation(alpha=1.0)
+
+    def loss(*args, **settings):
+      student = tiny.compiled(tiny.conv_net(tail="depthwise", seed=1))
+      return float(TrainStep(student, teacher, *args, **settings).loss(
+          pictures, zeros, training=False)[0])
+
+    parts = [loss(wcam), loss(hints=hints), loss(distillation=scores)]
+    self.assertGreater(min(parts), 0.01)
+    self.assertAlmostEqual(
+        loss(wcam, hints=hints, distillation=scores), sum(parts), places=4)
+
+  def test_auto_goes_by_the_task(self):
+    teacher, student = (tiny.conv_net(seed=seed) for seed in (0, 1))
+    pictures = tiny.images(4)
+    student.compile("sgd", lambda labels, outputs: 0.25 + 0 * outputs[:, 0])
+    step = TrainStep(student, teacher, WCAM("act"), hints=Hints("act"))
+    step.loss(pictures, np.zeros(4))
+    self.assertIn("hint_task_loss", dir(step.state))
+    means = {one.name: float(one.result()) for one in step.metrics}
+    # Eight times the rest of the loss, of which the maps are no part.
+    self.assertAlmostEqual(
+        means["hint_loss"], 8 * 0.25 * (1 - means["hint_agreement"]), places=4)
+
+  @parameterized.parameters("act", "conv")
+  def test_the_gradient_is_that_of_differences(self, layer):
+    with tiny.float64():
+      teacher, student = (tiny.smooth_net(seed) for seed in (0, 1))
+      step = TrainStep(tiny.compiled(student), teacher,
+                       WCAM("act", weight=1.0), hints=Hints(layer, weight=2.0))
+      pictures = tf.constant(tiny.images(4, size=4))
+      kernel = student.get_layer("conv").kernel
+
+      def loss():
+        return step.loss(pictures, tf.zeros([4]), training=False)[0]
+
+      with tf.GradientTape() as tape:
+        value = loss()
+      entries = np.arange(0, int(tf.size(kernel)), 5)
+      np.testing.assert_allclose(
+          np.ravel(tape.gradient(value, kernel))[entries],
+          # Double precision: 1e-16 over 1e-5 of slopes of size .01.
+          tiny.slopes(loss, kernel, 1e-5, entries), rtol=1e-4, atol=1e-8)
+
+  @parameterized.named_parameters(
+      ("plain", tiny.copy_of), ("pruned", tiny.prune),
+      ("quantized", tiny.quantize), ("filters", lambda net: prune_filters(
+          net, 0.5)), ("narrow", lambda net: narrow(net, 0.5)))
+  def test_training_brings_the_features_together(self, make):
+    teacher = tiny.conv_net(tail="block", seed=3)
+    student = make(teacher)
+    if make is tiny.copy_of:
+      tiny.shake(student, 5)
+    before = [one.copy() for one in teacher.get_weights()]
+    pictures = tiny.images(32)
+    student.compile(keras.optimizers.Adam(0.02), tiny.no_task)
+    history = student.fit(
+        pictures, np.zeros(32), batch_size=8, epochs=12, verbose=0,
+        callbacks=[PreserveAttribution(
+            teacher, None, hints=Hints(["act", "act2"], weight=1.0))]).history
+    self.assertGreater(
+        history["hint_agreement"][-1],
+        history["hint_agreement"][0] + 0.25 * (
+            1 - history["hint_agreement"][0]))
+    self.assertTrue(tiny.weights_equal(before, teacher.get_weights()))
+
+  def test_what_does_not_fit(self):
+    teacher, student = (tiny.conv_net(seed=seed) for seed in (0, 1))
+    with self.assertRaisesRegex(TypeError, "hints must be a Hints"):
+      TrainStep(student, teacher, hints="act")
+    with self.assertRaisesRegex(ValueError, "no layer of that name"):
+      TrainStep(student, teacher, hints=Hints("relu9"))
+    with self.assertRaisesRegex(ValueError, "cache: hints hold whole"):
+      TrainStep(student, teacher, hints=Hints(), cache=True)
+
+
+if __name__ == "__main__":
+  absltest.main()
