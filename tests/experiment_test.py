@@ -1,5 +1,6 @@
 """Tests of runs: judged, written down, not run twice, the same again."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -11,7 +12,12 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from examples.experiment import experiment as module
 from examples.experiment import running
-from examples.experiment.arms import ARMS, CALLBACK_ARMS, arm_callbacks
+from examples.experiment.arms import (
+    ARM_SETTINGS,
+    ARMS,
+    CALLBACK_ARMS,
+    arm_callbacks,
+)
 from examples.experiment.data import Data
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
 from examples.experiment.fitting import Recipe, fit
@@ -40,21 +46,25 @@ class ArmsTest(parameterized.TestCase):
     before = teacher.get_weights()
     student = kap.clone_model(teacher)
     student.set_weights([1.1 * one for one in student.get_weights()])
-    callbacks = arm_callbacks(
-        arm, teacher, ["relu1", "relu2"], multi_label=True, target="present")
+    own = {name: value for name, value in {
+        "layers": ["relu1", "relu2"], "target": "present"}.items()
+        if name in ARM_SETTINGS[arm]}
+    callbacks = arm_callbacks(arm, teacher, multi_label=True, **own)
     self.assertEqual(bool(callbacks), arm != "plain")
     recipe = Recipe(2, 1e-3, 4, 0, (-1.0, 1.0), False, True)
     logs = fit(student, experiment_fitting_test.split(), recipe, callbacks)
-    held = arm not in ("plain", "distillation")
+    held = arm not in ("plain", "distillation", "hints")
     self.assertEqual("attr_agreement" in logs, held)
-    taught = arm in ("distillation", "e2kd", "swa_distillation", "agreement")
+    taught = arm in ("distillation", "e2kd", "swa_distillation", "agreement",
+                     "hints", "swa_hints")
     self.assertEqual("distill_loss" in logs, taught)
+    self.assertEqual("hint_loss" in logs, "hints" in arm)
     for one, other in zip(before, teacher.get_weights()):
       np.testing.assert_array_equal(one, other)
 
   def test_an_unknown_arm(self):
     with self.assertRaisesRegex(ValueError, "must be one of"):
-      arm_callbacks("magic", net(), ["relu2"], multi_label=True)
+      arm_callbacks("magic", net(), layers=["relu2"], multi_label=True)
 
 
 class RunTest(parameterized.TestCase):
@@ -111,12 +121,19 @@ class ExperimentTest(absltest.TestCase):
         self.assertAlmostEqual(other[key], value, places=3, msg=key)
 
   def test_other_settings_are_another_run(self):
-    one = self.open()
-    row = one.run(Run("ptq", 8, "plain", 1))
-    changed = SETTINGS.__class__(**{**vars(SETTINGS), "batch_size": 2})
-    self.assertIsNone(self.open(settings=changed).find(
-        Run("ptq", 8, "plain", 1)))
-    self.assertEqual(self.open().find(Run("ptq", 8, "plain", 1)), row)
+    row = self.open().run(RUN)
+
+    def found(**changed):
+      return self.open(settings=dataclasses.replace(
+          SETTINGS, **changed)).find(RUN)
+
+    for changed in ({"batch_size": 2}, {"weight": 2.0}, {"probes": 3},
+                    {"steps": {**SETTINGS.steps, "tune": 5}}):
+      self.assertIsNone(found(**changed), changed)
+    # What only other arms and other fits go by.
+    for changed in ({}, {"e2kd_weight": 2.0}, {"hint_weight": 2.0},
+                    {"steps": {**SETTINGS.steps, "prune": 5}}):
+      self.assertEqual(found(**changed), row, changed)
 
   def test_other_pictures_are_another_run(self):
     one = self.open()

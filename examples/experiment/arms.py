@@ -8,14 +8,31 @@ from collections.abc import Sequence
 import keras_attr_preserve as kap
 from keras_attr_preserve.compat import keras
 
-__all__ = ["ARMS", "CALLBACK_ARMS", "REFERENCES", "arm_callbacks"]
+__all__ = [
+  "ARMS", "ARM_SETTINGS", "CALLBACK_ARMS", "REFERENCES", "arm_callbacks",
+]
 
 REFERENCES = ("teacher", "centre_prior")
 """Rows that stand beside the arms."""
 
-CALLBACK_ARMS = (
-    "plain", "distillation", "ewa", "e2kd", "catkd", "swa", "swa_stochastic",
-    "swa_distillation", "agreement", "hints", "swa_hints")
+_MAPS = ("layers", "target")
+ARM_SETTINGS = {
+    "plain": (),
+    "distillation": ("alpha",),
+    "ewa": ("layers", "weight"),
+    "e2kd": ("layers", "e2kd_weight"),
+    "catkd": ("layers", "catkd_weight"),
+    "swa": (*_MAPS, "weight"),
+    "swa_stochastic": (*_MAPS, "weight"),
+    "swa_distillation": (*_MAPS, "weight", "alpha"),
+    "agreement": (*_MAPS, "agreement", "alpha"),
+    "hints": ("hint_weight", "alpha"),
+    "swa_hints": (*_MAPS, "weight", "hint_weight", "alpha"),
+    "fine_tune": (),
+}
+"""The settings that each arm goes by; of others it must not know."""
+
+CALLBACK_ARMS = tuple(arm for arm in ARM_SETTINGS if arm != "fine_tune")
 ARMS = ("fine_tune", *CALLBACK_ARMS)
 """What can be asked for; "fine_tune" trains on without any compression."""
 
@@ -25,9 +42,9 @@ DROP_RATE = 0.3
 def arm_callbacks(
     arm: str,
     teacher: keras.Model,
-    layers: Sequence[str],
     *,
     multi_label: bool,
+    layers: Sequence[str] = (),
     target: str = "teacher",
     weight: float | str = "auto",
     hint_weight: float | str = "auto",
@@ -45,8 +62,8 @@ def arm_callbacks(
   Args:
     arm: one of `ARMS`.
     teacher: the net before compression.
-    layers: whose maps are held; rivals of one layer take the last.
     multi_label: classes do not exclude each other.
+    layers: whose maps are held; rivals of one layer take the last.
     target: which class's map "swa" holds; see `WCAM`.
     weight: of the maps in the loss; see `WCAM`.
     hint_weight: of the features in the loss, where they are held; see `Hints`.

@@ -14,7 +14,8 @@ import tensorflow_model_optimization as tfmot
 import keras_attr_preserve as kap
 from keras_attr_preserve.compat import keras
 
-__all__ = ["CLUSTERS", "COMPRESSIONS", "check_strength", "compress", "parse"]
+__all__ = ["CLUSTERS", "COMPRESSIONS", "check_strength", "compress", "kinds",
+           "parse"]
 
 _quantization = tfmot.quantization.keras
 _combine = tfmot.experimental.combine
@@ -191,6 +192,14 @@ def _qat(model, strength, fit, name):
   return fit("quantize", build)
 
 
+def kinds(name: str) -> tuple[str, ...]:
+  """Names the kinds of fit that a compression asks of `compress`'s `fit`."""
+  return tuple(dict.fromkeys(
+      kind for kind in map(_KINDS.get, name.split("+")) if kind))
+
+
+_KINDS = {"none": "tune", "prune": "prune", "filters": "tune",
+          "narrow": "scratch", "cluster": "quantize", "qat": "quantize"}
 _STEPS = {"none": _none, "ptq": _ptq, "prune": _prune, "filters": _filters,
           "narrow": _narrow, "cluster": _cluster, "qat": _qat}
 

@@ -20,8 +20,8 @@ import numpy as np
 
 import keras_attr_preserve as kap
 from examples.experiment import costs, results_file
-from examples.experiment.arms import ARMS, arm_callbacks
-from examples.experiment.compressing import compress
+from examples.experiment.arms import ARM_SETTINGS, ARMS, arm_callbacks
+from examples.experiment.compressing import compress, kinds
 from examples.experiment.data import Data
 from examples.experiment.fitting import Recipe, fit, in_range
 from examples.experiment.measuring import Judge
@@ -147,7 +147,6 @@ class Experiment:
         "data": _fingerprint([
             array for split in data[:3] for array in split
             if array is not None])}
-    self._digest = digest(self._described)
     self._judge: Judge | None = None
 
   @property
@@ -175,7 +174,8 @@ class Experiment:
   def rows(self) -> list[dict[str, Any]]:
     """The rows that were made with these settings."""
     return [row for row in results_file.read_rows(self.path)
-            if row.get("digest") == self._digest]
+            if row.get("digest") == digest(self._settings_of(
+                row["compression"], row["arm"]))]
 
   def kept(self, run: Run) -> bytes | None:
     """The file of a run whose student was kept."""
@@ -221,12 +221,14 @@ class Experiment:
 
   def _student(self, run: Run, verbose: int):
     settings, data, logs = self.settings, self.data, {}
+    # Of other settings a run must not know: they are not in its row.
+    steps = {kind: settings.steps[kind] for kind in kinds(run.compression)}
 
     def train(kind, build, epochs=1, callbacks=()):
       # Fresh weights and centroids are drawn as the net is built.
       keras.utils.set_random_seed(run.seed)
       recipe = Recipe(
-          steps=settings.steps[kind],
+          steps=steps[kind],
           learning_rate=settings.learning_rates[kind],
           batch_size=settings.batch_size, seed=run.seed,
           pixel_range=settings.pixel_range, flip=settings.flip,
@@ -238,12 +240,8 @@ class Experiment:
             f"{recipe.steps}.")
       student = build(each)
       preserve = arm_callbacks(
-          run.arm, self.teacher, settings.layers,
-          multi_label=data.multi_label, target=settings.target,
-          weight=settings.weight, hint_weight=settings.hint_weight,
-          agreement=settings.agreement, alpha=settings.alpha,
-          e2kd_weight=settings.e2kd_weight,
-          catkd_weight=settings.catkd_weight)
+          run.arm, self.teacher, multi_label=data.multi_label,
+          **{name: getattr(settings, name) for name in ARM_SETTINGS[run.arm]})
       logs[kind] = fit(student, data.train, recipe, [*callbacks, *preserve],
                        epochs=epochs, verbose=verbose)
       return student
@@ -267,12 +265,27 @@ class Experiment:
         "experiment": self.name, "compression": compression,
         "strength": strength, "arm": arm, "seed": seed})
 
+  def _settings_of(self, compression: str, arm: str) -> dict[str, Any]:
+    """What a row's figures hang on: no setting of other arms and fits."""
+    used = kinds(compression) if arm in ARM_SETTINGS else ()
+    own = ARM_SETTINGS.get(arm, ())
+    others = {name for names in ARM_SETTINGS.values() for name in names
+              if name not in own}
+    if not used:
+      others |= {"batch_size", "flip"}
+    return {
+        **{key: value for key, value in self._described.items()
+           if key not in others},
+        **{key: {kind: self._described[key][kind] for kind in used}
+           for key in ("steps", "learning_rates")}}
+
   def _add(self, compression, strength, arm, seed, figures, seconds):
+    settings = self._settings_of(compression, arm)
     row = {
         "experiment": self.name, "compression": compression,
         "strength": strength, "arm": arm, "seed": seed,
-        "digest": self._digest, **figures, "seconds": round(seconds, 1),
-        "settings": self._described, "versions": versions()}
+        "digest": digest(settings), **figures, "seconds": round(seconds, 1),
+        "settings": settings, "versions": versions()}
     row = json.loads(json.dumps(row, default=_plain))
     add_row(self.path, row)
     return row
