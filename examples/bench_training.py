@@ -66,12 +66,13 @@ def make_step(arm: str, net: str) -> Callable[[tf.Tensor, tf.Tensor], dict]:
       arm.split(",")[0], kap.WCAM(LAYERS[net]))
   step = kap.TrainStep(
       student, build(net, 0), wcam, cache="kept" in arm,
-      distillation=kap.Distillation() if "scores" in arm else None)
+      distillation=kap.Distillation() if "scores" in arm else None,
+      hints=kap.Hints() if "hints" in arm else None)
   return tf.function(lambda x, y: step((x, y)))
 
 
-ARMS = ("fine-tuning", "scores", "ewa", "swa", "swa, scores", "swa, kept",
-        "swa, scores, kept")
+ARMS = ("fine-tuning", "scores", "ewa", "swa", "swa, scores",
+        "swa, scores, hints", "swa, kept", "swa, scores, kept")
 # What the project promises: an arm, the arm it is compared with, the most.
 PROMISES = (("swa", "scores", 1.05), ("swa, kept", "fine-tuning", 1.15))
 

@@ -95,6 +95,18 @@ class CompressTest(parameterized.TestCase):
     self.assertGreater(len(np.unique(
         student.get_layer("conv0").get_weights()[0])), compressing.CLUSTERS)
 
+  @parameterized.parameters(*compressing.COMPRESSIONS)
+  def test_the_kinds_of_fit_it_asks_for(self, name):
+    asked = []
+
+    def untrained(kind, build, epochs=1, callbacks=()):
+      del epochs, callbacks
+      asked.append(kind)
+      return build(2)
+
+    compress(name, 0.5 if "narrow" not in name else 2, self.teacher, untrained)
+    self.assertEqual(tuple(dict.fromkeys(asked)), compressing.kinds(name))
+
   @parameterized.parameters("qat", "cluster+qat")
   def test_a_quantize_aware_net_converts(self, name):
     student = compress(name, 8, self.teacher, fit)
