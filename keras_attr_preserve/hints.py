@@ -52,8 +52,9 @@ class Hints:
     Args:
       layer: the teacher's layer, or several. None takes the last layer of each
         of the four smallest sizes of maps; see `stage_ends`.
-      weight: factor of the distance in the loss, 0 or more; "auto" is in
-        proportion to the rest of the loss, as for the maps. Or a Keras learning
+      weight: factor of the distance in the loss, 0 or more. "auto" is the
+        weight that the maps have in the same step; without maps it is in
+        proportion to the rest of the loss, as theirs is. Or a Keras learning
         rate schedule, called with the number of the step.
       student_layer: the student's layers, where their names differ.
 

@@ -107,7 +107,10 @@ class TrainStep:
       self._meter = None if wcam is None else MatchMeter(wcam)
       self._divergence = None if distillation is None else (
           keras.metrics.Mean("distill_loss"))
-      self._hinting = None if hints is None else Weighting(hints, "the hints")
+      # By themselves hints weigh as much as the maps.
+      self._hinting = (
+          None if hints is None or (wcam is not None and hints.weight == "auto")
+          else Weighting(hints, "the hints"))
       self._hint_means = [] if hints is None else [
           keras.metrics.Mean(name) for name in ("hint_loss", "hint_agreement")]
     self._output = None if output is None else (
@@ -214,8 +217,6 @@ class TrainStep:
     if self.distillation is not None:
       loss = self._distilled(loss, guide, student, weights)
     weight, task = None, _whole(self._task_loss(loss))
-    if self.hints is not None:
-      loss += self._hinted(guide, features, weights, count, task, training)
     if self.wcam is not None:
       match = self.wcam.match(guide, tape, student, labels)
       distance, agreement, valid = self._meter.overall(match)
@@ -225,6 +226,11 @@ class TrainStep:
       self._meter.update(match, attr_loss)
       if training:
         self._weighting.update(agreement, valid)
+    if self.hints is not None:
+      hint_weight = weight if self._hinting is None else self._hinting.weight(
+          count, task, training)
+      hint_loss = self._hinted(guide, features, weights, hint_weight)
+      loss += tf.cast(_replica_share(hint_loss), loss.dtype)
     return (self._only_finite(loss, kept, x, y, sample_weight),
             student.output, weight)
 
@@ -270,15 +276,14 @@ class TrainStep:
 
   def _hinted(
       self, guide: Guide, features: list[tf.Tensor], sample_weight: Any,
-      step: Any, task: tf.Tensor, training: bool) -> tf.Tensor:
-    """What the features add to the loss, this replica's share of it."""
+      weight: Any) -> tf.Tensor:
+    """What the features add to the loss."""
     distance = self.hints.distance(guide.features, features)
-    weight = self._hinting.weight(step, task, training)
     hint_loss = _mean(distance, sample_weight) * tf.cast(weight, distance.dtype)
-    hint_mean, agreement_mean = self._hint_means
-    hint_mean.update_state(hint_loss, _any(distance))
+    loss_mean, agreement_mean = self._hint_means
+    loss_mean.update_state(hint_loss, _any(distance))
     agreement_mean.update_state(1 - distance)
-    return tf.cast(_replica_share(hint_loss), task.dtype)
+    return hint_loss
 
   def _penalty(self) -> Any:
     """What the model's own regularizers add, this replica's share of it."""

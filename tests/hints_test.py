@@ -155,17 +155,27 @@ class StepTest(parameterized.TestCase):
     self.assertAlmostEqual(
         loss(wcam, hints=hints, distillation=scores), sum(parts), places=4)
 
-  def test_auto_goes_by_the_task(self):
+  def _means(self, *args, task=0.25):
     teacher, student = (tiny.conv_net(seed=seed) for seed in (0, 1))
-    pictures = tiny.images(4)
-    student.compile("sgd", lambda labels, outputs: 0.25 + 0 * outputs[:, 0])
-    step = TrainStep(student, teacher, WCAM("act"), hints=Hints("act"))
-    step.loss(pictures, np.zeros(4))
-    self.assertIn("hint_task_loss", dir(step.state))
+    student.compile("sgd", lambda labels, outputs: task + 0 * outputs[:, 0])
+    step = TrainStep(student, teacher, *args, hints=Hints("act"))
+    step.loss(tiny.images(4), np.zeros(4))
     means = {one.name: float(one.result()) for one in step.metrics}
-    # Eight times the rest of the loss, of which the maps are no part.
-    self.assertAlmostEqual(
-        means["hint_loss"], 8 * 0.25 * (1 - means["hint_agreement"]), places=4)
+    return means["hint_loss"] / (1 - means["hint_agreement"]), step
+
+  def test_auto_alone_goes_by_the_task(self):
+    weight, step = self._means()
+    self.assertAlmostEqual(weight, 8 * 0.25, places=4)
+    self.assertTrue(hasattr(step.state, "hint_task_loss"))
+
+  @parameterized.parameters(
+      ({"weight": 3.0}, 3.0), ({}, 2.0),
+      ({"weight": lambda step: 7.0}, 7.0),
+      ({"weight": 3.0, "agreement": 0.9}, 3.0))
+  def test_auto_beside_maps_is_their_weight(self, settings, want):
+    weight, step = self._means(WCAM("act", **settings))
+    self.assertAlmostEqual(weight, want, places=4)
+    self.assertFalse(hasattr(step.state, "hint_task_loss"))
 
   @parameterized.parameters("act", "conv")
   def test_the_gradient_is_that_of_differences(self, layer):
