@@ -29,6 +29,10 @@ PRUNE_EPOCHS = flags.DEFINE_integer("prune_epochs", 6, "Epochs.")
 SPARSITY = flags.DEFINE_float("sparsity", 0.96, "Share of weights removed.")
 SCORES = flags.DEFINE_bool(
     "scores", False, "Teach the teacher's scores as well, in every setting.")
+HINTS = flags.DEFINE_bool(
+    "hints", False, "Hold features as well, wherever maps are held.")
+WEIGHTS = flags.DEFINE_multi_float(
+    "weight", [0.25, 1, 4, 16], "Fixed weights to try.")
 NETS = flags.DEFINE_list("nets", ["vgg", "resnet"], "Which nets.")
 
 BATCH = 64
@@ -97,15 +101,14 @@ def settings(teacher: keras.Model, steps: int) -> dict[str, list]:
   def hold(**found):
     return [kap.PreserveAttribution(
         teacher, kap.WCAM(LAYER, target="present", **found),
-        distillation=distillation)]
+        distillation=distillation, hints=kap.Hints() if HINTS.value else None)]
   warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, steps // 4, 1.0)
   return {
       **({"scores": [kap.PreserveAttribution(
           teacher, None, distillation=distillation)]}
          if SCORES.value else {"plain": []}),
       "weight=auto": hold(),
-      **{f"weight={one:g}": hold(weight=float(one)) for one in (
-          0.25, 1, 4, 16)},
+      **{f"weight={one:g}": hold(weight=one) for one in WEIGHTS.value},
       "weight=0..1": hold(weight=warm_up),
       **{f"agreement={one}": hold(agreement=one) for one in (0.9, 0.95)},
   }

@@ -10,6 +10,7 @@ from keras_attr_preserve.filter_pruning import prune_filters
 from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.iterative_pruning import IterativePruning
 from keras_attr_preserve.keras3 import from_keras3
+from keras_attr_preserve.layer_sparsity import layer_sparsities, prune_layers
 from keras_attr_preserve.narrowing import narrow
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM
@@ -43,9 +44,11 @@ __all__ = [
   "evaluation",
   "export",
   "from_keras3",
+  "layer_sparsities",
   "load_model",
   "narrow",
   "objectives",
   "prune_filters",
+  "prune_layers",
   "save_model",
 ]

@@ -80,6 +80,33 @@ class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
           f"share must be between 0 and 1, both excluded; got {share}.")
     self.share = float(share)
 
+  @classmethod
+  def reaching(
+      cls, sparsity: float, *, rounds: int, steps_per_round: int,
+      begin_step: int = 0) -> "IterativePruning":
+    """Makes the schedule that reaches a sparsity in so many rounds.
+
+    Args:
+      sparsity: after the last round, between 0 and 1, both excluded.
+      rounds: how many, 1 or more.
+      steps_per_round: as above.
+      begin_step: as above.
+
+    Returns:
+      A schedule; each of its rounds removes the same share of what is left.
+
+    Raises:
+      TypeError, ValueError: a setting is not one of the above.
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
+      raise TypeError(f"sparsity must be a number; got {sparsity!r}.")
+    if not 0 < sparsity < 1:
+      raise ValueError(
+          f"sparsity must be between 0 and 1, both excluded; got {sparsity}.")
+    share = 1 - (1 - sparsity) ** (1 / _whole("rounds", rounds, 1))
+    return cls(rounds=rounds, share=share, steps_per_round=steps_per_round,
+               begin_step=begin_step)
+
   @property
   def end_step(self) -> int:
     """The last training step of the last round."""

@@ -11,7 +11,7 @@ PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules"),
     ("drawing",),
-    ("layers", "heads", "iterative_pruning", "channel_graph",
+    ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "preserving"),
     ("tap", "teacher_cache", "channel_slicing", "keras3",
      "saving"),

@@ -25,8 +25,8 @@ ROUND_SHARE = 0.2
 CLUSTERS = 16
 
 COMPRESSIONS = (
-    "none", "prune", "filters", "narrow", "ptq", "qat", "cluster", "prune+qat",
-    "filters+qat", "cluster+qat", "prune+cluster+qat")
+    "none", "prune", "lamp", "filters", "narrow", "ptq", "qat", "cluster",
+    "prune+qat", "lamp+qat", "filters+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
     "cluster+qat": str(CLUSTERS)}
@@ -121,22 +121,27 @@ def _ptq(model, strength, fit, name):
 
 
 def _prune(model, strength, fit, name):
-  """Magnitude pruning in rounds; then as many steps again to recover."""
+  """Magnitude pruning, as much of each layer."""
+  whole = _left_whole(model, name)
+  return _pruned(model, strength, fit, {
+      layer.name: strength for layer in model.layers
+      if _has_kernel(layer) and layer.name not in whole})
+
+
+def _lamp(model, strength, fit, name):
+  """Magnitude pruning, most where layers spare most; as much in all."""
+  return _pruned(model, strength, fit, kap.layer_sparsities(
+      model, strength, exclude=_left_whole(model, name)))
+
+
+def _pruned(model, strength, fit, sparsities):
+  """Prunes in rounds; then takes as many steps again to recover."""
   rounds = max(1, round(math.log(1 - strength) / math.log(1 - ROUND_SHARE)))
-  share = 1 - (1 - strength) ** (1 / rounds)
 
   def build(each):
-    schedule = kap.IterativePruning(
-        rounds=rounds, share=share, steps_per_round=each)
-    whole = _left_whole(model, name)
-
-    def wrap(layer):
-      pruned = _has_kernel(layer) and layer.name not in whole
-      return (tfmot.sparsity.keras.prune_low_magnitude(layer, schedule)
-              if pruned else layer)
-
-    return keras.models.clone_model(
-        kap.clone_model(model), clone_function=wrap)
+    return kap.prune_layers(
+        model, sparsities, lambda share: kap.IterativePruning.reaching(
+            share, rounds=rounds, steps_per_round=each))
 
   # Rounds begin with an epoch; half of the epochs come after the last one.
   student = fit("prune", build, epochs=2 * rounds, callbacks=[
@@ -182,7 +187,7 @@ def _qat(model, strength, fit, name):
     if "cluster" in name:
       scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
           preserve_sparsity="prune" in name)
-    elif "prune" in name:
+    elif "prune" in name or "lamp" in name:
       scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
     else:
       return _quantization.quantize_model(net)
@@ -198,10 +203,12 @@ def kinds(name: str) -> tuple[str, ...]:
       kind for kind in map(_KINDS.get, name.split("+")) if kind))
 
 
-_KINDS = {"none": "tune", "prune": "prune", "filters": "tune",
-          "narrow": "scratch", "cluster": "quantize", "qat": "quantize"}
-_STEPS = {"none": _none, "ptq": _ptq, "prune": _prune, "filters": _filters,
-          "narrow": _narrow, "cluster": _cluster, "qat": _qat}
+_KINDS = {
+    "none": "tune", "prune": "prune", "lamp": "prune", "filters": "tune",
+    "narrow": "scratch", "cluster": "quantize", "qat": "quantize"}
+_STEPS = {
+    "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp,
+    "filters": _filters, "narrow": _narrow, "cluster": _cluster, "qat": _qat}
 
 
 def _has_kernel(layer: keras.layers.Layer) -> bool:
