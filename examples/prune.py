@@ -4,8 +4,9 @@
         --sparsity=0.9 --sparsity=0.97 --arm=plain --arm=swa_distillation
 
 Each round takes a fifth of the weights that are left, by magnitude; the first
-and the last layer stay whole. Every student ships as an int8 .tflite file,
-which is what is judged. Adds a row for each to results.jsonl.
+and the last layer stay whole. `--by_layer` takes most where layers can spare
+most. Every student ships as an int8 .tflite file, which is what is judged. Adds
+a row for each to results.jsonl.
 """
 
 from absl import app, flags
@@ -15,12 +16,16 @@ from examples.experiment import running
 running.define_run_flags("out/prune")
 SPARSITY = flags.DEFINE_multi_float(
     "sparsity", [0.9], "Share of the weights that goes.")
+BY_LAYER = flags.DEFINE_bool(
+    "by_layer", False, "Take most where layers can spare most (LAMP), in place "
+    "of as much from each.")
 
 
 def main(argv: list[str]) -> None:
   """Prunes at every sparsity, in every arm, with every seed."""
   running.start(argv)
-  running.run_grid([("prune", one) for one in SPARSITY.value])
+  name = "lamp" if BY_LAYER.value else "prune"
+  running.run_grid([(name, one) for one in SPARSITY.value])
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class ArmsTest(parameterized.TestCase):
     held = arm not in ("plain", "distillation", "hints")
     self.assertEqual("attr_agreement" in logs, held)
     taught = arm in ("distillation", "e2kd", "swa_distillation", "agreement",
-                     "hints", "swa_hints")
+                     "hints", "swa_hints_distillation")
     self.assertEqual("distill_loss" in logs, taught)
     self.assertEqual("hint_loss" in logs, "hints" in arm)
     for one, other in zip(before, teacher.get_weights()):

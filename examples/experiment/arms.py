@@ -27,7 +27,8 @@ ARM_SETTINGS = {
     "swa_distillation": (*_MAPS, "weight", "alpha"),
     "agreement": (*_MAPS, "agreement", "alpha"),
     "hints": ("hint_weight", "alpha"),
-    "swa_hints": (*_MAPS, "weight", "hint_weight", "alpha"),
+    "swa_hints": (*_MAPS, "weight", "hint_weight"),
+    "swa_hints_distillation": (*_MAPS, "weight", "hint_weight", "alpha"),
     "fine_tune": (),
 }
 """The settings that each arm goes by; of others it must not know."""
@@ -111,6 +112,7 @@ def arm_callbacks(
     return [kap.PreserveAttribution(
         teacher, None, distillation=scores,
         hints=kap.Hints(weight=hint_weight))]
-  if arm == "swa_hints":
-    return hold(scores, kap.Hints(weight=hint_weight), weight=weight)
+  if arm in ("swa_hints", "swa_hints_distillation"):
+    return hold(scores if arm.endswith("distillation") else None,
+                kap.Hints(weight=hint_weight), weight=weight)
   raise ValueError(f"arm must be one of {[*ARMS]}; got {arm!r}.")

@@ -22,7 +22,8 @@ _ARMS = {
     "swa_distillation": "SWA + distillation",
     "agreement": "agreement held",
     "hints": "hints + distillation",
-    "swa_hints": "SWA + hints + distillation",
+    "swa_hints": "SWA + hints",
+    "swa_hints_distillation": "SWA + hints + distillation",
 }
 
 UNCOMPRESSED = ("teacher", "centre_prior", "fine_tune")

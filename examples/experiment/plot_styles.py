@@ -37,6 +37,7 @@ _STYLES = {
     "agreement": ("#D55E00", "p", False),
     "hints": ("#009E73", "d", False),
     "swa_hints": ("#D55E00", "h", True),
+    "swa_hints_distillation": ("#CC79A7", "h", False),
 }
 _OTHERS = ("<", ">", "h", "d", "8", "H")
 
