@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, keras, tf
 from keras_attr_preserve.layers import stage_ends
-from keras_attr_preserve.regularizer import Schedule, check_weight, layer_names
+from keras_attr_preserve.regularizer import Schedule, check_weight, layer_pairs
 
 __all__ = ["Hints", "feature_distance"]
 
@@ -64,14 +64,8 @@ class Hints:
     if layer is None and student_layer is not None:
       raise ValueError(
           "student_layer needs layer, the teacher's layers that it stands for.")
-    self._layers = None if layer is None else layer_names(layer, "layer")
-    self._student_layers = (
-        self._layers if student_layer is None
-        else layer_names(student_layer, "student_layer"))
-    if self._layers and len(self._layers) != len(self._student_layers):
-      raise ValueError(
-          f"student_layer must name one layer for each of layer's "
-          f"{len(self._layers)}; got {len(self._student_layers)}.")
+    self._layers, self._student_layers = (
+        ((), ()) if layer is None else layer_pairs(layer, student_layer))
     self.weight = check_weight(weight)
 
   def layers(self, teacher: keras.Model) -> tuple[str, ...]:

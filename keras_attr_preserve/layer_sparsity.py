@@ -14,9 +14,15 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_keras, clone_model, keras
 
-__all__ = ["lamp_scores", "layer_sparsities", "prune_layers"]
+__all__ = ["is_prunable", "lamp_scores", "layer_sparsities", "prune_layers"]
 
 _KINDS = (keras.layers.Conv2D, keras.layers.Dense)
+
+
+def is_prunable(layer: keras.layers.Layer) -> bool:
+  """Says whether tfmot prunes a kernel of the layer: Conv2D or Dense."""
+  return isinstance(layer, _KINDS) and not isinstance(
+      layer, keras.layers.DepthwiseConv2D)
 
 
 def lamp_scores(kernel: np.ndarray) -> np.ndarray:
@@ -85,7 +91,7 @@ def layer_sparsities(
         f"exclude must name layers of model {model.name!r}; it has no "
         f"{unknown[0]!r}.")
   kernels = {layer.name: layer.get_weights()[0] for layer in model.layers
-             if _is_prunable(layer) and layer.name not in exclude}
+             if is_prunable(layer) and layer.name not in exclude}
   if not kernels:
     raise ValueError(
         f"model {model.name!r} has no Conv2D or Dense layer left to prune.")
@@ -138,8 +144,3 @@ def prune_layers(
         layer, schedule(share))
 
   return keras.models.clone_model(clone_model(model), clone_function=wrap)
-
-
-def _is_prunable(layer: keras.layers.Layer) -> bool:
-  return isinstance(layer, _KINDS) and not isinstance(
-      layer, keras.layers.DepthwiseConv2D)

@@ -9,7 +9,7 @@ from keras_attr_preserve.compat import at_least_float32, tf
 from keras_attr_preserve.tap import Tapped, sensitivities, top_class_seed
 
 __all__ = ["WCAM", "Guide", "Match", "Schedule", "check_wcam", "check_weight",
-           "layer_names"]
+           "layer_pairs"]
 
 _METHODS = ("swa", "ewa")
 _TARGETS = ("teacher", "top_k", "label", "present", "all", "score")
@@ -113,14 +113,7 @@ class WCAM:
     Raises:
       TypeError, ValueError: a setting is not one of the above.
     """
-    self.layers = layer_names(layer, "layer")
-    self.student_layers = (
-        self.layers if student_layer is None
-        else layer_names(student_layer, "student_layer"))
-    if len(self.layers) != len(self.student_layers):
-      raise ValueError(
-          f"student_layer must name one layer for each of layer's "
-          f"{len(self.layers)}; got {len(self.student_layers)}.")
+    self.layers, self.student_layers = layer_pairs(layer, student_layer)
     if method not in _METHODS:
       raise ValueError(f"method must be one of {_METHODS}; got {method!r}.")
     if target not in _TARGETS:
@@ -325,8 +318,25 @@ def _is_alive(maps: tf.Tensor) -> tf.Tensor:
   return tf.reduce_any(maps != 0, [1, 2])
 
 
-def layer_names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
-  """Returns one name or several as a tuple; raises TypeError for else."""
+def layer_pairs(
+    layer: str | Sequence[str], student_layer: str | Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Returns the teacher's layers and the student's, as many; see `WCAM`.
+
+  Raises:
+    TypeError, ValueError: they are not names, or not as many.
+  """
+  layers = _names(layer, "layer")
+  others = (layers if student_layer is None
+            else _names(student_layer, "student_layer"))
+  if len(layers) != len(others):
+    raise ValueError(
+        f"student_layer must name one layer for each of layer's {len(layers)}; "
+        f"got {len(others)}.")
+  return layers, others
+
+
+def _names(layer: str | Sequence[str], argument: str) -> tuple[str, ...]:
   names = (layer,) if isinstance(layer, str) else layer
   names = tuple(names) if isinstance(names, Sequence) else ()
   if not names or not all(isinstance(name, str) and name for name in names):

@@ -13,6 +13,7 @@ import tensorflow_model_optimization as tfmot
 
 import keras_attr_preserve as kap
 from keras_attr_preserve.compat import keras
+from keras_attr_preserve.layer_sparsity import is_prunable
 
 __all__ = ["CLUSTERS", "COMPRESSIONS", "check_strength", "compress", "kinds",
            "parse"]
@@ -125,7 +126,7 @@ def _prune(model, strength, fit, name):
   whole = _left_whole(model, name)
   return _pruned(model, strength, fit, {
       layer.name: strength for layer in model.layers
-      if _has_kernel(layer) and layer.name not in whole})
+      if is_prunable(layer) and layer.name not in whole})
 
 
 def _lamp(model, strength, fit, name):
@@ -165,7 +166,7 @@ def _cluster(model, strength, fit, name):
   whole = _left_whole(model, name)
 
   def wrap(layer):
-    if not _has_kernel(layer) or layer.name in whole:
+    if not is_prunable(layer) or layer.name in whole:
       return layer
     # A small layer may not have so many values to make clusters of.
     values = len(np.unique(layer.get_weights()[0])) // 2
@@ -211,11 +212,6 @@ _STEPS = {
     "filters": _filters, "narrow": _narrow, "cluster": _cluster, "qat": _qat}
 
 
-def _has_kernel(layer: keras.layers.Layer) -> bool:
-  return isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)) and not (
-      isinstance(layer, keras.layers.DepthwiseConv2D))
-
-
 def _left_whole(model: keras.Model, name: str) -> set[str]:
   """The first and the last layer with a kernel, which are small.
 
@@ -225,5 +221,5 @@ def _left_whole(model: keras.Model, name: str) -> set[str]:
   """
   if name.startswith("prune+cluster"):
     return set()
-  names = [layer.name for layer in model.layers if _has_kernel(layer)]
+  names = [layer.name for layer in model.layers if is_prunable(layer)]
   return {names[0], names[-1]}
