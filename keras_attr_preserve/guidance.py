@@ -19,6 +19,7 @@ class Guidance:
 
   Attributes:
     classes: the number of the teacher's scores.
+    hint_shapes: of the features of each of `hint_layers`.
     cache: the `TeacherCache`, or None.
   """
 
@@ -51,6 +52,7 @@ class Guidance:
     tap = Tap(teacher, (*self._map_layers, *hint_layers),
               _own_output(teacher, output))
     self._tap, self.classes = tap, tap.classes
+    self.hint_shapes = tap.shapes[len(self._map_layers):]
     self._explained = wcam.explained(tap.classes) if wcam else 0
     self.cache = None
     if cache is not False:

@@ -76,6 +76,20 @@ class Hints:
     """Names the student's layers, in the order of the teacher's."""
     return self._student_layers or stage_ends(teacher)
 
+  def check(self, teacher: Sequence[tuple], student: Sequence[tuple]) -> None:
+    """Raises a ValueError where shapes of features do not fit each other.
+
+    Args:
+      teacher: of each layer `(None, height, width, channels)`.
+      student: the same; channels may differ.
+    """
+    for one, other in zip(teacher, student, strict=True):
+      if tuple(one[1:3]) != tuple(other[1:3]):
+        raise ValueError(
+            "hints need layers of the same height and width in teacher and "
+            f"student; got {tuple(one[1:3])} and {tuple(other[1:3])}. Name "
+            "others with layer and student_layer.")
+
   def distance(
       self, teacher: Sequence[tf.Tensor], student: Sequence[tf.Tensor]
   ) -> tf.Tensor:
@@ -108,19 +122,10 @@ def feature_distance(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
   Returns:
     `[batch]`, in 0..2, as `map_distance` also where features are all zero.
 
-  Raises:
-    ValueError: height and width differ.
-
   References:
     Kornblith et al. 2019, https://arxiv.org/abs/1905.00414, section 2: the
     cosine of the two products is their linear CKA, but for the mean.
   """
-  if teacher.shape[1:3] != student.shape[1:3]:
-    raise ValueError(
-        "hints need layers of the same height and width in teacher and "
-        f"student; got {tuple(teacher.shape[1:3])} and "
-        f"{tuple(student.shape[1:3])}. Name others with layer and "
-        "student_layer.")
   teacher, student = (
       at_least_float32(one) for one in (tf.stop_gradient(teacher), student))
   prepare = (_as_map if teacher.shape[-1] == student.shape[-1]
@@ -135,7 +140,7 @@ def _as_map(features: tf.Tensor) -> tf.Tensor:
 
 
 def _products(features: tf.Tensor) -> tf.Tensor:
-  sides = [-(-(length or 0) // POSITIONS) for length in features.shape[1:3]]
+  sides = [-(-(length or 1) // POSITIONS) for length in features.shape[1:3]]
   if max(sides) > 1:
     features = tf.nn.avg_pool2d(features, sides, sides, "SAME")
   shape = tf.shape(features)

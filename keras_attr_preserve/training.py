@@ -73,8 +73,8 @@ class TrainStep:
     Raises:
       TypeError: one of them is not a `tf_keras` model.
       ValueError: a layer is missing, the classes differ, the two nets share
-        weights, so that training one would change the other, or the settings
-        forbid a cache.
+        weights, so that training one would change the other, hints are of
+        different heights or widths, or the settings forbid a cache.
     """
     if wcam is not None:
       check_wcam(wcam)
@@ -99,6 +99,9 @@ class TrainStep:
       self._guidance = Guidance(
           teacher, wcam, output, cache, hints.layers(teacher) if hints else ())
       self._student = Tap(model, (*map_layers, *hint_layers), output)
+      if hints is not None:
+        hints.check(self._guidance.hint_shapes,
+                    self._student.shapes[len(map_layers):])
       if self._guidance.classes != self._student.classes:
         raise ValueError(
             f"teacher must have the model's {self._student.classes} classes; "
@@ -141,9 +144,8 @@ class TrainStep:
       `attr_dead`, the share of the student's maps that are all zero (for
       several layers also of each); with a distillation `distill_loss`; with
       hints `hint_loss`, what they add, and `hint_agreement`, the mean cosine of
-      the features. And
-      `attr_weight`, the last step's, where it is no fixed number. `loss` stays
-      the compiled loss.
+      the features. And `attr_weight`, the last step's, where it is no fixed
+      number. `loss` stays the compiled loss.
 
     Raises:
       tf.errors.InvalidArgumentError: the loss is not finite; the weights are
