@@ -181,8 +181,10 @@ class WeightsTest(absltest.TestCase):
     net.get_layer("logits").set_weights(theirs.layers[-1].get_weights())
     self.assertEqual(net.count_params(), theirs.count_params())
     images = pictures(32, 0, 255)
+    # Logits of size 10 after ten layers in float32, summed in an order that
+    # hangs on the processor: 1.8e-6 was seen.
     np.testing.assert_allclose(
-        keras.activations.softmax(net(images)), theirs(images), atol=1e-6)
+        keras.activations.softmax(net(images)), theirs(images), atol=1e-5)
 
   def test_the_person_detector_loads(self):
     path = pretrained.model_path(pretrained.VWW / "vww_96.h5")
