@@ -99,6 +99,7 @@ class JudgeTest(absltest.TestCase):
     self.assertGreater(row["gradient_cosine_mean"], 0.9999)
     self.assertAlmostEqual(row["map"], self.judge.teacher_row["map"], places=6)
     self.assertEqual(row["bytes"], len(content))
+    self.assertEqual(row["road"], "tail")
     self.assertEqual(set(row["per_class"]), {"a", "b", "c"})
 
   def test_another_net_does_not_agree(self):

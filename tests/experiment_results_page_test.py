@@ -54,6 +54,15 @@ class ReportTest(parameterized.TestCase):
       if one.suffix == ".png" and not one.name.startswith("picture-"):
         self.assertStartsWith(one.read_bytes(), b"\x89PNG")
 
+  def test_maps_that_the_file_s_integers_did_not_make_are_told(self):
+    rows = [row("plain", 1, map=0.5, road="whole"),
+            row("swa", 1, map=0.5, road="tail"), row("swa", 2, map=0.5),
+            row("swa", 1, strength=0.5, map=0.5, road="tail")]
+    page = self.report(rows)[0].read_text()
+    self.assertIn("1 of these 2 files compute their map", page)
+    self.assertIn("probes the integer net: plain (seed 1).", page)
+    self.assertEqual(page.count("compute their map"), 1)
+
   def test_a_page_while_it_runs_says_what_is_missing(self):
     page = self.report([
         row("teacher", 1), row("plain", 1, map=0.5), row("swa", 1, map=0.5),

@@ -11,7 +11,7 @@ from examples.experiment.summaries import Rows
 __all__ = ["per_class_csv", "results_csv"]
 
 _RUN = ("experiment", "compression", "strength", "arm", "seed")
-_ABOUT = ("steps", "batch_size", "digest", "settings", "versions")
+_ABOUT = ("road", "steps", "batch_size", "digest", "settings", "versions")
 
 
 def results_csv(rows: Rows) -> str:

@@ -143,7 +143,8 @@ class Judge:
       student: the Keras model it was made from.
 
     Returns:
-      Figures by name, and "per_class" with those of each class.
+      Figures by name, "per_class" with those of each class, and "road", how the
+      file comes by its map; see docs/device.md.
     """
     file = kap.export.Interpreter(content)
 
@@ -157,7 +158,7 @@ class Judge:
         **self._judged(predict, explain),
         **self._outside("occlusion", _occlusion(predict)(*self._probed())),
         **self._outside("gradient", _path_maps(student)(*self._probed())),
-        **kap.export.file_sizes(content)}
+        **kap.export.file_sizes(content), "road": file.metadata["road"]}
 
   def judge_model(self, student: keras.Model) -> dict[str, Any]:
     """Judges a Keras model as `judge_file` does a file, without probes."""

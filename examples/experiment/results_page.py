@@ -195,10 +195,26 @@ def _strength(rows: Rows, compression: str, strength: float) -> list[str]:
              for key in _CLASS_FIGURES}
   return [
       tables.results_table(rows, compression, strength),
+      _float_maps(rows, compression, strength),
       "Share of the gap closed:" if closed else "", closed,
       _folded("The float student, before it became a file", floats),
       *(_folded(f"Class by class: {class_title(key)}", table)
         for key, table in classes.items())]
+
+
+def _float_maps(rows: Rows, compression: str, strength: float) -> str:
+  """Says which files do not compute their map from their own integers."""
+  files = [row for row in rows if row.get("road") and
+           (row["compression"], row["strength"]) == (compression, strength)]
+  floats = [f"{arm_name(row['arm'])} (seed {row['seed']})" for row in files
+            if row["road"] == "whole"]
+  if not floats:
+    return ""
+  return (f"{len(floats)} of these {len(files)} files compute their map, and "
+          "what is judged by it, from the whole net in floats, since their "
+          "int8 features stray too far from the student's (the road “whole”); "
+          "there only occlusion probes the integer net: "
+          f"{', '.join(floats)}.")
 
 
 def _folded(title: str, table: str) -> str:
