@@ -1,40 +1,65 @@
 """Pictures of where kept students look, beside their teacher."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 import keras_attr_preserve as kap
+from examples.experiment.arms import CALLBACK_ARMS
 from examples.experiment.experiment import Experiment, Run
 from examples.experiment.picture_grids import success_and_failure_grid
 from keras_attr_preserve import evaluation
 from keras_attr_preserve.files import write_whole
 
-__all__ = ["draw_students"]
+__all__ = ["draw_students", "shown"]
 
-SHOWN = ("plain", "distillation", "swa_distillation")
-"""The arms that a picture shows; the last is the one whose gains choose."""
+RIVALS = ("distillation", "e2kd")
+OURS = ("swa_hints", "swa_hints_distillation", "swa_distillation", "swa")
+"""Of these the first one that is there is shown; its gains choose."""
+
+
+def shown(arms: Collection[str]) -> tuple[str, ...]:
+  """Chooses the arms that a picture shows; the last one's gains choose it.
+
+  Args:
+    arms: those whose files were kept.
+
+  Returns:
+    Plain compression, rivals, one of ours; empty without the first or the last.
+  """
+  ours = [arm for arm in OURS if arm in arms]
+  if "plain" not in arms or not ours:
+    return ()
+  return ("plain", *(arm for arm in RIVALS if arm in arms), ours[0])
 
 
 def draw_students(experiment: Experiment, seed: int) -> list[str]:
   """Draws the maps of the files that an experiment has kept.
 
   Args:
-    experiment: with `keep`; of each compression and strength where all arms of
-      `SHOWN` are there, one picture is drawn.
+    experiment: with `keep`; a picture is drawn of each compression and strength
+      that has arms to show, see `shown`.
     seed: whose students.
 
   Returns:
     The names of the pictures written to the experiment's folder.
   """
-  runs = {(row["compression"], row["strength"]) for row in experiment.rows()}
+  found = {}
+  for row in experiment.rows():
+    if row["arm"] in CALLBACK_ARMS and row["seed"] == seed:
+      setting = row["compression"], row["strength"]
+      file = experiment.kept(Run(*setting, row["arm"], seed))
+      if file is not None:
+        found.setdefault(setting, {})[row["arm"]] = file
   written = []
-  for compression, strength in sorted(runs):
-    files = {arm: experiment.kept(Run(compression, strength, arm, seed))
-             for arm in SHOWN if compression not in ("none", "ptq")}
-    if not files or not all(files.values()):
+  for (compression, strength), files in sorted(found.items()):
+    arms = shown(files)
+    if not arms:
       continue
     name = f"pictures-{compression}-{strength:g}.png"
     write_whole(experiment.folder / name, _grid(
-        experiment, files, f"{experiment.name}, {compression} {strength:g}"))
+        experiment, {arm: files[arm] for arm in arms},
+        f"{experiment.name}, {compression} {strength:g}"))
     written.append(name)
   return written
 
@@ -53,4 +78,4 @@ def _grid(experiment: Experiment, files: dict[str, bytes], about: str) -> bytes:
   names = experiment.data.class_names
   return success_and_failure_grid(
       np.clip((images - low) / (high - low), 0, 1), judge.masks, maps, cosines,
-      arm=SHOWN[-1], labels=[names[one] for one in classes], about=about)
+      arm=[*files][-1], labels=[names[one] for one in classes], about=about)
