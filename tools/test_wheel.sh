@@ -18,7 +18,7 @@ rm -rf "$work/source"
 mkdir "$work/elsewhere"
 cp -r "$checkout/tests" "$work/elsewhere/tests"
 cd "$work/elsewhere"
-TF_CPP_MIN_LOG_LEVEL=3 "$work/venv/bin/python" -m pytest -q -m "not slow" \
+TF_CPP_MIN_LOG_LEVEL=3 "$work/venv/bin/python" -m pytest -q -n 2 -m "not slow" \
   -p no:cacheprovider tests/package_test.py tests/wcam_test.py \
   tests/convert_test.py tests/verify_command_test.py
 "$work/venv/bin/kap-verify" --help >/dev/null
