@@ -3,6 +3,7 @@
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest
 
 from examples.experiment import student_pictures
@@ -16,8 +17,9 @@ class Kept:
 
   name = "made_up"
 
-  def __init__(self, folder: Path, rows, lost=()):
+  def __init__(self, folder: Path, rows, lost=(), pairs=3):
     self.folder, self._rows, self._lost = folder, rows, lost
+    self.judge = mock.Mock(classes=np.zeros(pairs, int))
 
   def rows(self):
     return self._rows
@@ -57,6 +59,12 @@ class StudentPicturesTest(absltest.TestCase):
           "swa": b"prune-0.9-swa-2"}])
     for name in written:
       self.assertEqual((experiment.folder / name).read_bytes(), b"drawn")
+
+  def test_without_masks_there_is_nothing_to_draw(self):
+    experiment = Kept(tiny.folder(self), [row("plain"), row("swa")], pairs=0)
+    with mock.patch.object(student_pictures, "_grid") as grid:
+      self.assertEqual(draw_students(experiment, 1), [])
+    grid.assert_not_called()
 
 
 if __name__ == "__main__":

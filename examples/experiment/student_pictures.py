@@ -38,12 +38,16 @@ def draw_students(experiment: Experiment, seed: int) -> list[str]:
 
   Args:
     experiment: with `keep`; a picture is drawn of each compression and strength
-      that has arms to show, see `shown`.
+      that has arms to show, see `shown`, from the pairs of a picture and a
+      class with a mask.
     seed: whose students.
 
   Returns:
-    The names of the pictures written to the experiment's folder.
+    The names of the pictures written to the experiment's folder; none where no
+    class has a mask.
   """
+  if not len(experiment.judge.classes):
+    return []
   found = {}
   for row in experiment.rows():
     if row["arm"] in CALLBACK_ARMS and row["seed"] == seed:
