@@ -1,5 +1,7 @@
 """Scores of maps against ground-truth masks, for (image, class) pairs."""
 
+import math
+
 import numpy as np
 
 from keras_attr_preserve.compat import tf
@@ -211,11 +213,13 @@ def _grown(mask: np.ndarray, radius: int) -> np.ndarray:
     return mask
   grown = np.zeros_like(mask)
   height, width = mask.shape
-  for down in range(-min(radius, height - 1), min(radius, height - 1) + 1):
-    reach = int(np.sqrt(radius**2 - down**2))
-    rows = np.zeros_like(mask)
-    source = mask[max(0, -down):height - max(0, down)]
-    rows[max(0, down):height - max(0, -down)] = source
-    sums = np.cumsum(np.pad(rows, ((0, 0), (reach + 1, reach))), axis=1)
-    grown |= (sums[:, 2 * reach + 1:] - sums[:, :width]) > 0
+  sums = np.cumsum(
+      np.pad(mask, ((0, 0), (radius + 1, radius))), axis=1, dtype=np.int32)
+  furthest = min(radius, height - 1)
+  for down in range(-furthest, furthest + 1):
+    reach = math.isqrt(radius**2 - down**2)
+    low, high = radius - reach, radius + reach + 1
+    near = sums[:, high:high + width] > sums[:, low:low + width]
+    grown[max(0, down):height - max(0, -down)] |= (
+        near[max(0, -down):height - max(0, down)])
   return grown
