@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 RUN = TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python
+# Each of the workers computes in one thread: more would only wait for each other.
+TEST = TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 $(RUN) -m pytest -q \
+	-n $(JOBS) --dist worksteal
 TESTS ?= tests
 JOBS ?= 2
 
@@ -24,10 +27,10 @@ bench: .venv/complete ## What a train step and a map cost, in ratios of one run
 	@$(RUN) -m examples.bench_attribution
 
 test: .venv/complete ## Run the tests (some 15 minutes on two cores)
-	@$(RUN) -m pytest -q -n $(JOBS) -m "not slow" $(TESTS)
+	@$(TEST) -m "not slow" $(TESTS)
 
 test-all: .venv/complete ## Run the tests, the long ones too
-	@$(RUN) -m pytest -q -n $(JOBS) $(TESTS)
+	@$(TEST) $(TESTS)
 
 arm-test: .venv/complete ## Run the C sources on emulated Cortex-M boards
 	@tools/setup_arm.sh

@@ -18,7 +18,8 @@ rm -rf "$work/source"
 mkdir "$work/elsewhere"
 cp -r "$checkout/tests" "$work/elsewhere/tests"
 cd "$work/elsewhere"
-TF_CPP_MIN_LOG_LEVEL=3 "$work/venv/bin/python" -m pytest -q -n 2 -m "not slow" \
+export TF_CPP_MIN_LOG_LEVEL=3 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
+"$work/venv/bin/python" -m pytest -q -n 2 --dist worksteal -m "not slow" \
   -p no:cacheprovider tests/package_test.py tests/wcam_test.py \
   tests/convert_test.py tests/verify_command_test.py
 "$work/venv/bin/kap-verify" --help >/dev/null
