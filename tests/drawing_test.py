@@ -1,12 +1,14 @@
-"""Tests of drawing.py's labelled PNG; the rest is in agreement_logger_test."""
+"""Tests of drawing.py: pictures beside maps, and the labelled PNG."""
 
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve.drawing import labelled_png, side_by_side
+from tests import tiny
 
 STRIP = 18
+GAP = 4
 
 
 def drawn(images, *maps, **settings):
@@ -15,6 +17,74 @@ def drawn(images, *maps, **settings):
   png = labelled_png(images, *maps, **settings)
   assert png.startswith(b"\x89PNG\r\n\x1a\n")
   return tf.io.decode_png(png).numpy()
+
+
+class SideBySideTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2, 3, 4)
+  def test_panels(self, channels):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 70, 90, channels)) * 1000
+    maps = rng.uniform(size=(2, 5, 6)), rng.uniform(size=(2, 100, 100))
+    drawn = side_by_side(images, *maps)
+    self.assertEqual(drawn.dtype, np.uint8)
+    self.assertEqual(drawn.shape, (2, 70, 3 * 90 + 2 * GAP, 3))
+    for start in (90, 180 + GAP):
+      self.assertTrue((drawn[:, :, start:start + GAP] == 255).all())
+    scaled = (images - images.min()) / np.ptp(images) * 255
+    if channels != 3:
+      scaled = np.repeat(scaled.mean(-1, keepdims=True), 3, -1)
+    np.testing.assert_allclose(drawn[:, :, :90], scaled, atol=0.51)
+
+  def test_colours_by_hand(self):
+    # A grey half-bright picture; a map of one live column, and a dead one.
+    images = np.full((2, 65, 65, 1), 5.0)
+    maps = np.zeros((2, 65, 65))
+    maps[0, :, 40] = 7e-9
+    maps[0, :, 41] = -3
+    drawn = side_by_side(images, maps, value_range=(0, 10))
+    grey = drawn[0, 0, 0].astype(float)
+    np.testing.assert_array_equal(grey, [128, 128, 128])
+    overlay = drawn[:, :, 65 + GAP:]
+    blue = np.round(0.6 * np.array([24, 26, 110]) + 0.4 * 127.5)
+    yellow = np.round(0.6 * np.array([255, 236, 70]) + 0.4 * 127.5)
+    np.testing.assert_array_equal(
+        overlay[1], np.broadcast_to(blue, overlay[1].shape))
+    np.testing.assert_array_equal(
+        overlay[0, :, 40], np.broadcast_to(yellow, (65, 3)))
+    np.testing.assert_array_equal(
+        overlay[0, :, 41], np.broadcast_to(blue, (65, 3)))
+
+  def test_brighter_all_the_way(self):
+    images = np.zeros((1, 100, 200, 3))
+    ramp = np.broadcast_to(np.linspace(0, 1, 200), (1, 100, 200))
+    drawn = side_by_side(images, ramp)[0, 50, 200 + GAP:].astype(float)
+    light = drawn @ [0.2126, 0.7152, 0.0722]
+    self.assertGreaterEqual(np.diff(light).min(), -1)
+    self.assertGreater(light[-1] - light[0], 100)
+
+  def test_small_pictures_grow(self):
+    images = tiny.images(2, size=6)
+    maps = np.zeros((2, 3, 3))
+    maps[:, 2, 0] = 1
+    drawn = side_by_side(images, maps)
+    self.assertEqual(drawn.shape, (2, 126, 252 + GAP, 3))
+    np.testing.assert_array_equal(drawn[:, 0, 0], drawn[:, 20, 20])
+    yellow = drawn[0, :, 126 + GAP:, 0].astype(int) - drawn[0, :, :126, 0] * 0.4
+    row, column = np.unravel_index(yellow.argmax(), yellow.shape)
+    self.assertGreater(row, 80)
+    self.assertLess(column, 42)
+
+  @parameterized.parameters(0.0, 3.0)
+  def test_a_picture_of_one_value(self, value):
+    drawn = side_by_side(np.full((1, 64, 64, 3), value), np.ones((1, 2, 2)))
+    self.assertEqual(drawn[0, :, :128].max(), 0)
+
+  def test_values_beyond_the_range(self):
+    images = np.linspace(-1, 2, 100 * 100 * 3).reshape(1, 100, 100, 3)
+    drawn = side_by_side(images, value_range=(0, 1))
+    self.assertEqual(drawn[0, 0, 0, 0], 0)
+    self.assertEqual(drawn[0, -1, -1, 0], 255)
 
 
 class LabelledTest(parameterized.TestCase):
