@@ -26,7 +26,7 @@ bench: .venv/complete ## What a train step and a map cost, in ratios of one run
 	@$(RUN) -m examples.bench_training
 	@$(RUN) -m examples.bench_attribution
 
-test: .venv/complete ## Run the tests (some 15 minutes on two cores)
+test: .venv/complete ## Run the tests (some 25 minutes on two cores)
 	@$(TEST) -m "not slow" $(TESTS)
 
 test-all: .venv/complete ## Run the tests, the long ones too

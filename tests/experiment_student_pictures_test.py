@@ -60,6 +60,12 @@ class StudentPicturesTest(absltest.TestCase):
     for name in written:
       self.assertEqual((experiment.folder / name).read_bytes(), b"drawn")
 
+  def test_the_judge_is_not_made_for_nothing(self):
+    experiment = Kept(
+        tiny.folder(self), [row("plain"), row("swa")], lost=["prune-0.9-swa-1"])
+    del experiment.judge  # Whoever asks for it fails.
+    self.assertEqual(draw_students(experiment, 1), [])
+
   def test_without_masks_there_is_nothing_to_draw(self):
     experiment = Kept(tiny.folder(self), [row("plain"), row("swa")], pairs=0)
     with mock.patch.object(student_pictures, "_grid") as grid:
