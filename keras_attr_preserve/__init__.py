@@ -4,6 +4,7 @@ from pathlib import Path as _Path
 
 from keras_attr_preserve import attribution, evaluation, objectives
 from keras_attr_preserve.agreement_logger import AgreementLogger
+from keras_attr_preserve.batch_norm import recalibrate_batch_norm
 from keras_attr_preserve.callbacks import PreserveAttribution
 from keras_attr_preserve.compat import clone_model
 from keras_attr_preserve.filter_pruning import prune_filters
@@ -50,5 +51,6 @@ __all__ = [
   "objectives",
   "prune_filters",
   "prune_layers",
+  "recalibrate_batch_norm",
   "save_model",
 ]

@@ -17,6 +17,7 @@ from examples.experiment.arms import (
     ARMS,
     CALLBACK_ARMS,
     arm_callbacks,
+    recalibrates,
 )
 from examples.experiment.data import Data
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
@@ -50,6 +51,8 @@ class ArmsTest(parameterized.TestCase):
         "layers": ["relu1", "relu2"], "target": "present"}.items()
         if name in ARM_SETTINGS[arm]}
     callbacks = arm_callbacks(arm, teacher, multi_label=True, **own)
+    self.assertEqual(recalibrates(arm), arm.endswith("_bn"))
+    arm = arm.removesuffix("_bn")
     self.assertEqual(bool(callbacks), arm != "plain")
     recipe = Recipe(2, 1e-3, 4, 0, (-1.0, 1.0), False, True)
     logs = fit(student, experiment_fitting_test.split(), recipe, callbacks)
@@ -61,6 +64,11 @@ class ArmsTest(parameterized.TestCase):
     self.assertEqual("hint_loss" in logs, "hints" in arm)
     for one, other in zip(before, teacher.get_weights()):
       np.testing.assert_array_equal(one, other)
+
+  def test_only_named_arms_recalibrate(self):
+    self.assertFalse(recalibrates("swa_bn"))
+    with self.assertRaisesRegex(ValueError, "must be one of"):
+      arm_callbacks("swa_bn", net(), layers=["relu2"], multi_label=True)
 
   def test_an_unknown_arm(self):
     with self.assertRaisesRegex(ValueError, "must be one of"):
@@ -78,7 +86,7 @@ class RunTest(parameterized.TestCase):
       Run(compression, 0.5, arm, 1)
 
 
-class ExperimentTest(absltest.TestCase):
+class ExperimentTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -92,6 +100,21 @@ class ExperimentTest(absltest.TestCase):
   def open(self, folder="results", settings=SETTINGS, **named):
     return Experiment("made", self.teacher, data(), settings,
                       self.folder / folder, **named)
+
+  @parameterized.parameters(("plain", False), ("plain_bn", True))
+  def test_where_an_arm_starts_from(self, arm, recalibrated):
+    experiment, started = self.open(arm), []
+
+    def compress(name, strength, start, fit):
+      started.append(start)
+      return kap.clone_model(start)
+
+    with mock.patch.object(module, "compress", side_effect=compress):
+      experiment.run(Run("filters", 0.5, arm, 1))
+    self.assertEqual(started[0] is self.teacher, not recalibrated)
+    pictures = module.calibration(experiment.data, SETTINGS.pixel_range)
+    np.testing.assert_allclose(
+        started[0](pictures), self.teacher(pictures), rtol=1e-4, atol=1e-5)
 
   def test_a_run_is_written_down_once_and_is_the_same_again(self):
     one = self.open(keep=True)

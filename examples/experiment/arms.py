@@ -1,6 +1,7 @@
 """The arms of an experiment: what a student learns beside its task.
 
-Every arm is a list of callbacks for the very same fit.
+Every arm is a list of callbacks for the very same fit. Arms whose name ends in
+"_bn" start from a copy of the teacher that `kap.recalibrate_batch_norm` made.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ from keras_attr_preserve.compat import keras
 
 __all__ = [
   "ARMS", "ARM_SETTINGS", "CALLBACK_ARMS", "REFERENCES", "arm_callbacks",
+  "recalibrates",
 ]
 
 REFERENCES = ("teacher", "centre_prior")
 """Rows that stand beside the arms."""
 
 _MAPS = ("layers", "target")
+_RECALIBRATED = "_bn"
 ARM_SETTINGS = {
     "plain": (),
     "distillation": ("alpha",),
@@ -32,12 +35,20 @@ ARM_SETTINGS = {
     "fine_tune": (),
 }
 """The settings that each arm goes by; of others it must not know."""
+ARM_SETTINGS |= {
+    arm + _RECALIBRATED: ARM_SETTINGS[arm]
+    for arm in ("plain", "distillation", "e2kd", "swa_hints")}
 
 CALLBACK_ARMS = tuple(arm for arm in ARM_SETTINGS if arm != "fine_tune")
 ARMS = ("fine_tune", *CALLBACK_ARMS)
 """What can be asked for; "fine_tune" trains on without any compression."""
 
 DROP_RATE = 0.3
+
+
+def recalibrates(arm: str) -> bool:
+  """Says whether an arm starts from recalibrated batch normalizations."""
+  return arm in ARMS and arm.endswith(_RECALIBRATED)
 
 
 def arm_callbacks(
@@ -79,6 +90,8 @@ def arm_callbacks(
   Raises:
     ValueError: there is no such arm.
   """
+  if arm in ARMS:
+    arm = arm.removesuffix(_RECALIBRATED)
   kind = "sigmoid" if multi_label else "softmax"
   scores = kap.Distillation(kind=kind, alpha=alpha)
 

@@ -20,7 +20,12 @@ import numpy as np
 
 import keras_attr_preserve as kap
 from examples.experiment import costs, results_file
-from examples.experiment.arms import ARM_SETTINGS, ARMS, arm_callbacks
+from examples.experiment.arms import (
+    ARM_SETTINGS,
+    ARMS,
+    arm_callbacks,
+    recalibrates,
+)
 from examples.experiment.compressing import compress, kinds
 from examples.experiment.data import Data
 from examples.experiment.fitting import Recipe, fit, in_range
@@ -33,6 +38,9 @@ __all__ = ["KINDS", "Experiment", "Run", "Settings", "calibration", "versions"]
 
 KINDS = ("prune", "tune", "scratch", "quantize")
 CALIBRATION = 200
+"""Pictures that an int8 file's ranges are measured on."""
+RECALIBRATION = 512
+"""Pictures that batch normalizations are measured on."""
 _PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization",
              "ai-edge-litert", "numpy")
 
@@ -246,8 +254,11 @@ class Experiment:
                        epochs=epochs, verbose=verbose)
       return student
 
-    return compress(
-        run.compression, run.strength, self.teacher, train), logs
+    start = self.teacher
+    if recalibrates(run.arm):
+      start = kap.recalibrate_batch_norm(start, calibration(
+          data, settings.pixel_range, RECALIBRATION))
+    return compress(run.compression, run.strength, start, train), logs
 
   def _ship(self, student: keras.Model) -> bytes:
     return kap.export.convert(
@@ -291,10 +302,12 @@ class Experiment:
     return row
 
 
-def calibration(data: Data, pixel_range: tuple[float, float]) -> np.ndarray:
+def calibration(
+    data: Data, pixel_range: tuple[float, float], count: int = CALIBRATION
+) -> np.ndarray:
   """Training pictures, always the same, that ranges are measured on."""
   images = data.train.images
-  chosen = np.random.default_rng(0).permutation(len(images))[:CALIBRATION]
+  chosen = np.random.default_rng(0).permutation(len(images))[:count]
   return in_range(images[np.sort(chosen)], pixel_range)
 
 

@@ -13,9 +13,12 @@ _ARMS = {
     "centre_prior": "centre prior",
     "fine_tune": "fine-tuned only",
     "plain": "plain",
+    "plain_bn": "plain + BN",
     "distillation": "logit distillation",
+    "distillation_bn": "logit distillation + BN",
     "ewa": "EWA",
     "e2kd": "e2KD",
+    "e2kd_bn": "e2KD + BN",
     "catkd": "CAT-KD",
     "swa": "SWA",
     "swa_stochastic": "SWA stochastic",
@@ -23,6 +26,7 @@ _ARMS = {
     "agreement": "agreement held",
     "hints": "hints + distillation",
     "swa_hints": "SWA + hints",
+    "swa_hints_bn": "SWA + hints + BN",
     "swa_hints_distillation": "SWA + hints + distillation",
 }
 

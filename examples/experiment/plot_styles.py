@@ -27,9 +27,12 @@ _WIDTH, _DPI = 8, 150  # Inches, and pixels an inch.
 # Colour, marker, and whether it is full.
 _STYLES = {
     "plain": ("#000000", "o", True),
+    "plain_bn": ("#000000", "o", False),
     "distillation": ("#0072B2", "s", True),
+    "distillation_bn": ("#0072B2", "s", False),
     "ewa": ("#56B4E9", "^", True),
     "e2kd": ("#0072B2", "D", False),
+    "e2kd_bn": ("#0072B2", "D", True),
     "catkd": ("#009E73", "v", True),
     "swa": ("#D55E00", "P", True),
     "swa_stochastic": ("#E69F00", "X", True),
@@ -37,6 +40,7 @@ _STYLES = {
     "agreement": ("#D55E00", "p", False),
     "hints": ("#009E73", "d", False),
     "swa_hints": ("#D55E00", "h", True),
+    "swa_hints_bn": ("#D55E00", "H", False),
     "swa_hints_distillation": ("#CC79A7", "h", False),
 }
 _OTHERS = ("<", ">", "h", "d", "8", "H")
