@@ -1,6 +1,7 @@
 """Imports only go down: the floors of the house, read with ast."""
 
 import ast
+import functools
 from pathlib import Path
 
 from absl.testing import absltest
@@ -47,6 +48,7 @@ def _roots() -> dict[str, Path]:
   return {name: folder for name, folder in roots.items() if folder.is_dir()}
 
 
+@functools.cache
 def _modules() -> dict[str, ast.Module]:
   """Every module's syntax tree, by its full name."""
   trees = {}
