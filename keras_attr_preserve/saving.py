@@ -11,6 +11,7 @@ and tfmot 0.8.1 do not do by themselves are done here:
 """
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -80,12 +81,26 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
   room = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
   try:
     part = room / f"new{path.suffix}"
-    model.save(part, **({} if path.suffix else {"save_format": "tf"}))
+    if path.suffix == ".h5":
+      part.write_bytes(_hdf5(model))
+    else:
+      model.save(part, **({} if path.suffix else {"save_format": "tf"}))
     _note(part, kind)
     take_name(part, path, room / "old")
   finally:
     shutil.rmtree(room)
   return path
+
+
+def _hdf5(model: keras.Model) -> bytes:
+  """What an .h5 file holds, made in memory.
+
+  Of a full disk HDF5 says "Can't destroy cache", in a RuntimeError.
+  """
+  content = io.BytesIO()
+  with h5py.File(content, "w") as file:
+    model.save(file)
+  return content.getvalue()
 
 
 def load_model(

@@ -1,6 +1,7 @@
 """Tests of saving.py: every kind of model, there and back."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -256,6 +257,17 @@ class KindsTest(_SavingTest):
 
 
 class FilesTest(_SavingTest):
+
+  def test_a_full_disk_is_called_that(self):
+    # A limit on a file's size stands for it; HDF5 has a RuntimeError for both.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+      with self.assertRaises(OSError):
+        save_model(_made("plain", epochs=0), self.folder / "net.h5")
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    self.assertEmpty(os.listdir(self.folder))
 
   @parameterized.parameters(".h5", ".keras", "")
   def test_whole_or_not_at_all(self, ending):
