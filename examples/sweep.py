@@ -16,7 +16,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from examples.experiment import running
-from examples.experiment.arms import ARMS
+from examples.experiment.arms import ARMS, recalibrates
 from examples.experiment.compressing import parse
 from examples.experiment.experiment import Run
 from examples.experiment.results_page import write_report
@@ -49,7 +49,8 @@ def grid() -> list[Run]:
       runs.append(Run("none", 0.0, "fine_tune", seed))
     for name, strength in parse(GRID.value):
       arms = ["plain"] if name == "ptq" else [
-          arm for arm in ARM.value if arm != "fine_tune"]
+          arm for arm in ARM.value if arm != "fine_tune"
+          and not (name == "narrow" and recalibrates(arm))]
       runs += [Run(name, strength, arm, seed) for arm in arms]
   return runs
 

@@ -49,6 +49,10 @@ def recalibrate_batch_norm(
 
   Raises:
     TypeError, ValueError: an argument is not as above.
+
+  References:
+    Ioffe and Szegedy 2015, "Batch Normalization",
+    https://arxiv.org/abs/1502.03167: the layer in training and after it.
   """
   if isinstance(batch_size, bool) or not isinstance(batch_size, int) or (
       batch_size < 1):

@@ -82,24 +82,28 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
   try:
     part = room / f"new{path.suffix}"
     if path.suffix == ".h5":
-      part.write_bytes(_hdf5(model))
+      part.write_bytes(_hdf5(model, kind))
+    elif path.suffix:
+      model.save(part)
     else:
-      model.save(part, **({} if path.suffix else {"save_format": "tf"}))
-    _note(part, kind)
+      model.save(part, save_format="tf")
+      _note(part, kind)
     take_name(part, path, room / "old")
   finally:
     shutil.rmtree(room)
   return path
 
 
-def _hdf5(model: keras.Model) -> bytes:
-  """What an .h5 file holds, made in memory.
+def _hdf5(model: keras.Model, kind: str | None) -> bytes:
+  """What an .h5 file holds, the kind too, made in memory.
 
   Of a full disk HDF5 says "Can't destroy cache", in a RuntimeError.
   """
   content = io.BytesIO()
   with h5py.File(content, "w") as file:
     model.save(file)
+    if kind is not None:
+      file.attrs[_MARK] = kind
   return content.getvalue()
 
 
@@ -248,15 +252,10 @@ def _has_quantize_layer(model: keras.Model) -> bool:
 
 
 def _note(part: Path, kind: str | None) -> None:
-  """Writes the kind into what was saved."""
-  if kind is None:
-    return
-  if part.is_dir():
+  """Writes the kind into a SavedModel's folder."""
+  if kind is not None:
     (part / _NOTE).parent.mkdir(exist_ok=True)
     (part / _NOTE).write_text(kind)
-  else:
-    with h5py.File(part, "a") as file:
-      file.attrs[_MARK] = kind
 
 
 def _noted(path: Path) -> str | None:

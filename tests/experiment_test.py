@@ -79,7 +79,8 @@ class RunTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("prune", "magic", "arm must be"), ("prune", "fine_tune", "alone"),
-      ("none", "swa", "alone"), ("ptq", "swa", "trains nothing"))
+      ("none", "swa", "alone"), ("ptq", "swa", "trains nothing"),
+      ("narrow", "plain_bn", "nothing to recalibrate"))
   def test_what_does_not_go_together(self, compression, arm, said):
     self.assertIn("fine_tune", ARMS)
     with self.assertRaisesRegex(ValueError, said):

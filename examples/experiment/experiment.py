@@ -109,6 +109,10 @@ class Run:
       raise ValueError(
           "the arm 'fine_tune' goes with the compression 'none' alone; got "
           f"{self.arm!r} with {self.compression!r}.")
+    if self.compression == "narrow" and recalibrates(self.arm):
+      raise ValueError(
+          "'narrow' starts from fresh weights, with nothing to recalibrate; "
+          f"got {self.arm!r}.")
     if self.compression == "ptq" and self.arm != "plain":
       raise ValueError(
           f"'ptq' trains nothing; its arm is 'plain'; got {self.arm!r}.")
@@ -305,7 +309,16 @@ class Experiment:
 def calibration(
     data: Data, pixel_range: tuple[float, float], count: int = CALIBRATION
 ) -> np.ndarray:
-  """Training pictures, always the same, that ranges are measured on."""
+  """Draws training pictures to measure ranges on, always the same ones.
+
+  Args:
+    data: whose training part.
+    pixel_range: what the net takes for black and for white.
+    count: how many at most.
+
+  Returns:
+    `[count, height, width, 3]`, float32, in that range.
+  """
   images = data.train.images
   chosen = np.random.default_rng(0).permutation(len(images))[:count]
   return in_range(images[np.sort(chosen)], pixel_range)
