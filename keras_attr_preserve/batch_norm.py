@@ -48,7 +48,8 @@ def recalibrate_batch_norm(
     A new, uncompiled model of the same layers.
 
   Raises:
-    TypeError, ValueError: an argument is not as above.
+    TypeError, ValueError: an argument is not as above, or the model computes
+      what is not finite.
 
   References:
     Ioffe and Szegedy 2015, "Batch Normalization",
@@ -122,6 +123,10 @@ class _Moments:
     if not self._count:  # The model has it, but does not run it.
       return
     layer = self._layer
+    if not np.isfinite(self._squares).all():
+      raise ValueError(
+          f"model: on these images layer {layer.name!r} takes values that are "
+          "not finite.")
     scale, offset, mean, variance = (
         one.astype(np.float64) for one in layer.get_weights())
     shift = self._sum / self._count

@@ -147,6 +147,13 @@ class RecalibrateBatchNormTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, text):
       recalibrate_batch_norm(_norm(), images)
 
+  def test_a_net_that_overflows(self):
+    model = tiny.conv_net()
+    model.get_layer("conv").kernel.assign(
+        np.full_like(model.get_layer("conv").kernel, 3e38))
+    with self.assertRaisesRegex(ValueError, "'bn' takes values.*not finite"):
+      recalibrate_batch_norm(model, np.abs(tiny.images()) + 1)
+
   @parameterized.parameters(0, -1, 2.0, True)
   def test_batch_sizes_that_do_not_do(self, size):
     with self.assertRaisesRegex(ValueError, "batch_size must be"):
