@@ -5,8 +5,9 @@
 
 Each round takes a fifth of the weights that are left, by magnitude; the first
 and the last layer stay whole. `--by_layer` takes most where layers can spare
-most. Every student ships as an int8 .tflite file, which is what is judged. Adds
-a row for each to results.jsonl.
+most; `--reconstruct` does so all at once, by pruning with reconstruction, and
+then trains what is left. Every student ships as an int8 .tflite file, which is
+what is judged. Adds a row for each to results.jsonl.
 """
 
 from absl import app, flags
@@ -19,12 +20,17 @@ SPARSITY = flags.DEFINE_multi_float(
 BY_LAYER = flags.DEFINE_bool(
     "by_layer", False, "Take most where layers can spare most (LAMP), in place "
     "of as much from each.")
+RECONSTRUCT = flags.DEFINE_bool(
+    "reconstruct", False, "Take it all at once, most where layers can spare "
+    "most, and refit what is left before it is trained: --refine_steps.")
 
 
 def main(argv: list[str]) -> None:
   """Prunes at every sparsity, in every arm, with every seed."""
   running.start(argv)
   name = "lamp" if BY_LAYER.value else "prune"
+  if RECONSTRUCT.value:
+    name = "obs+refine"
   running.run_grid([(name, one) for one in SPARSITY.value])
 
 

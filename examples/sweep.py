@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from examples.experiment import running
 from examples.experiment.arms import ARMS, recalibrates
-from examples.experiment.compressing import parse
+from examples.experiment.compressing import kinds, parse
 from examples.experiment.experiment import Run
 from examples.experiment.results_page import write_report
 from examples.experiment.student_pictures import draw_students
@@ -48,7 +48,7 @@ def grid() -> list[Run]:
     if "fine_tune" in ARM.value:
       runs.append(Run("none", 0.0, "fine_tune", seed))
     for name, strength in parse(GRID.value):
-      arms = ["plain"] if name == "ptq" else [
+      arms = ["plain"] if not kinds(name) else [
           arm for arm in ARM.value if arm != "fine_tune"
           and not (name == "narrow" and recalibrates(arm))]
       runs += [Run(name, strength, arm, seed) for arm in arms]

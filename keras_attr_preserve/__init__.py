@@ -14,6 +14,10 @@ from keras_attr_preserve.keras3 import from_keras3
 from keras_attr_preserve.layer_sparsity import layer_sparsities, prune_layers
 from keras_attr_preserve.narrowing import narrow
 from keras_attr_preserve.objectives import Distillation
+from keras_attr_preserve.reconstruction import (
+  hold_zeros,
+  prune_with_reconstruction,
+)
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.saving import load_model, save_model
 from keras_attr_preserve.training import TrainStep
@@ -45,12 +49,14 @@ __all__ = [
   "evaluation",
   "export",
   "from_keras3",
+  "hold_zeros",
   "layer_sparsities",
   "load_model",
   "narrow",
   "objectives",
   "prune_filters",
   "prune_layers",
+  "prune_with_reconstruction",
   "recalibrate_batch_norm",
   "save_model",
 ]

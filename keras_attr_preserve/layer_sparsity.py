@@ -14,7 +14,8 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_keras, clone_model, keras
 
-__all__ = ["is_prunable", "lamp_scores", "layer_sparsities", "prune_layers"]
+__all__ = ["check_sparsities", "is_prunable", "lamp_scores", "layer_sparsities",
+           "prune_layers"]
 
 _KINDS = (keras.layers.Conv2D, keras.layers.Dense)
 
@@ -107,6 +108,21 @@ def layer_sparsities(
           for name, one in scores.items()}
 
 
+def check_sparsities(
+    model: keras.Model, sparsities: Mapping[str, float]) -> None:
+  """Raises a TypeError or ValueError unless they fit; see `prune_layers`."""
+  names = [layer.name for layer in check_keras(model).layers]
+  for name, share in sparsities.items():
+    if name not in names:
+      raise ValueError(
+          f"sparsities must name layers of model {model.name!r}; it has no "
+          f"{name!r}.")
+    if isinstance(share, bool) or not isinstance(share, Real) or not (
+        0 <= share < 1):
+      raise ValueError(
+          f"sparsities[{name!r}] must be 0 or more, below 1; got {share!r}.")
+
+
 def prune_layers(
     model: keras.Model,
     sparsities: Mapping[str, float],
@@ -127,16 +143,7 @@ def prune_layers(
   Raises:
     TypeError, ValueError: an argument is not as above.
   """
-  names = [layer.name for layer in check_keras(model).layers]
-  for name, share in sparsities.items():
-    if name not in names:
-      raise ValueError(
-          f"sparsities must name layers of model {model.name!r}; it has no "
-          f"{name!r}.")
-    if isinstance(share, bool) or not isinstance(share, Real) or not (
-        0 <= share < 1):
-      raise ValueError(
-          f"sparsities[{name!r}] must be 0 or more, below 1; got {share!r}.")
+  check_sparsities(model, sparsities)
 
   def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
     share = sparsities.get(layer.name, 0.0)

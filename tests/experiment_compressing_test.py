@@ -55,6 +55,10 @@ class ParseTest(parameterized.TestCase):
       parse(text)
 
 
+def pictures() -> np.ndarray:
+  return np.random.default_rng(0).normal(size=[16, 8, 8, 3]).astype(np.float32)
+
+
 class CompressTest(parameterized.TestCase):
 
   def setUp(self):
@@ -68,7 +72,7 @@ class CompressTest(parameterized.TestCase):
     super().tearDown()
 
   def test_pruned_in_rounds_but_for_the_first_and_the_last_layer(self):
-    student = compress("prune", 0.75, self.teacher, fit)
+    student = compress("prune", 0.75, self.teacher, fit, pictures)
     # tfmot rounds the number of weights that stay.
     for name in ("conv1", "conv2"):
       self.assertAlmostEqual(zeros(student.get_layer(name)), 0.75, delta=0.01)
@@ -76,20 +80,20 @@ class CompressTest(parameterized.TestCase):
       self.assertEqual(zeros(student.get_layer(name)), 0)
 
   def test_half_of_the_filters_go(self):
-    student = compress("filters", 0.5, self.teacher, fit)
+    student = compress("filters", 0.5, self.teacher, fit, pictures)
     self.assertEqual(student.get_layer("conv1").filters, 4)
 
   def test_a_thinner_net_starts_from_fresh_weights(self):
-    student = compress("narrow", 4, self.teacher, fit)
+    student = compress("narrow", 4, self.teacher, fit, pictures)
     self.assertEqual(student.get_layer("conv2").filters, 2)
 
   def test_nothing_at_all_is_a_copy(self):
-    student = compress("ptq", 8, self.teacher, fit)
+    student = compress("ptq", 8, self.teacher, fit, pictures)
     for one, other in zip(self.before, student.get_weights()):
       np.testing.assert_array_equal(one, other)
 
   def test_clusters(self):
-    student = compress("cluster", 16, self.teacher, fit)
+    student = compress("cluster", 16, self.teacher, fit, pictures)
     kernel = student.get_layer("conv1").get_weights()[0]
     self.assertLessEqual(len(np.unique(kernel)), compressing.CLUSTERS)
     self.assertGreater(len(np.unique(
@@ -104,21 +108,38 @@ class CompressTest(parameterized.TestCase):
       asked.append(kind)
       return build(2)
 
-    compress(name, 0.5 if "narrow" not in name else 2, self.teacher, untrained)
+    compress(name, 0.5 if "narrow" not in name else 2, self.teacher, untrained,
+             pictures)
     self.assertEqual(tuple(dict.fromkeys(asked)), compressing.kinds(name))
 
   @parameterized.parameters("qat", "cluster+qat")
   def test_a_quantize_aware_net_converts(self, name):
-    student = compress(name, 8, self.teacher, fit)
+    student = compress(name, 8, self.teacher, fit, pictures)
     content = kap.export.convert(
         student, kap.WCAM("relu2"), mode="int8", representative_images=(
             np.random.default_rng(0).normal(size=[8, 8, 8, 3]).astype(
                 np.float32)))
     self.assertGreater(kap.export.file_sizes(content)["bytes"], 0)
 
-  @parameterized.parameters("prune+qat", "prune+cluster+qat")
+  def test_reconstructed_and_then_refined(self):
+    student = compress("obs", 0.75, self.teacher, fit, pictures)
+    # LAMP's shares count the two layers together.
+    kernels = [student.get_layer(name).get_weights()[0]
+               for name in ("conv1", "conv2")]
+    self.assertAlmostEqual(
+        sum(np.sum(one == 0) for one in kernels)
+        / sum(one.size for one in kernels), 0.75, delta=0.01)
+    self.assertEqual(zeros(student.get_layer("conv0")), 0)
+    refined = compress("obs+refine", 0.75, self.teacher, fit, pictures)
+    for name, kernel in zip(("conv1", "conv2"), kernels):
+      other = refined.get_layer(name).get_weights()[0]
+      np.testing.assert_array_equal(kernel == 0, other == 0)
+      self.assertGreater(np.abs(kernel - other).max(), 1e-5)
+
+  @parameterized.parameters(
+      "prune+qat", "obs+refine+qat", "prune+cluster+qat")
   def test_what_is_pruned_stays_pruned_under_what_follows(self, name):
-    student = compress(name, 0.75, self.teacher, fit)
+    student = compress(name, 0.75, self.teacher, fit, pictures)
     content = kap.export.convert(student, kap.WCAM("relu2"), mode="int8",
                                  representative_images=np.random.default_rng(
                                      0).normal(size=[8, 8, 8, 3]).astype(

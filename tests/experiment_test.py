@@ -106,7 +106,7 @@ class ExperimentTest(parameterized.TestCase):
   def test_where_an_arm_starts_from(self, arm, recalibrated):
     experiment, started = self.open(arm), []
 
-    def compress(name, strength, start, fit):
+    def compress(name, strength, start, fit, pictures):
       started.append(start)
       return kap.clone_model(start)
 

@@ -6,7 +6,7 @@ widths, or the bits.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_model_optimization as tfmot
@@ -26,13 +26,15 @@ ROUND_SHARE = 0.2
 CLUSTERS = 16
 
 COMPRESSIONS = (
-    "none", "prune", "lamp", "filters", "narrow", "ptq", "qat", "cluster",
-    "prune+qat", "lamp+qat", "filters+qat", "cluster+qat", "prune+cluster+qat")
+    "none", "prune", "lamp", "obs", "obs+refine", "filters", "narrow", "ptq",
+    "qat", "cluster", "prune+qat", "lamp+qat", "obs+qat", "obs+refine+qat",
+    "filters+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
     "cluster+qat": str(CLUSTERS)}
 
 Fit = Callable[..., Any]
+Pictures = Callable[[], np.ndarray]
 
 
 def parse(text: str) -> list[tuple[str, float]]:
@@ -89,8 +91,21 @@ def check_strength(name: str, strength: str | float) -> float:
   return value
 
 
+class _Task(NamedTuple):
+  """What each step of a compression may go by; see `compress`."""
+
+  name: str
+  strength: float
+  fit: Fit
+  pictures: Pictures
+
+
 def compress(
-    name: str, strength: float, teacher: keras.Model, fit: Fit
+    name: str,
+    strength: float,
+    teacher: keras.Model,
+    fit: Fit,
+    pictures: Pictures,
 ) -> keras.Model:
   """Compresses a copy of the teacher, one step after another.
 
@@ -100,44 +115,46 @@ def compress(
     teacher: stays as it came.
     fit: `fit(kind, build, epochs=1, callbacks=())` makes a model by
       `build(steps_per_epoch)`, trains and returns it; `kind`, one of "prune",
-      "tune", "scratch" and "quantize", says for how long and how fast.
+      "refine", "tune", "scratch" and "quantize", says for how long and how
+      fast.
+    pictures: gives some of those to train on, in the teacher's range, to
+      reconstruct by.
 
   Returns:
     The student, stripped; quantize-aware where the name ends in "qat".
   """
-  student = teacher
+  student, task = teacher, _Task(name, strength, fit, pictures)
   for part in name.split("+"):
-    student = _STEPS[part](student, strength, fit, name)
+    student = _STEPS[part](student, task)
   return student
 
 
-def _none(model, strength, fit, name):
-  del strength, name
-  return fit("tune", lambda _: kap.clone_model(model))
+def _none(model, task):
+  return task.fit("tune", lambda _: kap.clone_model(model))
 
 
-def _ptq(model, strength, fit, name):
-  del strength, fit, name
+def _ptq(model, task):
+  del task
   return kap.clone_model(model)
 
 
-def _prune(model, strength, fit, name):
+def _prune(model, task):
   """Magnitude pruning, as much of each layer."""
-  whole = _left_whole(model, name)
-  return _pruned(model, strength, fit, {
-      layer.name: strength for layer in model.layers
+  whole = _left_whole(model, task.name)
+  return _pruned(model, task, {
+      layer.name: task.strength for layer in model.layers
       if is_prunable(layer) and layer.name not in whole})
 
 
-def _lamp(model, strength, fit, name):
+def _lamp(model, task):
   """Magnitude pruning, most where layers spare most; as much in all."""
-  return _pruned(model, strength, fit, kap.layer_sparsities(
-      model, strength, exclude=_left_whole(model, name)))
+  return _pruned(model, task, _by_layer(model, task))
 
 
-def _pruned(model, strength, fit, sparsities):
+def _pruned(model, task, sparsities):
   """Prunes in rounds; then takes as many steps again to recover."""
-  rounds = max(1, round(math.log(1 - strength) / math.log(1 - ROUND_SHARE)))
+  rounds = max(1, round(
+      math.log(1 - task.strength) / math.log(1 - ROUND_SHARE)))
 
   def build(each):
     return kap.prune_layers(
@@ -145,25 +162,36 @@ def _pruned(model, strength, fit, sparsities):
             share, rounds=rounds, steps_per_round=each))
 
   # Rounds begin with an epoch; half of the epochs come after the last one.
-  student = fit("prune", build, epochs=2 * rounds, callbacks=[
+  student = task.fit("prune", build, epochs=2 * rounds, callbacks=[
       tfmot.sparsity.keras.UpdatePruningStep()])
   return tfmot.sparsity.keras.strip_pruning(student)
 
 
-def _filters(model, strength, fit, name):
-  del name
-  return fit("tune", lambda _: kap.prune_filters(model, strength))
+def _obs(model, task):
+  """Pruning with reconstruction; nothing is trained."""
+  return kap.prune_with_reconstruction(
+      model, _by_layer(model, task), task.pictures())
 
 
-def _narrow(model, strength, fit, name):
-  del name
-  return fit("scratch", lambda _: kap.narrow(model, 1 / strength))
+def _refine(model, task):
+  """Trains what is left, from normalizations of its own."""
+  start = kap.recalibrate_batch_norm(model, task.pictures())
+  student = task.fit("refine", lambda _: kap.hold_zeros(start), callbacks=[
+      tfmot.sparsity.keras.UpdatePruningStep()])
+  return tfmot.sparsity.keras.strip_pruning(student)
 
 
-def _cluster(model, strength, fit, name):
-  del strength
+def _filters(model, task):
+  return task.fit("tune", lambda _: kap.prune_filters(model, task.strength))
+
+
+def _narrow(model, task):
+  return task.fit("scratch", lambda _: kap.narrow(model, 1 / task.strength))
+
+
+def _cluster(model, task):
   clustering = tfmot.clustering.keras
-  whole = _left_whole(model, name)
+  whole = _left_whole(model, task.name)
 
   def wrap(layer):
     if not is_prunable(layer) or layer.name in whole:
@@ -173,29 +201,27 @@ def _cluster(model, strength, fit, name):
     return clustering.cluster_weights(
         layer, max(3, min(CLUSTERS, values)),
         clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
-        preserve_sparsity="prune" in name)
+        preserve_sparsity="prune" in task.name)
 
-  student = fit("quantize", lambda _: keras.models.clone_model(
+  student = task.fit("quantize", lambda _: keras.models.clone_model(
       kap.clone_model(model), clone_function=wrap))
   return clustering.strip_clustering(student)
 
 
-def _qat(model, strength, fit, name):
-  del strength
-
+def _qat(model, task):
   def build(_):
     net = kap.clone_model(model)
-    if "cluster" in name:
+    if "cluster" in task.name:
       scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
-          preserve_sparsity="prune" in name)
-    elif "prune" in name or "lamp" in name:
+          preserve_sparsity="prune" in task.name)
+    elif any(one in task.name for one in ("prune", "lamp", "obs")):
       scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
     else:
       return _quantization.quantize_model(net)
     return _quantization.quantize_apply(
         _quantization.quantize_annotate_model(net), scheme)
 
-  return fit("quantize", build)
+  return task.fit("quantize", build)
 
 
 def kinds(name: str) -> tuple[str, ...]:
@@ -205,11 +231,19 @@ def kinds(name: str) -> tuple[str, ...]:
 
 
 _KINDS = {
-    "none": "tune", "prune": "prune", "lamp": "prune", "filters": "tune",
-    "narrow": "scratch", "cluster": "quantize", "qat": "quantize"}
+    "none": "tune", "prune": "prune", "lamp": "prune", "refine": "refine",
+    "filters": "tune", "narrow": "scratch", "cluster": "quantize",
+    "qat": "quantize"}
 _STEPS = {
-    "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp,
-    "filters": _filters, "narrow": _narrow, "cluster": _cluster, "qat": _qat}
+    "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
+    "refine": _refine, "filters": _filters, "narrow": _narrow,
+    "cluster": _cluster, "qat": _qat}
+
+
+def _by_layer(model, task):
+  """Shares of the layers, most where they spare most."""
+  return kap.layer_sparsities(
+      model, task.strength, exclude=_left_whole(model, task.name))
 
 
 def _left_whole(model: keras.Model, name: str) -> set[str]:

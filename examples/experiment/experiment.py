@@ -36,7 +36,7 @@ from keras_attr_preserve.files import make_folder, write_whole
 
 __all__ = ["KINDS", "Experiment", "Run", "Settings", "calibration", "versions"]
 
-KINDS = ("prune", "tune", "scratch", "quantize")
+KINDS = ("prune", "refine", "tune", "scratch", "quantize")
 CALIBRATION = 200
 """Pictures that an int8 file's ranges are measured on."""
 RECALIBRATION = 512
@@ -113,9 +113,10 @@ class Run:
       raise ValueError(
           "'narrow' starts from fresh weights, with nothing to recalibrate; "
           f"got {self.arm!r}.")
-    if self.compression == "ptq" and self.arm != "plain":
+    if not kinds(self.compression) and self.arm != "plain":
       raise ValueError(
-          f"'ptq' trains nothing; its arm is 'plain'; got {self.arm!r}.")
+          f"{self.compression!r} trains nothing; its arm is 'plain'; got "
+          f"{self.arm!r}.")
 
   @property
   def name(self) -> str:
@@ -258,11 +259,14 @@ class Experiment:
                        epochs=epochs, verbose=verbose)
       return student
 
+    def pictures():
+      return calibration(data, settings.pixel_range, RECALIBRATION)
+
     start = self.teacher
     if recalibrates(run.arm):
-      start = kap.recalibrate_batch_norm(start, calibration(
-          data, settings.pixel_range, RECALIBRATION))
-    return compress(run.compression, run.strength, start, train), logs
+      start = kap.recalibrate_batch_norm(start, pictures())
+    return compress(
+        run.compression, run.strength, start, train, pictures), logs
 
   def _ship(self, student: keras.Model) -> bytes:
     return kap.export.convert(

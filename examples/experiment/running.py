@@ -13,7 +13,7 @@ from tqdm import tqdm
 import keras_attr_preserve as kap
 from examples.experiment import nets
 from examples.experiment.arms import CALLBACK_ARMS
-from examples.experiment.compressing import check_strength
+from examples.experiment.compressing import check_strength, kinds
 from examples.experiment.data import Data, load
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
 from examples.experiment.fitting import Recipe, fit
@@ -85,6 +85,7 @@ def define_flags(output: str) -> None:
                      lower_bound=0.0)
   for kind, steps, rate, what in (
       ("prune", 600, 1e-3, "while weights are pruned and to recover"),
+      ("refine", 600, 1e-3, "with the zeros held that reconstruction left"),
       ("tune", 600, 1e-3, "after filters are removed, or nothing is"),
       ("scratch", 1200, 2e-3, "of a net with fresh weights"),
       ("quantize", 300, 2e-4, "with clusters or under quantization")):
@@ -239,7 +240,7 @@ def run_grid(compressions: Iterable[tuple[str, float]]) -> None:
   try:
     runs = [Run(name, check_strength(name, strength), arm, seed)
             for name, strength in compressions for seed in FLAGS.seed
-            for arm in (["plain"] if name == "ptq" else FLAGS.arm)]
+            for arm in (FLAGS.arm if kinds(name) else ["plain"])]
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   experiment = open_experiment()
