@@ -53,22 +53,21 @@ class SurgeonTest(parameterized.TestCase):
     fitted = surgeon(np.array([[3.0], [0.5]]), *_sums(seen), kept=1)
     np.testing.assert_allclose(fitted, [[0], [0.5]], rtol=1e-6)
 
-  def test_one_at_a_time_each_takes_the_least_loss(self):
-    seen = _rows()
-    weights = np.random.default_rng(1).normal(size=(5, 1))
-    left = list(range(5))
-    while len(left) > 2:  # By trying each.
-      left = min(itertools.combinations(left, len(left) - 1),
-                 key=lambda some: np.linalg.norm(
-                     seen @ weights - seen[:, some] @ np.linalg.lstsq(
-                         seen[:, some], seen @ weights, rcond=None)[0]))
-    with mock.patch.object(reconstruction, "ROUND_SHARE", 0.15):
-      fitted = surgeon(weights, *_sums(seen), kept=2)
-    self.assertEqual([*np.flatnonzero(fitted)], [*left])
+  @parameterized.parameters(*range(5))
+  def test_that_goes_which_the_others_best_make_up_for(self, seed):
+    seen = _rows(seed=seed)
+    weights = np.random.default_rng(seed + 1).normal(size=(5, 1))
+
+    def refitted(some):
+      return np.linalg.lstsq(seen[:, some], seen @ weights, rcond=None)[0]
+
+    left = min(itertools.combinations(range(5), 4),  # By trying each.
+               key=lambda some: np.linalg.norm(
+                   seen @ weights - seen[:, some] @ refitted(some)))
+    fitted = surgeon(weights, *_sums(seen), kept=4)
+    self.assertEqual(tuple(np.flatnonzero(fitted)), left)
     np.testing.assert_allclose(
-        fitted[list(left)],
-        np.linalg.lstsq(seen[:, left], seen @ weights, rcond=None)[0],
-        rtol=1e-6)
+        fitted[list(left)], refitted(left), rtol=1e-5)
 
   def test_refits_to_the_teacher_from_the_students_inputs(self):
     seen, wanted = _rows(seed=1), _rows(seed=2)
