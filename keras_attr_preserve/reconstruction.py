@@ -55,8 +55,8 @@ def prune_with_reconstruction(
     model: a built Functional or Sequential `tf_keras` model, stripped of
       tfmot's wrappers; left as it came.
     sparsities: by layer name, 0 or more and below 1, as `layer_sparsities`
-      gives; layers that are not named stay whole. Conv2D, of one group and with
-      channels last, and Dense.
+      gives; layers that are not named stay whole, and at least one weight of each
+      stays. Conv2D, of one group and with channels last, and Dense.
     images: `[count, height, width, channels]`, some hundred of those to train
       on, in the range the model takes. A layer with more inputs than it sees
       positions in them, at most 100 of each, is warned of: a Dense behind a
@@ -100,7 +100,7 @@ def prune_with_reconstruction(
         keras.Model(student.inputs, other.input), other, images, batch_size)
     fitted = surgeon(
         kernel.reshape(-1, kernel.shape[-1]), *moments,
-        kept=kernel.size - round(share * kernel.size))
+        kept=max(1, kernel.size - round(share * kernel.size)))
     other.set_weights([fitted.reshape(kernel.shape), *rest])
   return student
 
@@ -192,7 +192,8 @@ def hold_zeros(model: keras.Model) -> keras.Model:
 
   Args:
     model: a built `tf_keras` model, stripped of tfmot's wrappers; left as it
-      came. Its zeros in kernels of Conv2D and Dense layers are held.
+      came. The zeros in kernels of its Conv2D and Dense layers are held, not
+      those of models it holds as layers, which tfmot does not wrap.
 
   Returns:
     A new, uncompiled model, wrapped by tfmot's `prune_low_magnitude`.

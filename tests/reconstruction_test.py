@@ -194,6 +194,12 @@ class PruneWithReconstructionTest(parameterized.TestCase):
     np.testing.assert_allclose(slope[new != 0], 0, atol=1e-3)
     self.assertGreater(np.abs(slope[new == 0]).max(), 1)
 
+  def test_at_least_one_weight_stays(self):
+    student = kap.prune_with_reconstruction(
+        _dense_net(), {"logits": 0.999}, tiny.images(20))
+    self.assertEqual(
+        np.count_nonzero(student.get_layer("logits").get_weights()[0]), 1)
+
   def test_too_few_pictures_for_a_layer(self):
     with self.assertWarnsRegex(
         UserWarning, "'hidden' has 24 inputs and sees 23 positions"):
