@@ -55,8 +55,8 @@ def prune_with_reconstruction(
     model: a built Functional or Sequential `tf_keras` model, stripped of
       tfmot's wrappers; left as it came.
     sparsities: by layer name, 0 or more and below 1, as `layer_sparsities`
-      gives; layers that are not named stay whole, and at least one weight of each
-      stays. Conv2D, of one group and with channels last, and Dense.
+      gives; layers that are not named stay whole, and at least one weight of
+      each stays. Conv2D, of one group and with channels last, and Dense.
     images: `[count, height, width, channels]`, some hundred of those to train
       on, in the range the model takes. A layer with more inputs than it sees
       positions in them, at most 100 of each, is warned of: a Dense behind a
