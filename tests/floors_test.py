@@ -15,7 +15,7 @@ FLOORS = (
     ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "preserving"),
     ("tap", "teacher_cache", "channel_slicing", "keras3", "saving",
-     "batch_norm"),
+     "batch_norm", "reconstruction"),
     ("regularizer", "attribution", "narrowing"),
     ("objectives", "evaluation", "meters", "guidance", "weighting",
      "hints", "channel_gates"),
