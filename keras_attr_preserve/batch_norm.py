@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.compat import check_model, clone_model, keras
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.images import check_calibration
 from keras_attr_preserve.layers import graphs_in
 
 __all__ = ["recalibrate_batch_norm"]
@@ -55,15 +55,7 @@ def recalibrate_batch_norm(
     Ioffe and Szegedy 2015, "Batch Normalization",
     https://arxiv.org/abs/1502.03167: the layer in training and after it.
   """
-  if isinstance(batch_size, bool) or not isinstance(batch_size, int) or (
-      batch_size < 1):
-    raise ValueError(
-        f"batch_size must be an integer of 1 or more; got {batch_size!r}.")
-  if len(check_model(model).inputs) != 1:
-    raise ValueError(
-        f"model {model.name!r} must take one input, the images; it takes "
-        f"{len(model.inputs)}.")
-  images = check_images(images, model.input_shape[1:])
+  images = check_calibration(check_model(model), images, batch_size)
   copy = clone_model(model)
   layers = {
       id(layer): layer for graph in graphs_in(copy) for layer in graph.layers

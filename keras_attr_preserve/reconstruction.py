@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, clone_model, keras
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.images import check_calibration
 from keras_attr_preserve.layer_sparsity import (
   check_sparsities,
   is_prunable,
   prune_layers,
 )
 
-__all__ = ["hold_zeros", "prune_with_reconstruction", "surgeon"]
+__all__ = ["hold_zeros", "prune_linear", "prune_with_reconstruction"]
 
 ROUND_SHARE = 0.1
 """Share of what is left that one round removes; OBS itself removes one weight
@@ -77,16 +77,8 @@ def prune_with_reconstruction(
     He et al. 2017, https://arxiv.org/abs/1707.06168, section 3.2, from the
     inputs that pruned layers give.
   """
-  if isinstance(batch_size, bool) or not isinstance(batch_size, int) or (
-      batch_size < 1):
-    raise ValueError(
-        f"batch_size must be an integer of 1 or more; got {batch_size!r}.")
-  if len(check_model(model).inputs) != 1:
-    raise ValueError(
-        f"model {model.name!r} must take one input, the images; it takes "
-        f"{len(model.inputs)}.")
+  images = check_calibration(check_model(model), images, batch_size)
   check_sparsities(model, sparsities)
-  images = check_images(images, model.input_shape[1:])
   student = clone_model(model)
   for layer in model.layers:
     share = sparsities.get(layer.name, 0.0)
@@ -98,14 +90,14 @@ def prune_with_reconstruction(
     moments = _moments(
         keras.Model(model.inputs, layer.input),
         keras.Model(student.inputs, other.input), other, images, batch_size)
-    fitted = surgeon(
+    fitted = prune_linear(
         kernel.reshape(-1, kernel.shape[-1]), *moments,
         kept=max(1, kernel.size - round(share * kernel.size)))
     other.set_weights([fitted.reshape(kernel.shape), *rest])
   return student
 
 
-def surgeon(
+def prune_linear(
     weights: np.ndarray,
     inputs: np.ndarray,
     cross: np.ndarray,

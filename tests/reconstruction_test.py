@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
 from keras_attr_preserve import reconstruction
-from keras_attr_preserve.reconstruction import surgeon
+from keras_attr_preserve.reconstruction import prune_linear
 from tests import tiny
 
 _LAYERS = keras.layers
@@ -27,7 +27,7 @@ def _rows(count=200, inputs=5, seed=0):
       size=(inputs, inputs))
 
 
-class SurgeonTest(parameterized.TestCase):
+class PruneLinearTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -37,20 +37,20 @@ class SurgeonTest(parameterized.TestCase):
     # Both inputs are equal, so that either serves for 3 + 1.
     seen = np.array([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0]])
     with mock.patch.object(reconstruction, "DAMPING", 1e-6):
-      fitted = surgeon(np.array([[3.0], [1.0]]), *_sums(seen), kept=1)
+      fitted = prune_linear(np.array([[3.0], [1.0]]), *_sums(seen), kept=1)
     self.assertEqual(np.count_nonzero(fitted), 1)
     np.testing.assert_allclose(fitted.sum(), 4.0, rtol=1e-5)
 
   def test_apart_from_each_other_the_smallest_go_and_others_stay(self):
     weights = np.array([[3.0, -0.1], [0.2, -2.0], [-1.0, 0.5]])
-    fitted = surgeon(weights, *_sums(np.eye(3)), kept=3)
+    fitted = prune_linear(weights, *_sums(np.eye(3)), kept=3)
     np.testing.assert_allclose(
         fitted, [[3, 0], [0, -2], [-1, 0]], rtol=1e-6)
 
   def test_what_an_input_carries_counts(self):
     # .5 on an input ten times as large moves the output more than 3 does.
     seen = np.diag([1.0, 10.0])
-    fitted = surgeon(np.array([[3.0], [0.5]]), *_sums(seen), kept=1)
+    fitted = prune_linear(np.array([[3.0], [0.5]]), *_sums(seen), kept=1)
     np.testing.assert_allclose(fitted, [[0], [0.5]], rtol=1e-6)
 
   @parameterized.parameters(*range(5))
@@ -64,7 +64,7 @@ class SurgeonTest(parameterized.TestCase):
     left = min(itertools.combinations(range(5), 4),  # By trying each.
                key=lambda some: np.linalg.norm(
                    seen @ weights - seen[:, some] @ refitted(some)))
-    fitted = surgeon(weights, *_sums(seen), kept=4)
+    fitted = prune_linear(weights, *_sums(seen), kept=4)
     self.assertEqual(tuple(np.flatnonzero(fitted)), left)
     np.testing.assert_allclose(
         fitted[list(left)], refitted(left), rtol=1e-5)
@@ -72,7 +72,7 @@ class SurgeonTest(parameterized.TestCase):
   def test_refits_to_the_teacher_from_the_students_inputs(self):
     seen, wanted = _rows(seed=1), _rows(seed=2)
     weights = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
-    fitted = surgeon(weights, *_sums(seen, wanted), kept=9)
+    fitted = prune_linear(weights, *_sums(seen, wanted), kept=9)
     self.assertEqual(fitted.dtype, np.float32)
     self.assertEqual(np.count_nonzero(fitted), 9)
     for column in range(4):
@@ -85,7 +85,7 @@ class SurgeonTest(parameterized.TestCase):
   def test_all_of_them_kept_nothing_changes(self):
     weights = np.random.default_rng(0).normal(size=(5, 3))
     np.testing.assert_allclose(
-        surgeon(weights, *_sums(_rows()), kept=15), weights, rtol=1e-6)
+        prune_linear(weights, *_sums(_rows()), kept=15), weights, rtol=1e-6)
 
   def test_inputs_that_are_always_zero(self):
     seen = _rows()
@@ -93,12 +93,12 @@ class SurgeonTest(parameterized.TestCase):
     weights = np.random.default_rng(0).normal(size=(5, 3))
     weights[2] = 100.0
     np.testing.assert_allclose(
-        surgeon(weights, *_sums(seen), kept=15)[2], 100, rtol=1e-6)
-    self.assertFalse(surgeon(weights, *_sums(seen), kept=12)[2].any())
+        prune_linear(weights, *_sums(seen), kept=15)[2], 100, rtol=1e-6)
+    self.assertFalse(prune_linear(weights, *_sums(seen), kept=12)[2].any())
 
   def test_inputs_that_are_all_zero_leave_the_largest(self):
     weights = np.array([[3.0, -0.1], [0.2, -2.0]])
-    fitted = surgeon(weights, np.zeros((2, 2)), np.zeros((2, 2)), kept=2)
+    fitted = prune_linear(weights, np.zeros((2, 2)), np.zeros((2, 2)), kept=2)
     np.testing.assert_array_equal(fitted, [[3, 0], [0, -2]])
 
 
