@@ -4,8 +4,10 @@
         --layers=relu4 --share=0.5 --share=0.7 --arm=plain \
         --arm=swa_distillation
 
-The student is an ordinary smaller net, and is trained on. It ships as an int8
-.tflite file, which is what is judged. Adds a row for each to results.jsonl.
+`--reconstruct` takes those that the layers behind them make up for best, most
+where most are spared, and refits these layers. The student is an ordinary
+smaller net, and is trained on. It ships as an int8 .tflite file, which is what
+is judged. Adds a row for each to results.jsonl.
 """
 
 from absl import app, flags
@@ -14,13 +16,17 @@ from examples.experiment import running
 
 running.define_run_flags("out/prune_filters")
 SHARE = flags.DEFINE_multi_float(
-    "share", [0.5], "Share of the filters of every layer that goes.")
+    "share", [0.5], "Share of the filters that goes, of every layer.")
+RECONSTRUCT = flags.DEFINE_bool(
+    "reconstruct", False, "Take the share of all layers together, most where "
+    "most are spared, and refit what reads them before it is trained.")
 
 
 def main(argv: list[str]) -> None:
   """Prunes every share, in every arm, with every seed."""
   running.start(argv)
-  running.run_grid([("filters", one) for one in SHARE.value])
+  name = "obs_filters+tune" if RECONSTRUCT.value else "filters"
+  running.run_grid([(name, one) for one in SHARE.value])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ from keras_attr_preserve.agreement_logger import AgreementLogger
 from keras_attr_preserve.batch_norm import recalibrate_batch_norm
 from keras_attr_preserve.callbacks import PreserveAttribution
 from keras_attr_preserve.compat import clone_model
-from keras_attr_preserve.filter_pruning import prune_filters
+from keras_attr_preserve.filter_pruning import (
+  filter_sparsities,
+  prune_filters,
+)
 from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.iterative_pruning import IterativePruning
 from keras_attr_preserve.keras3 import from_keras3
@@ -48,6 +51,7 @@ __all__ = [
   "compare_models",
   "evaluation",
   "export",
+  "filter_sparsities",
   "from_keras3",
   "hold_zeros",
   "layer_sparsities",

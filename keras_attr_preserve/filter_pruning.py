@@ -11,13 +11,18 @@ from keras_attr_preserve.channel_gates import (
   score_contributions,
 )
 from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph, Group
+from keras_attr_preserve.channel_reconstruction import (
+  rank_channels,
+  refit_readers,
+)
 from keras_attr_preserve.channel_slicing import slice_model, slice_weights
-from keras_attr_preserve.compat import keras
+from keras_attr_preserve.compat import clone_model, keras
+from keras_attr_preserve.images import check_calibration
 
-__all__ = ["prune_filters"]
+__all__ = ["filter_sparsities", "prune_filters"]
 
 _layers = keras.layers
-_CRITERIA = ("l1", "taylor", "map")
+_CRITERIA = ("l1", "taylor", "map", "obs")
 
 
 def prune_filters(
@@ -25,6 +30,7 @@ def prune_filters(
     sparsity: float | Mapping[str, float],
     *,
     criterion: str = "l1",
+    reconstruct: bool = False,
     images: np.ndarray | None = None,
     targets: Any = None,
     layer: str | None = None,
@@ -36,9 +42,13 @@ def prune_filters(
 
   The result is an ordinary smaller model with the layer names of the old one.
   It computes what the old one would if the removed channels were zero wherever
-  a layer reads them; train it on, with the old one as its teacher:
+  a layer reads them. With `reconstruct` the layers that read them are refitted
+  besides, so that far less is lost. Train it on, with the old one as its
+  teacher:
 
-      student = prune_filters(teacher, 0.5)
+      shares = filter_sparsities(teacher, 0.5, x_train[:512])
+      student = prune_filters(teacher, shares, criterion="obs",
+                              reconstruct=True, images=x_train[:512])
       student.compile(...)
       student.fit(..., callbacks=[PreserveAttribution(teacher, wcam)])
 
@@ -52,18 +62,25 @@ def prune_filters(
     model: a built `tf_keras` model, channels last; stripped of tfmot's
       wrappers. It is left as it came.
     sparsity: share of filters to remove, 0 or more and below 1: one for every
-      convolution, or by layer name, where the others stay. The name of a hidden
-      Dense layer removes its neurons. The number removed is rounded.
+      convolution, or by layer name, where the others stay; see
+      `filter_sparsities`. The name of a hidden Dense layer removes its neurons.
+      The number removed is rounded.
     criterion: what a filter is worth. "l1": the sum of its absolute weights. Of
       tied filters these norms add up, each divided by the mean norm of its
       layer, so that a 3x3 kernel does not outvote the 1x1 shortcut beside it.
       "taylor": how far the score of the class explained moves when the channel
       goes, to first order. "map": how far the attribution map turns, to second
-      order (see `channel_gates`).
-    images: for "taylor" and "map", `[images, height, width, colours]`, some
-      hundred, from the training data.
-    targets: for these, the class explained, as for `attribution.grad_cam`; None
-      for each image's top class.
+      order (see `channel_gates`). "obs": how far the layers that read the
+      channel move when all else they read makes up for it (see
+      `rank_channels`); of those, Conv2D of one group and Dense count, and
+      where none reads a channel, "l1" says.
+    reconstruct: whether to refit these layers in least squares to what they
+      computed before, from the pictures on, one after another, each from what
+      those before it now give. Without labels; biases and other layers stay.
+    images: for "taylor", "map", "obs" and `reconstruct`, `[images, height,
+      width, colours]`, some hundred, from the training data.
+    targets: for "taylor" and "map", the class explained, as for
+      `attribution.grad_cam`; None for each image's top class.
     layer: for "map", the map's layer; None for the last with a spatial map.
     exclude: names of layers that keep all channels of their output.
     min_filters: how many stay at least, of those tied to the same layers.
@@ -79,37 +96,134 @@ def prune_filters(
   References:
     Li et al. 2017, "Pruning Filters for Efficient ConvNets",
     https://arxiv.org/abs/1608.08710, section 3; for "taylor" Molchanov et al.
-    2017, https://arxiv.org/abs/1611.06440; for "map" see `map_contributions`.
+    2017, https://arxiv.org/abs/1611.06440; for "map" see `map_contributions`;
+    for "obs" and `reconstruct` Hassibi and Stork 1992, "Optimal Brain Surgeon",
+    and He et al. 2017, https://arxiv.org/abs/1707.06168.
   """
   if criterion not in _CRITERIA:
     raise ValueError(
         f"criterion must be one of {_CRITERIA}; got {criterion!r}.")
-  if not isinstance(min_filters, int) or min_filters < 1:
+  _check_min_filters(min_filters)
+  if images is None and (criterion != "l1" or reconstruct):
     raise ValueError(
-        f"min_filters must be an integer of 1 or more; got {min_filters!r}.")
+        f"images must be given for criterion={criterion!r}, "
+        f"reconstruct={reconstruct!r}.")
+  if criterion == "obs" or reconstruct:
+    # Layers may be called in other models, too, as those of a stripped one.
+    model = clone_model(model)
+    images = check_calibration(model, images, batch_size)
   graph = ChannelGraph(model)
   shares = _shares(model, graph, sparsity, _excluded(model, graph, exclude))
-  if criterion == "l1":
-    scores = _norms(model, graph)
-  elif images is None:
-    raise ValueError(
-        f"images must be given for the criterion {criterion!r}.")
-  elif criterion == "taylor":
+  if criterion == "taylor":
     scores = score_contributions(
         model, graph, images, targets, batch_size=batch_size)
-  else:
+  elif criterion == "map":
     scores = map_contributions(
         model, graph, images, targets, layer, batch_size=batch_size)
+  else:
+    scores = _norms(model, graph)
 
   removed = np.zeros(graph.count, bool)
   for group, share in shares:
-    most = max(len(group.channels) - min_filters, 0)
-    count = min(round(share * len(group.channels)), most)
-    order = np.argsort(scores[group.channels], kind="stable")
-    removed[group.channels[order[:count]]] = True
+    count = min(round(share * len(group.channels)), _most(group, min_filters))
+    ranked = None if criterion != "obs" else rank_channels(
+        model, graph, group.channels, count, images, batch_size)
+    if ranked is None:
+      order = np.argsort(scores[group.channels], kind="stable")
+      ranked = group.channels[order[:count]], None
+    removed[ranked[0]] = True
   pruned = slice_model(model, graph, removed)
-  slice_weights(model, graph, removed, pruned)
+  fitted = model if not reconstruct else refit_readers(
+      model, graph, removed, images, batch_size)
+  slice_weights(fitted, graph, removed, pruned)
   return pruned
+
+
+def filter_sparsities(
+    model: keras.Model,
+    sparsity: float,
+    images: np.ndarray,
+    *,
+    exclude: str | Sequence[str] = (),
+    min_filters: int = 1,
+    batch_size: int = 32,
+) -> dict[str, float]:
+  """Shares a sparsity out among convolutions: most where most are spared.
+
+  As much of every layer starves the narrow ones and leaves the wide ones more
+  than they need. Here, of the filters of all layers together, those go that
+  the layers behind them make up for best: of least cost by the criterion "obs",
+  a share of what the layer that reads a filter gives, which is comparable
+  between layers. A filter that goes after others costs at least what they did.
+
+      shares = filter_sparsities(teacher, 0.5, x_train[:512])
+      student = prune_filters(teacher, shares, criterion="obs",
+                              reconstruct=True, images=x_train[:512])
+
+  Args:
+    model: as for `prune_filters`; left as it came.
+    sparsity: share of the filters that are free to go to remove in all, above 0
+      and below 1. Those of layers that a residual sum, a product or a depthwise
+      convolution ties count once; those that no Conv2D of one group, nor Dense,
+      reads stay, and do not count.
+    images: `[count, height, width, channels]`, some hundred, from the training
+      data, in the range the model takes.
+    exclude: names of layers that keep all channels of their output.
+    min_filters: how many stay at least, of those tied to the same layers.
+    batch_size: images a batch.
+
+  Returns:
+    Each convolution's own share by name, one for all that are tied.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above, or no filter is free to
+      go.
+  """
+  if isinstance(sparsity, Mapping) or not _share(sparsity):
+    raise ValueError(
+        f"sparsity must be a number above 0, below 1; got {sparsity!r}.")
+  _check_min_filters(min_filters)
+  model = clone_model(model)
+  images = check_calibration(model, images, batch_size)
+  graph = ChannelGraph(model)
+  parts: list[tuple[set[str], list[float], int]] = []
+  for group, _ in _shares(
+      model, graph, sparsity, _excluded(model, graph, exclude)):
+    found = rank_channels(model, graph, group.channels,
+                          _most(group, min_filters), images, batch_size)
+    if found is None:
+      continue
+    names, width = set(group.layers), len(group.channels)
+    costs = np.maximum.accumulate(found[1]).tolist()
+    # A layer has one share, also where some of its filters are tied to another.
+    for part in [one for one in parts if one[0] & names]:
+      parts.remove(part)
+      names, costs, width = names | part[0], costs + part[1], width + part[2]
+    parts.append((names, costs, width))
+  if not parts:
+    raise ValueError(
+        f"model {model.name!r} has no filter that a Conv2D of one group, or a "
+        "Dense layer, reads.")
+  every = np.concatenate([costs for _, costs, _ in parts])
+  wanted = round(sparsity * sum(width for _, _, width in parts))
+  going = np.zeros(len(every), bool)
+  going[np.argsort(every, kind="stable")[:wanted]] = True
+  ends = np.cumsum([len(costs) for _, costs, _ in parts])[:-1]
+  return {name: float(np.sum(mine)) / width
+          for (names, _, width), mine in zip(
+              parts, np.split(going, ends), strict=True)
+          for name in sorted(names)}
+
+
+def _check_min_filters(count: int) -> None:
+  if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    raise ValueError(
+        f"min_filters must be an integer of 1 or more; got {count!r}.")
+
+
+def _most(group: Group, min_filters: int) -> int:
+  """How many filters may go."""
+  return max(len(group.channels) - min_filters, 0)
 
 
 def _norms(model: keras.Model, graph: ChannelGraph) -> np.ndarray:

@@ -33,7 +33,7 @@ class SmokeTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("prune", *ONE_ARM), ("prune", "--reconstruct", *ONE_ARM),
-      ("prune_filters", *ONE_ARM),
+      ("prune_filters", *ONE_ARM), ("prune_filters", "--reconstruct", *ONE_ARM),
       ("distill", *ONE_ARM), ("quantize", *ONE_ARM),
       ("combine", "--way=prune+qat", *ONE_ARM))
   def test_compressing(self, name, *arguments):

@@ -480,7 +480,7 @@ class PretrainedTest(_PruningTest):
 
   @pytest.mark.slow
   def test_mobilenet(self):
-    model = pretrained.load(pretrained.MobileNetTest.path)
+    model = pretrained.mobile_net(224)
     self.check(model, 0.1, pretrained.voc(2, 8, 224) / 127.5 - 1)
 
   def test_streaming_wakeword(self):

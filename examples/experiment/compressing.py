@@ -26,9 +26,10 @@ ROUND_SHARE = 0.2
 CLUSTERS = 16
 
 COMPRESSIONS = (
-    "none", "prune", "lamp", "obs", "obs+refine", "filters", "narrow", "ptq",
-    "qat", "cluster", "prune+qat", "lamp+qat", "obs+qat", "obs+refine+qat",
-    "filters+qat", "cluster+qat", "prune+cluster+qat")
+    "none", "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
+    "obs_filters+tune", "narrow", "ptq", "qat", "cluster", "prune+qat",
+    "lamp+qat", "obs+qat", "obs+refine+qat", "filters+qat", "obs_filters+qat",
+    "obs_filters+tune+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
     "cluster+qat": str(CLUSTERS)}
@@ -185,6 +186,20 @@ def _filters(model, task):
   return task.fit("tune", lambda _: kap.prune_filters(model, task.strength))
 
 
+def _obs_filters(model, task):
+  """Filters removed, most where most are spared; nothing is trained."""
+  pictures = task.pictures()
+  shares = kap.filter_sparsities(model, task.strength, pictures)
+  return kap.prune_filters(
+      model, shares, criterion="obs", reconstruct=True, images=pictures)
+
+
+def _tune(model, task):
+  """Trains a smaller net on, from normalizations of its own."""
+  start = kap.recalibrate_batch_norm(model, task.pictures())
+  return task.fit("tune", lambda _: kap.clone_model(start))
+
+
 def _narrow(model, task):
   return task.fit("scratch", lambda _: kap.narrow(model, 1 / task.strength))
 
@@ -214,7 +229,7 @@ def _qat(model, task):
     if "cluster" in task.name:
       scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
           preserve_sparsity="prune" in task.name)
-    elif any(one in task.name for one in ("prune", "lamp", "obs")):
+    elif {"prune", "lamp", "obs"} & {*task.name.split("+")}:
       scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
     else:
       return _quantization.quantize_model(net)
@@ -232,12 +247,12 @@ def kinds(name: str) -> tuple[str, ...]:
 
 _KINDS = {
     "none": "tune", "prune": "prune", "lamp": "prune", "refine": "refine",
-    "filters": "tune", "narrow": "scratch", "cluster": "quantize",
-    "qat": "quantize"}
+    "filters": "tune", "tune": "tune", "narrow": "scratch",
+    "cluster": "quantize", "qat": "quantize"}
 _STEPS = {
     "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
-    "refine": _refine, "filters": _filters, "narrow": _narrow,
-    "cluster": _cluster, "qat": _qat}
+    "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
+    "tune": _tune, "narrow": _narrow, "cluster": _cluster, "qat": _qat}
 
 
 def _by_layer(model, task):

@@ -1,0 +1,189 @@
+"""Which channels the layers that read them do without, and how they do it.
+
+Optimal Brain Surgeon a channel at a time: what a layer reads of a channel goes,
+and the rest of its kernel takes over in least squares.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_attr_preserve.channel_graph import ChannelGraph
+from keras_attr_preserve.compat import clone_model, keras
+from keras_attr_preserve.layer_fitting import (
+  ROUND_SHARE,
+  damping,
+  input_moments,
+  is_fittable,
+  refit_linear,
+)
+
+__all__ = ["rank_channels", "refit_readers"]
+
+
+class _Reader(NamedTuple):
+  """What a layer that reads channels loses without some of them.
+
+  Attributes:
+    channels: the number of the channel of each row of its kernel, `[rows]`.
+    inverse: of the sum of the products of its inputs, `[rows, rows]`.
+    weights: its kernel, in units of what it gives, `[rows, outputs]`.
+  """
+
+  channels: np.ndarray
+  inverse: np.ndarray
+  weights: np.ndarray
+
+  def costs(self, channels: Sequence[int]) -> np.ndarray:
+    """The part of what it gives that no other row makes up for, of each."""
+    found = np.zeros(len(channels))
+    for number, channel in enumerate(channels):
+      mine = np.flatnonzero(self.channels == channel)
+      if len(mine):
+        own = self.weights[mine]
+        found[number] = np.sum(own * np.linalg.solve(
+            self.inverse[np.ix_(mine, mine)], own))
+    return found
+
+  def without(self, channels: Iterable[int]) -> "_Reader":
+    """The reader when they are gone and the others have taken over."""
+    gone = np.isin(self.channels, [*channels])
+    if not gone.any():
+      return self
+    inverse, weights = self.inverse[~gone], self.weights[~gone]
+    across = np.linalg.solve(
+        self.inverse[np.ix_(gone, gone)], inverse[:, gone].T).T
+    return _Reader(
+        self.channels[~gone],
+        inverse[:, ~gone] - across @ self.inverse[np.ix_(gone, ~gone)],
+        weights - across @ self.weights[gone])
+
+
+def rank_channels(
+    model: keras.Model,
+    graph: ChannelGraph,
+    channels: np.ndarray,
+    count: int,
+    images: np.ndarray,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Ranks channels by how well the layers that read them make up for them.
+
+  In rounds, of a tenth of what is left each, those go that cost least,
+
+      cost_c = sum over readers of tr(W_c^T ((H^-1)_cc)^-1 W_c) / tr(W^T H W)
+
+  with `H` the sum of the products of what the reader takes, over positions of
+  the images, `W` its kernel, and `c` the rows of both that read the channel:
+  the share of what it gives that least squares does not bring back. Then the
+  other rows take over, and costs are counted again.
+
+  Args:
+    model: as for `ChannelGraph`.
+    graph: its channels.
+    channels: the numbers of those to rank.
+    count: how many go; the others have no rank.
+    images: checked, in the range the model takes.
+    batch_size: how many to run at a time.
+
+  Returns:
+    The numbers of those that go, `[count]`, first ones first, and the cost of
+    each when its turn comes. None if no Conv2D of one group, nor Dense, reads
+    any.
+
+  References:
+    Hassibi and Stork 1992, "Optimal Brain Surgeon"; Frantar and Alistarh 2022,
+    https://arxiv.org/abs/2208.11580, section 5, for a block of weights instead
+    of one.
+  """
+  readers = [_reader(model, graph, layer, images, batch_size)
+             for layer in _readers(model, graph, channels)]
+  if not readers:
+    return None
+  left, gone, paid = np.array(channels), [], []
+  while len(gone) < count:
+    costs = np.sum([one.costs(left) for one in readers], axis=0)
+    now = np.argsort(costs, kind="stable")[
+        :min(count - len(gone), max(1, round(ROUND_SHARE * len(left))))]
+    gone, paid = [*gone, *left[now]], [*paid, *costs[now]]
+    readers = [one.without(left[now]) for one in readers]
+    left = np.delete(left, now)
+  return np.array(gone, int), np.array(paid)
+
+
+def refit_readers(
+    model: keras.Model,
+    graph: ChannelGraph,
+    removed: np.ndarray,
+    images: np.ndarray,
+    batch_size: int,
+) -> keras.Model:
+  """Refits the layers that read removed channels to what they computed.
+
+  One after another, from the pictures on, from what those before it now give.
+
+  Args:
+    model: as for `ChannelGraph`; left as it came.
+    graph: its channels.
+    removed: `[graph.count]`, bool, by channel number.
+    images: checked, in the range the model takes.
+    batch_size: how many to run at a time.
+
+  Returns:
+    A copy of the model in which no Conv2D of one group, and no Dense, reads a
+    removed channel; other layers are as they were.
+
+  References:
+    He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural
+    Networks", https://arxiv.org/abs/1707.06168, section 3.
+  """
+  student = clone_model(model)
+  for layer in _readers(model, graph, np.flatnonzero(removed)):
+    other = student.get_layer(layer.name)
+    moments = input_moments(
+        keras.Model(student.inputs, other.input),
+        keras.Model(model.inputs, layer.input), other, images, batch_size)
+    kernel, *rest = layer.get_weights()
+    weights = _matrix(layer)
+    left = np.repeat(
+        ~removed[_rows(layer, graph)][:, None], weights.shape[1], axis=1)
+    other.set_weights([
+        refit_linear(weights, *moments, left).reshape(kernel.shape), *rest])
+  return student
+
+
+def _reader(
+    model: keras.Model, graph: ChannelGraph, layer: keras.layers.Layer,
+    images: np.ndarray, batch_size: int) -> _Reader:
+  source = keras.Model(model.inputs, layer.input)
+  products, _ = input_moments(source, source, layer, images, batch_size)
+  products += damping(products) * np.eye(len(products))
+  weights = _matrix(layer)
+  power = np.sum(weights * (products @ weights)) or 1.0
+  return _Reader(_rows(layer, graph), np.linalg.inv(products),
+                 weights / math.sqrt(power))
+
+
+def _readers(
+    model: keras.Model, graph: ChannelGraph, channels: np.ndarray
+) -> Iterator[keras.layers.Layer]:
+  """Yields the layers that read any of them and can be refitted, in order."""
+  for layer in model.layers:
+    use = graph.uses.get(layer.name)
+    if (use is not None and is_fittable(layer)
+        and np.isin(use.inputs, channels).any()):
+      yield layer
+
+
+def _rows(layer: keras.layers.Layer, graph: ChannelGraph) -> np.ndarray:
+  """The channel that each row of the layer's matrix reads."""
+  inputs = graph.uses[layer.name].inputs
+  return np.tile(inputs, len(_matrix(layer)) // len(inputs))
+
+
+def _matrix(layer: keras.layers.Layer) -> np.ndarray:
+  """The kernel, `[rows, outputs]`, channels moving fastest down the rows."""
+  kernel = layer.get_weights()[0]
+  return kernel.reshape(-1, kernel.shape[-1]).astype(np.float64)
