@@ -25,7 +25,7 @@ RECONSTRUCT = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
   """Prunes every share, in every arm, with every seed."""
   running.start(argv)
-  name = "obs_filters+tune" if RECONSTRUCT.value else "filters"
+  name = "obs_filters+refine" if RECONSTRUCT.value else "filters"
   running.run_grid([(name, one) for one in SHARE.value])
 
 

@@ -136,18 +136,18 @@ class CompressTest(parameterized.TestCase):
       np.testing.assert_array_equal(kernel == 0, other == 0)
       self.assertGreater(np.abs(kernel - other).max(), 1e-5)
 
-  def test_filters_are_removed_and_then_tuned(self):
+  def test_filters_are_removed_and_then_refined(self):
     student = compress("obs_filters", 0.5, self.teacher, fit, pictures)
     widths = [sum(layer.filters for layer in net.layers
                   if isinstance(layer, keras.layers.Conv2D))
               for net in (self.teacher, student)]
     self.assertEqual(widths[1], widths[0] // 2)
-    tuned = compress("obs_filters+tune", 0.5, self.teacher, fit, pictures)
+    refined = compress("obs_filters+refine", 0.5, self.teacher, fit, pictures)
     for layer in student.layers:
-      self.assertEqual(tuned.get_layer(layer.name).output_shape,
+      self.assertEqual(refined.get_layer(layer.name).output_shape,
                        layer.output_shape)
     self.assertGreater(np.abs(
-        tuned.get_layer("conv1").get_weights()[0]
+        refined.get_layer("conv1").get_weights()[0]
         - student.get_layer("conv1").get_weights()[0]).max(), 1e-5)
 
   @parameterized.parameters(

@@ -27,9 +27,9 @@ CLUSTERS = 16
 
 COMPRESSIONS = (
     "none", "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
-    "obs_filters+tune", "narrow", "ptq", "qat", "cluster", "prune+qat",
+    "obs_filters+refine", "narrow", "ptq", "qat", "cluster", "prune+qat",
     "lamp+qat", "obs+qat", "obs+refine+qat", "filters+qat", "obs_filters+qat",
-    "obs_filters+tune+qat", "cluster+qat", "prune+cluster+qat")
+    "obs_filters+refine+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
     "cluster+qat": str(CLUSTERS)}
@@ -177,6 +177,8 @@ def _obs(model, task):
 def _refine(model, task):
   """Trains what is left, from normalizations of its own."""
   start = kap.recalibrate_batch_norm(model, task.pictures())
+  if "obs_filters" in task.name.split("+"):
+    return task.fit("refine", lambda _: kap.clone_model(start))
   student = task.fit("refine", lambda _: kap.hold_zeros(start), callbacks=[
       tfmot.sparsity.keras.UpdatePruningStep()])
   return tfmot.sparsity.keras.strip_pruning(student)
@@ -192,12 +194,6 @@ def _obs_filters(model, task):
   shares = kap.filter_sparsities(model, task.strength, pictures)
   return kap.prune_filters(
       model, shares, criterion="obs", reconstruct=True, images=pictures)
-
-
-def _tune(model, task):
-  """Trains a smaller net on, from normalizations of its own."""
-  start = kap.recalibrate_batch_norm(model, task.pictures())
-  return task.fit("tune", lambda _: kap.clone_model(start))
 
 
 def _narrow(model, task):
@@ -247,12 +243,12 @@ def kinds(name: str) -> tuple[str, ...]:
 
 _KINDS = {
     "none": "tune", "prune": "prune", "lamp": "prune", "refine": "refine",
-    "filters": "tune", "tune": "tune", "narrow": "scratch",
-    "cluster": "quantize", "qat": "quantize"}
+    "filters": "tune", "narrow": "scratch", "cluster": "quantize",
+    "qat": "quantize"}
 _STEPS = {
     "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
     "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
-    "tune": _tune, "narrow": _narrow, "cluster": _cluster, "qat": _qat}
+    "narrow": _narrow, "cluster": _cluster, "qat": _qat}
 
 
 def _by_layer(model, task):

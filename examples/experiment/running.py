@@ -85,7 +85,7 @@ def define_flags(output: str) -> None:
                      lower_bound=0.0)
   for kind, steps, rate, what in (
       ("prune", 600, 1e-3, "while weights are pruned and to recover"),
-      ("refine", 600, 1e-3, "with the zeros held that reconstruction left"),
+      ("refine", 600, 1e-3, "of what reconstruction left, zeros held"),
       ("tune", 600, 1e-3, "after filters are removed, or nothing is"),
       ("scratch", 1200, 2e-3, "of a net with fresh weights"),
       ("quantize", 300, 2e-4, "with clusters or under quantization")):
