@@ -5,7 +5,7 @@ and the rest of its kernel takes over in least squares.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,12 @@ from keras_attr_preserve.layer_fitting import (
   ROUND_SHARE,
   damping,
   input_moments,
+  input_products,
   is_fittable,
   refit_linear,
 )
 
-__all__ = ["rank_channels", "refit_readers"]
+__all__ = ["rank_channels", "reader_products", "refit_readers"]
 
 
 class _Reader(NamedTuple):
@@ -66,8 +67,7 @@ def rank_channels(
     graph: ChannelGraph,
     channels: np.ndarray,
     count: int,
-    images: np.ndarray,
-    batch_size: int,
+    products: Mapping[str, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Ranks channels by how well the layers that read them make up for them.
 
@@ -85,8 +85,7 @@ def rank_channels(
     graph: its channels.
     channels: the numbers of those to rank.
     count: how many go; the others have no rank.
-    images: checked, in the range the model takes.
-    batch_size: how many to run at a time.
+    products: by layer name, as `reader_products` gives.
 
   Returns:
     The numbers of those that go, `[count]`, first ones first, and the cost of
@@ -98,7 +97,7 @@ def rank_channels(
     https://arxiv.org/abs/2208.11580, section 5, for a block of weights instead
     of one.
   """
-  readers = [_reader(model, graph, layer, images, batch_size)
+  readers = [_reader(graph, layer, products[layer.name])
              for layer in _readers(model, graph, channels)]
   if not readers:
     return None
@@ -154,12 +153,36 @@ def refit_readers(
   return student
 
 
-def _reader(
-    model: keras.Model, graph: ChannelGraph, layer: keras.layers.Layer,
-    images: np.ndarray, batch_size: int) -> _Reader:
-  source = keras.Model(model.inputs, layer.input)
-  products, _ = input_moments(source, source, layer, images, batch_size)
-  products += damping(products) * np.eye(len(products))
+def reader_products(
+    model: keras.Model,
+    graph: ChannelGraph,
+    images: np.ndarray,
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+  """Sums the products of what the layers take that read free channels.
+
+  Args:
+    model: as for `ChannelGraph`.
+    graph: its channels.
+    images: checked, in the range the model takes.
+    batch_size: how many to run at a time.
+
+  Returns:
+    By name of each Conv2D of one group, and Dense, `[inputs, inputs]`.
+  """
+  free = np.concatenate(
+      [np.array([], int), *(group.channels for group in graph.groups)])
+  layers = [*_readers(model, graph, free)]
+  if not layers:
+    return {}
+  return dict(zip(
+      (layer.name for layer in layers),
+      input_products(model, layers, images, batch_size), strict=True))
+
+
+def _reader(graph: ChannelGraph, layer: keras.layers.Layer,
+            products: np.ndarray) -> _Reader:
+  products = products + damping(products) * np.eye(len(products))
   weights = _matrix(layer)
   power = np.sum(weights * (products @ weights)) or 1.0
   return _Reader(_rows(layer, graph), np.linalg.inv(products),

@@ -13,6 +13,7 @@ from keras_attr_preserve.channel_gates import (
 from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph, Group
 from keras_attr_preserve.channel_reconstruction import (
   rank_channels,
+  reader_products,
   refit_readers,
 )
 from keras_attr_preserve.channel_slicing import slice_model, slice_weights
@@ -122,12 +123,14 @@ def prune_filters(
         model, graph, images, targets, layer, batch_size=batch_size)
   else:
     scores = _norms(model, graph)
+  if criterion == "obs":
+    products = reader_products(model, graph, images, batch_size)
 
   removed = np.zeros(graph.count, bool)
   for group, share in shares:
     count = min(round(share * len(group.channels)), _most(group, min_filters))
     ranked = None if criterion != "obs" else rank_channels(
-        model, graph, group.channels, count, images, batch_size)
+        model, graph, group.channels, count, products)
     if ranked is None:
       order = np.argsort(scores[group.channels], kind="stable")
       ranked = group.channels[order[:count]], None
@@ -186,11 +189,12 @@ def filter_sparsities(
   model = clone_model(model)
   images = check_calibration(model, images, batch_size)
   graph = ChannelGraph(model)
+  products = reader_products(model, graph, images, batch_size)
   parts: list[tuple[set[str], list[float], int]] = []
   for group, _ in _shares(
       model, graph, sparsity, _excluded(model, graph, exclude)):
-    found = rank_channels(model, graph, group.channels,
-                          _most(group, min_filters), images, batch_size)
+    found = rank_channels(
+        model, graph, group.channels, _most(group, min_filters), products)
     if found is None:
       continue
     names, width = set(group.layers), len(group.channels)

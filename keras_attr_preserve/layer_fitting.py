@@ -8,14 +8,15 @@ teacher's takes.
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
-from keras_attr_preserve.compat import keras
+from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.layer_sparsity import is_prunable
 
-__all__ = ["DAMPING", "ROUND_SHARE", "damping", "input_moments", "is_fittable",
-           "prune_linear", "refit_linear"]
+__all__ = ["DAMPING", "ROUND_SHARE", "damping", "input_moments",
+           "input_products", "is_fittable", "prune_linear", "refit_linear"]
 
 ROUND_SHARE = 0.1
 """Share of what is left that one round removes; OBS itself removes one weight
@@ -181,30 +182,81 @@ def input_moments(
   own = cross = 0.0
   rows = 0
   for start in range(0, len(images), batch_size):
-    batch = images[start:start + batch_size]
-    both = [_windows(net(batch, training=False).numpy(), layer)
-            for net in (student, teacher)]
-    count = both[0].shape[1] * both[0].shape[2]
-    chosen = np.unravel_index(
-        np.sort(random.permutation(count)[:POSITIONS]), both[0].shape[1:3])
-    seen, wanted = (
-        one[:, chosen[0], chosen[1]].reshape(-1, math.prod(one.shape[3:]))
-        .astype(np.float64) for one in both)
+    both = [_windows(net(images[start:start + batch_size], training=False),
+                     layer) for net in (student, teacher)]
+    chosen = _positions(both[0], random)
+    seen, wanted = (_rows(one, chosen) for one in both)
     own, cross = own + seen.T @ seen, cross + seen.T @ wanted
     rows += len(seen)
-  if not (np.isfinite(own).all() and np.isfinite(cross).all()):
-    raise ValueError(
-        f"model: on these images layer {layer.name!r} takes values that are "
-        "not finite.")
-  if rows < len(own):
-    warnings.warn(
-        f"Layer {layer.name!r} has {len(own)} inputs and sees {rows} positions "
-        "in these images; give more images, or leave it whole.",
-        stacklevel=3)
+  _check(layer, own + cross, rows)
   return own, cross
 
 
-def _windows(inputs: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
+def input_products(
+    model: keras.Model,
+    layers: Sequence[keras.layers.Layer],
+    images: np.ndarray,
+    batch_size: int,
+) -> list[np.ndarray]:
+  """The first of `input_moments`, of several layers in one pass.
+
+  Args:
+    model: whose input is `images`.
+    layers: of it.
+    images: see `input_moments`.
+    batch_size: see there.
+
+  Returns:
+    For each layer `[inputs, inputs]`.
+
+  Raises:
+    ValueError: a layer takes what is not finite.
+  """
+  net = keras.Model(model.inputs, [layer.input for layer in layers])
+  randoms = [np.random.default_rng(0) for _ in layers]
+  products, rows = [0.0] * len(layers), [0] * len(layers)
+  for start in range(0, len(images), batch_size):
+    features = tf.nest.flatten(
+        net(images[start:start + batch_size], training=False))
+    for number, (layer, one) in enumerate(zip(layers, features, strict=True)):
+      windows = _windows(one, layer)
+      seen = _rows(windows, _positions(windows, randoms[number]))
+      products[number] = products[number] + seen.T @ seen
+      rows[number] += len(seen)
+  for layer, own, count in zip(layers, products, rows, strict=True):
+    _check(layer, own, count)
+  return products
+
+
+def _positions(
+    windows: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, ...]:
+  """Draws places of a map, in order."""
+  tall, wide = windows.shape[1:3]
+  return np.unravel_index(
+      np.sort(random.permutation(tall * wide)[:POSITIONS]), (tall, wide))
+
+
+def _rows(
+    windows: np.ndarray, chosen: tuple[np.ndarray, ...]) -> np.ndarray:
+  """The windows at these places, each flat: `[rows, inputs]`, float64."""
+  return windows[:, chosen[0], chosen[1]].reshape(
+      -1, math.prod(windows.shape[3:])).astype(np.float64)
+
+
+def _check(layer: keras.layers.Layer, products: np.ndarray, rows: int) -> None:
+  """Raises or warns where the sums over so many rows are no good."""
+  if not np.isfinite(products).all():
+    raise ValueError(
+        f"model: on these images layer {layer.name!r} takes values that are "
+        "not finite.")
+  if rows < len(products):
+    warnings.warn(
+        f"Layer {layer.name!r} has {len(products)} inputs and sees {rows} "
+        "positions in these images; give more images, or leave it whole.",
+        stacklevel=4)
+
+
+def _windows(inputs: tf.Tensor, layer: keras.layers.Layer) -> np.ndarray:
   """What a layer multiplies its kernel with, position by position.
 
   Args:
@@ -215,6 +267,7 @@ def _windows(inputs: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
     A view `[batch, rows, columns, ...]`, whose last axes are the kernel's but
     for its outputs.
   """
+  inputs = np.asarray(inputs)
   if isinstance(layer, keras.layers.Dense):
     return inputs.reshape(len(inputs), -1, 1, inputs.shape[-1])
   spans = [(size - 1) * rate + 1 for size, rate in zip(

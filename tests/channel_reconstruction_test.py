@@ -10,7 +10,10 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve import layer_fitting
 from keras_attr_preserve.channel_graph import ChannelGraph
-from keras_attr_preserve.channel_reconstruction import rank_channels
+from keras_attr_preserve.channel_reconstruction import (
+  rank_channels,
+  reader_products,
+)
 from keras_attr_preserve.filter_pruning import (
   filter_sparsities,
   prune_filters,
@@ -62,7 +65,9 @@ class RankChannelsTest(parameterized.TestCase):
     """Which filters of a layer go, by their place in it."""
     graph = ChannelGraph(model)
     channels = graph.uses[name].outputs
-    chosen, costs = rank_channels(model, graph, channels, count, images, 32)
+    chosen, costs = rank_channels(
+        model, graph, channels, count,
+        reader_products(model, graph, images, 32))
     self.assertLen(costs, count)
     return [int(np.flatnonzero(channels == one)[0]) for one in chosen]
 
@@ -140,16 +145,15 @@ class RankChannelsTest(parameterized.TestCase):
     graph = ChannelGraph(model)
     with _undamped():
       _, costs = rank_channels(
-          model, graph, graph.uses["first"].outputs, 5,
-          tiny.images(40, size=nets.SIZE), 32)
+          model, graph, graph.uses["first"].outputs, 5, reader_products(
+              model, graph, tiny.images(40, size=nets.SIZE), 32))
     self.assertAlmostEqual(costs.sum(), 1.0, places=5)
 
   def test_no_reader_to_refit(self):
     model = _pair(behind=lambda x: _layers.SeparableConv2D(4, 3)(x))
     graph = ChannelGraph(model)
     self.assertIsNone(rank_channels(
-        model, graph, graph.uses["first"].outputs, 2,
-        tiny.images(3, size=nets.SIZE), 32))
+        model, graph, graph.uses["first"].outputs, 2, {}))
 
 
 class PruneFiltersTest(parameterized.TestCase):
