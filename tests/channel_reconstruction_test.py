@@ -4,6 +4,7 @@ import itertools
 from unittest import mock
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -25,8 +26,7 @@ from tests import tiny
 
 _layers = keras.layers
 _NETS = {
-    "vgg": lambda: nets.vgg(False),
-    "vgg_bn": lambda: nets.vgg(True),
+    "vgg": lambda: nets.vgg(True),
     "resnet_8": nets.resnet_8,
     "densenet": nets.densenet,
     "squeeze_excite": lambda: nets.squeeze_excite(True),
@@ -164,21 +164,20 @@ class PruneFiltersTest(parameterized.TestCase):
     teacher = _NETS[name]()
     before = teacher.get_weights()
     images, unseen = (nets.pictures(teacher, count, seed)
-                      for count, seed in ((200, 3), (48, 4)))
+                      for count, seed in ((120, 3), (32, 4)))
     wanted = _logits(teacher, unseen)
-    errors = {}
+    errors, sizes = {}, set()
     for criterion, reconstruct in (
-        ("l1", False), ("l1", True), ("obs", False), ("obs", True)):
+        ("l1", False), ("l1", True), ("obs", True)):
       student = prune_filters(
           teacher, 0.3, criterion=criterion, reconstruct=reconstruct,
-          images=images, batch_size=48)
+          images=images, batch_size=60)
       errors[criterion, reconstruct] = np.linalg.norm(
           _logits(student, unseen) - wanted)
-      self.assertEqual(student.count_params(),
-                       prune_filters(teacher, 0.3).count_params())
+      sizes.add(student.count_params())
+    self.assertLen(sizes, 1)
     self.assertTrue(tiny.weights_equal(before, teacher.get_weights()))
     self.assertLess(errors["l1", True], errors["l1", False])
-    self.assertLess(errors["obs", True], errors["obs", False])
     self.assertLess(errors["obs", True], errors["l1", True])
     self.assertLess(errors["obs", True], 0.8 * errors["l1", False])
 
@@ -306,11 +305,11 @@ class FilterSparsitiesTest(parameterized.TestCase):
         student(unseen), self.model()(unseen), atol=1e-3)
 
   @parameterized.product(
-      sparsity=(0.1, 0.5, 0.9), name=("vgg", "resnet_8", "merges"))
+      sparsity=(0.1, 0.9), name=("vgg", "resnet_8", "merges"))
   def test_as_many_as_asked_go(self, sparsity, name):
     model = _NETS[name]()
     before = model.get_weights()
-    images = nets.pictures(model, 50)
+    images = nets.pictures(model, 20)
     found = filter_sparsities(model, sparsity, images, min_filters=2)
     self.assertTrue(tiny.weights_equal(before, model.get_weights()))
     student = prune_filters(
@@ -361,6 +360,7 @@ class FilterSparsitiesTest(parameterized.TestCase):
 
 class PretrainedTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_the_person_detector_spares_half_of_its_filters(self):
     model = pretrained.load(pretrained.VisualWakeWordsTest.path)
     images = pretrained.voc(2, 128, 96) / 255
