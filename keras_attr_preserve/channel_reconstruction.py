@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_attr_preserve.channel_graph import ChannelGraph
-from keras_attr_preserve.compat import clone_model, keras
+from keras_attr_preserve.compat import keras
 from keras_attr_preserve.layer_fitting import (
   ROUND_SHARE,
   damping,
@@ -116,41 +116,36 @@ def refit_readers(
     model: keras.Model,
     graph: ChannelGraph,
     removed: np.ndarray,
+    pruned: keras.Model,
     images: np.ndarray,
     batch_size: int,
-) -> keras.Model:
+) -> None:
   """Refits the layers that read removed channels to what they computed.
 
   One after another, from the pictures on, from what those before it now give.
 
   Args:
-    model: as for `ChannelGraph`; left as it came.
+    model: as for `ChannelGraph`.
     graph: its channels.
     removed: `[graph.count]`, bool, by channel number.
+    pruned: the model without them; its Conv2D layers of one group, and Dense,
+      are changed in place, but for biases.
     images: checked, in the range the model takes.
     batch_size: how many to run at a time.
-
-  Returns:
-    A copy of the model in which no Conv2D of one group, and no Dense, reads a
-    removed channel; other layers are as they were.
 
   References:
     He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural
     Networks", https://arxiv.org/abs/1707.06168, section 3.
   """
-  student = clone_model(model)
   for layer in _readers(model, graph, np.flatnonzero(removed)):
-    other = student.get_layer(layer.name)
+    other = pruned.get_layer(layer.name)
     moments = input_moments(
-        keras.Model(student.inputs, other.input),
+        keras.Model(pruned.inputs, other.input),
         keras.Model(model.inputs, layer.input), other, images, batch_size)
-    kernel, *rest = layer.get_weights()
-    weights = _matrix(layer)
-    left = np.repeat(
-        ~removed[_rows(layer, graph)][:, None], weights.shape[1], axis=1)
-    other.set_weights([
-        refit_linear(weights, *moments, left).reshape(kernel.shape), *rest])
-  return student
+    kernel, *rest = other.get_weights()
+    stays = ~removed[graph.uses[layer.name].outputs]
+    fitted = refit_linear(_matrix(other), _matrix(layer)[:, stays], *moments)
+    other.set_weights([fitted.reshape(kernel.shape), *rest])
 
 
 def reader_products(

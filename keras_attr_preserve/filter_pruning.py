@@ -136,9 +136,9 @@ def prune_filters(
       ranked = group.channels[order[:count]], None
     removed[ranked[0]] = True
   pruned = slice_model(model, graph, removed)
-  fitted = model if not reconstruct else refit_readers(
-      model, graph, removed, images, batch_size)
-  slice_weights(fitted, graph, removed, pruned)
+  slice_weights(model, graph, removed, pruned)
+  if reconstruct:
+    refit_readers(model, graph, removed, pruned, images, batch_size)
   return pruned
 
 

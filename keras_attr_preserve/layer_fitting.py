@@ -74,7 +74,9 @@ def prune_linear(
     Hassibi and Stork 1992, equation 5, with the inverse of all inputs also
     where some have gone from a column: one inverse serves all columns.
   """
-  products, wanted = _equations(weights, inputs, cross)
+  amount = damping(inputs)
+  products = inputs + amount * np.eye(len(inputs))
+  wanted = cross @ weights + amount * weights
   spread = np.diag(np.linalg.inv(products))[:, None]
   left = np.ones(weights.shape, bool)
   rounds = max(1, math.ceil(
@@ -90,39 +92,32 @@ def prune_linear(
 
 
 def refit_linear(
+    start: np.ndarray,
     weights: np.ndarray,
     inputs: np.ndarray,
     cross: np.ndarray,
-    left: np.ndarray,
 ) -> np.ndarray:
-  """Refits what is left of a linear layer; `prune_linear` without choosing.
+  """Refits a linear layer that takes less than it did.
 
   Args:
-    weights: `W`, `[inputs, outputs]`.
-    inputs: see `prune_linear`.
-    cross: see there.
-    left: which weights are, bool, of `W`'s shape.
+    start: what its weights are held to, `[inputs, outputs]`.
+    weights: `W`, of the teacher's layer, `[all, outputs]`.
+    inputs: `sum x^T x`, as for `prune_linear`, `[inputs, inputs]`.
+    cross: `sum x^T z`, `[inputs, all]`.
 
   Returns:
-    `V`, of `W`'s shape and dtype, zero where nothing is left.
+    `V`, which minimizes the sum of `|x V - z W|^2`, of `start`'s shape and
+    dtype.
   """
-  products, wanted = _equations(weights, inputs, cross)
-  return _refitted(weights.astype(np.float64), products, wanted, left).astype(
-      weights.dtype)
+  amount = damping(inputs)
+  return np.linalg.solve(
+      inputs + amount * np.eye(len(inputs)),
+      cross @ weights + amount * start).astype(start.dtype)
 
 
 def damping(inputs: np.ndarray) -> float:
   """What is added to the diagonal, to hold weights to what they were."""
   return DAMPING * np.trace(inputs) / len(inputs) or 1.0
-
-
-def _equations(
-    weights: np.ndarray, inputs: np.ndarray, cross: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Both sides of `products V = wanted`, which `V` solves where all is left."""
-  amount = damping(inputs)
-  return (inputs + amount * np.eye(len(inputs)),
-          cross @ weights + amount * weights)
 
 
 def _refitted(
@@ -172,8 +167,9 @@ def input_moments(
     batch_size: how many to run at a time.
 
   Returns:
-    Student with student and student with teacher, `[inputs, inputs]`, over all
-    positions of a small map and `POSITIONS` drawn from a large one.
+    Student with student, `[inputs, inputs]`, and student with teacher,
+    `[inputs, all]`, whose layer may take more; over all positions of a small
+    map and `POSITIONS` drawn from a large one.
 
   Raises:
     ValueError: the layer takes what is not finite.
@@ -188,7 +184,7 @@ def input_moments(
     seen, wanted = (_rows(one, chosen) for one in both)
     own, cross = own + seen.T @ seen, cross + seen.T @ wanted
     rows += len(seen)
-  _check(layer, own + cross, rows)
+  _check(layer, rows, own, cross)
   return own, cross
 
 
@@ -224,7 +220,7 @@ def input_products(
       products[number] = products[number] + seen.T @ seen
       rows[number] += len(seen)
   for layer, own, count in zip(layers, products, rows, strict=True):
-    _check(layer, own, count)
+    _check(layer, count, own)
   return products
 
 
@@ -243,15 +239,16 @@ def _rows(
       -1, math.prod(windows.shape[3:])).astype(np.float64)
 
 
-def _check(layer: keras.layers.Layer, products: np.ndarray, rows: int) -> None:
+def _check(
+    layer: keras.layers.Layer, rows: int, *products: np.ndarray) -> None:
   """Raises or warns where the sums over so many rows are no good."""
-  if not np.isfinite(products).all():
+  if not all(np.isfinite(one).all() for one in products):
     raise ValueError(
         f"model: on these images layer {layer.name!r} takes values that are "
         "not finite.")
-  if rows < len(products):
+  if rows < len(products[0]):
     warnings.warn(
-        f"Layer {layer.name!r} has {len(products)} inputs and sees {rows} "
+        f"Layer {layer.name!r} has {len(products[0])} inputs and sees {rows} "
         "positions in these images; give more images, or leave it whole.",
         stacklevel=4)
 
