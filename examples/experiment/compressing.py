@@ -177,7 +177,7 @@ def _obs(model, task):
 def _refine(model, task):
   """Trains what is left, from normalizations of its own."""
   start = kap.recalibrate_batch_norm(model, task.pictures())
-  if "obs_filters" in task.name.split("+"):
+  if not _has_zeros(task.name):
     return task.fit("refine", lambda _: kap.clone_model(start))
   student = task.fit("refine", lambda _: kap.hold_zeros(start), callbacks=[
       tfmot.sparsity.keras.UpdatePruningStep()])
@@ -225,7 +225,7 @@ def _qat(model, task):
     if "cluster" in task.name:
       scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
           preserve_sparsity="prune" in task.name)
-    elif {"prune", "lamp", "obs"} & {*task.name.split("+")}:
+    elif _has_zeros(task.name):
       scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
     else:
       return _quantization.quantize_model(net)
@@ -249,6 +249,11 @@ _STEPS = {
     "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
     "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
     "narrow": _narrow, "cluster": _cluster, "qat": _qat}
+
+
+def _has_zeros(name: str) -> bool:
+  """Says whether single weights are pruned, whose zeros are to stay."""
+  return not {"prune", "lamp", "obs"}.isdisjoint(name.split("+"))
 
 
 def _by_layer(model, task):
