@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from examples.experiment import running
 from examples.experiment.arms import ARMS, recalibrates
-from examples.experiment.compressing import kinds, parse
+from examples.experiment.compressing import kinds, parse, starts_fresh
 from examples.experiment.experiment import Run
 from examples.experiment.results_page import write_report
 from examples.experiment.student_pictures import draw_students
@@ -50,7 +50,7 @@ def grid() -> list[Run]:
     for name, strength in parse(GRID.value):
       arms = ["plain"] if not kinds(name) else [
           arm for arm in ARM.value if arm != "fine_tune"
-          and not (name == "narrow" and recalibrates(arm))]
+          and not (starts_fresh(name) and recalibrates(arm))]
       runs += [Run(name, strength, arm, seed) for arm in arms]
   return runs
 

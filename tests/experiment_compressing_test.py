@@ -150,6 +150,18 @@ class CompressTest(parameterized.TestCase):
         refined.get_layer("conv1").get_weights()[0]
         - student.get_layer("conv1").get_weights()[0]).max(), 1e-5)
 
+  def test_a_student_of_the_teacher_s_own_filters(self):
+    student = compress("obs_narrow", 2, self.teacher, fit, pictures)
+    fresh = kap.narrow(self.teacher, 1 / 2)
+    for layer in fresh.layers:
+      self.assertEqual(student.get_layer(layer.name).output_shape,
+                       layer.output_shape)
+    kernel = self.teacher.get_layer("conv0").get_weights()[0]
+    kept = student.get_layer("conv0").get_weights()[0]
+    for one in range(kept.shape[-1]):
+      self.assertIn(kept[..., one].tolist(), [
+          kernel[..., other].tolist() for other in range(kernel.shape[-1])])
+
   @parameterized.parameters(
       "prune+qat", "obs+refine+qat", "prune+cluster+qat")
   def test_what_is_pruned_stays_pruned_under_what_follows(self, name):

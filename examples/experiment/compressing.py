@@ -16,7 +16,7 @@ from keras_attr_preserve.compat import keras
 from keras_attr_preserve.layer_sparsity import is_prunable
 
 __all__ = ["CLUSTERS", "COMPRESSIONS", "check_strength", "compress", "kinds",
-           "parse"]
+           "parse", "starts_fresh"]
 
 _quantization = tfmot.quantization.keras
 _combine = tfmot.experimental.combine
@@ -27,9 +27,10 @@ CLUSTERS = 16
 
 COMPRESSIONS = (
     "none", "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
-    "obs_filters+refine", "narrow", "ptq", "qat", "cluster", "prune+qat",
-    "lamp+qat", "obs+qat", "obs+refine+qat", "filters+qat", "obs_filters+qat",
-    "obs_filters+refine+qat", "cluster+qat", "prune+cluster+qat")
+    "obs_filters+refine", "narrow", "obs_narrow", "obs_narrow+refine", "ptq",
+    "qat", "cluster", "prune+qat", "lamp+qat", "obs+qat", "obs+refine+qat",
+    "filters+qat", "obs_filters+qat", "obs_filters+refine+qat", "narrow+qat",
+    "obs_narrow+refine+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
     "cluster+qat": str(CLUSTERS)}
@@ -82,7 +83,7 @@ def check_strength(name: str, strength: str | float) -> float:
     if value != float(_STRENGTHS[name]):
       raise ValueError(
           f"{name}'s strength must be {_STRENGTHS[name]}; got {strength}.")
-  elif name == "narrow":
+  elif "narrow" in name:
     if not value >= 1:
       raise ValueError(
           f"{name}'s divisor must be 1 or more; got {strength}.")
@@ -200,6 +201,13 @@ def _narrow(model, task):
   return task.fit("scratch", lambda _: kap.narrow(model, 1 / task.strength))
 
 
+def _obs_narrow(model, task):
+  """Every convolution as narrow as a student's; nothing is trained."""
+  return kap.prune_filters(
+      model, 1 - 1 / task.strength, criterion="obs", reconstruct=True,
+      images=task.pictures())
+
+
 def _cluster(model, task):
   clustering = tfmot.clustering.keras
   whole = _left_whole(model, task.name)
@@ -241,6 +249,11 @@ def kinds(name: str) -> tuple[str, ...]:
       kind for kind in map(_KINDS.get, name.split("+")) if kind))
 
 
+def starts_fresh(name: str) -> bool:
+  """Says whether a compression begins with weights that were never taught."""
+  return name.split("+")[0] == "narrow"
+
+
 _KINDS = {
     "none": "tune", "prune": "prune", "lamp": "prune", "refine": "refine",
     "filters": "tune", "narrow": "scratch", "cluster": "quantize",
@@ -248,7 +261,8 @@ _KINDS = {
 _STEPS = {
     "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
     "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
-    "narrow": _narrow, "cluster": _cluster, "qat": _qat}
+    "narrow": _narrow, "obs_narrow": _obs_narrow, "cluster": _cluster,
+    "qat": _qat}
 
 
 def _has_zeros(name: str) -> bool:

@@ -26,7 +26,7 @@ from examples.experiment.arms import (
     arm_callbacks,
     recalibrates,
 )
-from examples.experiment.compressing import compress, kinds
+from examples.experiment.compressing import compress, kinds, starts_fresh
 from examples.experiment.data import Data
 from examples.experiment.fitting import Recipe, fit, in_range
 from examples.experiment.measuring import Judge
@@ -109,10 +109,10 @@ class Run:
       raise ValueError(
           "the arm 'fine_tune' goes with the compression 'none' alone; got "
           f"{self.arm!r} with {self.compression!r}.")
-    if self.compression == "narrow" and recalibrates(self.arm):
+    if starts_fresh(self.compression) and recalibrates(self.arm):
       raise ValueError(
-          "'narrow' starts from fresh weights, with nothing to recalibrate; "
-          f"got {self.arm!r}.")
+          f"{self.compression!r} starts from fresh weights, with nothing to "
+          f"recalibrate; got {self.arm!r}.")
     if not kinds(self.compression) and self.arm != "plain":
       raise ValueError(
           f"{self.compression!r} trains nothing; its arm is 'plain'; got "
