@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_attr_preserve.compat import check_model, keras, tf
 
-__all__ = ["BORDER", "MIXERS", "ChannelGraph", "Group", "Use"]
+__all__ = ["BORDER", "MIXERS", "ChannelGraph", "Group", "Use", "calls"]
 
 _layers, _act = keras.layers, keras.activations
 # Layers that make new channels, each out of all that they read.
@@ -107,7 +107,7 @@ class ChannelGraph:
     self._tensors: dict[int, np.ndarray] = {}
     uses: dict[str, Use] = {}
     makers = {}
-    for layer, node in _calls(model):
+    for layer, node in calls(model):
       inputs = [self._channels(one) for one in node.keras_inputs]
       outputs = self._follow(layer, node, inputs, uses)
       if outputs is None:
@@ -256,7 +256,7 @@ def _groups(
           for names, channels in groups.items()]
 
 
-def _calls(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, Any]]:
+def calls(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, Any]]:
   """Yields the model's calls of layers, each after those it reads from.
 
   Walks back from the outputs, since a layer may have calls in other models. A

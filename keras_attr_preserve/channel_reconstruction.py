@@ -20,6 +20,7 @@ from keras_attr_preserve.layer_fitting import (
   is_fittable,
   refit_linear,
 )
+from keras_attr_preserve.staged_inputs import StagedInputs
 
 __all__ = ["rank_channels", "reader_products", "refit_readers"]
 
@@ -137,15 +138,18 @@ def refit_readers(
     He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural
     Networks", https://arxiv.org/abs/1707.06168, section 3.
   """
+  wanted, taken = (
+      StagedInputs(one, images, batch_size) for one in (model, pruned))
   for layer in _readers(model, graph, np.flatnonzero(removed)):
     other = pruned.get_layer(layer.name)
     moments = input_moments(
-        keras.Model(pruned.inputs, other.input),
-        keras.Model(model.inputs, layer.input), other, images, batch_size)
+        taken.batches(layer.name), wanted.batches(layer.name), other)
     kernel, *rest = other.get_weights()
     stays = ~removed[graph.uses[layer.name].outputs]
     fitted = refit_linear(_matrix(other), _matrix(layer)[:, stays], *moments)
-    other.set_weights([fitted.reshape(kernel.shape), *rest])
+    weights = [fitted.reshape(kernel.shape), *rest]
+    other.set_weights(weights)
+    taken.set_weights(layer.name, weights)
 
 
 def reader_products(

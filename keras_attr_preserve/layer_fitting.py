@@ -8,7 +8,7 @@ teacher's takes.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -151,20 +151,16 @@ def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def input_moments(
-    student: keras.Model,
-    teacher: keras.Model,
+    student: Iterable[np.ndarray],
+    teacher: Iterable[np.ndarray],
     layer: keras.layers.Layer,
-    images: np.ndarray,
-    batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Sums the products of what a layer takes in a student and its teacher.
 
   Args:
-    student: gives what the layer takes there; its pictures are `images`.
-    teacher: the same.
+    student: what it takes there, batches of `[images, ..., channels]`.
+    teacher: the same, batch by batch.
     layer: says which windows of that.
-    images: `[count, height, width, channels]`.
-    batch_size: how many to run at a time.
 
   Returns:
     Student with student, `[inputs, inputs]`, and student with teacher,
@@ -177,9 +173,8 @@ def input_moments(
   random = np.random.default_rng(0)
   own = cross = 0.0
   rows = 0
-  for start in range(0, len(images), batch_size):
-    both = [_windows(net(images[start:start + batch_size], training=False),
-                     layer) for net in (student, teacher)]
+  for batches in zip(student, teacher, strict=True):
+    both = [_windows(batch, layer) for batch in batches]
     chosen = _positions(both[0], random)
     seen, wanted = (_rows(one, chosen) for one in both)
     own, cross = own + seen.T @ seen, cross + seen.T @ wanted
@@ -199,8 +194,8 @@ def input_products(
   Args:
     model: whose input is `images`.
     layers: of it.
-    images: see `input_moments`.
-    batch_size: see there.
+    images: `[count, height, width, channels]`.
+    batch_size: how many to run at a time.
 
   Returns:
     For each layer `[inputs, inputs]`.

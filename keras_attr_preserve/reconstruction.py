@@ -17,6 +17,7 @@ from keras_attr_preserve.layer_sparsity import (
   is_prunable,
   prune_layers,
 )
+from keras_attr_preserve.staged_inputs import StagedInputs
 
 __all__ = ["hold_zeros", "prune_with_reconstruction"]
 
@@ -70,20 +71,22 @@ def prune_with_reconstruction(
   check_sparsities(model, sparsities)
   # A model's layers may be called in others, too, as those of a stripped one.
   model, student = clone_model(model), clone_model(model)
+  wanted, taken = (
+      StagedInputs(one, images, batch_size) for one in (model, student))
   for layer in model.layers:
     share = sparsities.get(layer.name, 0.0)
     if not share:
       continue
     _check_layer(layer)
-    other = student.get_layer(layer.name)
     kernel, *rest = layer.get_weights()
     moments = input_moments(
-        keras.Model(student.inputs, other.input),
-        keras.Model(model.inputs, layer.input), other, images, batch_size)
+        taken.batches(layer.name), wanted.batches(layer.name), layer)
     fitted = prune_linear(
         kernel.reshape(-1, kernel.shape[-1]), *moments,
         kept=max(1, kernel.size - round(share * kernel.size)))
-    other.set_weights([fitted.reshape(kernel.shape), *rest])
+    weights = [fitted.reshape(kernel.shape), *rest]
+    student.get_layer(layer.name).set_weights(weights)
+    taken.set_weights(layer.name, weights)
   return student
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("drawing",),
     ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "preserving"),
-    ("layer_fitting",),
+    ("layer_fitting", "staged_inputs"),
     ("tap", "teacher_cache", "channel_slicing", "keras3", "saving",
      "batch_norm", "reconstruction"),
     ("regularizer", "attribution", "narrowing"),
