@@ -38,7 +38,8 @@ def prune_filters(
     exclude: str | Sequence[str] = (),
     min_filters: int = 1,
     batch_size: int = 32,
-) -> keras.Model:
+    return_channels: bool = False,
+) -> keras.Model | tuple[keras.Model, dict[str, np.ndarray]]:
   """Removes the least important filters of each convolution.
 
   The result is an ordinary smaller model with the layer names of the old one.
@@ -86,9 +87,12 @@ def prune_filters(
     exclude: names of layers that keep all channels of their output.
     min_filters: how many stay at least, of those tied to the same layers.
     batch_size: images a batch.
+    return_channels: whether to say what is left, too.
 
   Returns:
-    A new, uncompiled model.
+    A new, uncompiled model. With `return_channels` a pair of it and, by name of
+    each layer that has lost some, the numbers of the channels of `model`'s that
+    its output still has, in order: for `Hints(channels=...)`.
 
   Raises:
     TypeError, ValueError: an argument is not as above, the model has NaN
@@ -139,7 +143,11 @@ def prune_filters(
   slice_weights(model, graph, removed, pruned)
   if reconstruct:
     refit_readers(model, graph, removed, pruned, images, batch_size)
-  return pruned
+  if not return_channels:
+    return pruned
+  return pruned, {
+      name: np.flatnonzero(~removed[use.outputs])
+      for name, use in graph.uses.items() if removed[use.outputs].any()}
 
 
 def filter_sparsities(

@@ -6,7 +6,9 @@ look at the whole net, such as integrated gradients or occlusion, tell the two
 apart. Hints hold the road.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, keras, tf
@@ -27,8 +29,14 @@ class Hints:
 
   The term is `weight * mean over layers of feature_distance`. Where teacher and
   student have equally many channels, as in pruning by weights, quantization and
-  clustering, channel is compared with channel; in a thinner student, position
-  with position.
+  clustering, channel is compared with channel, and so in a student without some
+  filters, where `channels` says which are left:
+
+      student, channels = prune_filters(teacher, 0.5, return_channels=True)
+      PreserveAttribution(
+          teacher, WCAM("relu5"), hints=Hints(channels=channels))
+
+  In any other thinner student position is compared with position.
 
   It holds no state: one may serve several models.
 
@@ -46,6 +54,7 @@ class Hints:
       *,
       weight: float | str | Schedule = "auto",
       student_layer: str | Sequence[str] | None = None,
+      channels: Mapping[str, Sequence[int]] | None = None,
   ):
     """Checks and keeps the settings.
 
@@ -57,6 +66,9 @@ class Hints:
         proportion to the rest of the loss, as theirs is. Or a Keras learning
         rate schedule, called with the number of the step.
       student_layer: the student's layers, where their names differ.
+      channels: by name of the teacher's layer, which of its channels are those
+        of the student's, in order, from 0 up; as `prune_filters` gives. Layers
+        that are not named have them all, or other ones.
 
     Raises:
       TypeError, ValueError: a setting is not one of the above.
@@ -67,6 +79,7 @@ class Hints:
     self._layers, self._student_layers = (
         ((), ()) if layer is None else layer_pairs(layer, student_layer))
     self.weight = check_weight(weight)
+    self._channels = _checked(channels or {})
 
   def layers(self, teacher: keras.Model) -> tuple[str, ...]:
     """Names the teacher's layers."""
@@ -76,34 +89,49 @@ class Hints:
     """Names the student's layers, in the order of the teacher's."""
     return self._student_layers or stage_ends(teacher)
 
-  def check(self, teacher: Sequence[tuple], student: Sequence[tuple]) -> None:
+  def check(
+      self, layers: Sequence[str], teacher: Sequence[tuple],
+      student: Sequence[tuple]) -> None:
     """Raises a ValueError where shapes of features do not fit each other.
 
     Args:
-      teacher: of each layer `(None, height, width, channels)`.
-      student: the same; channels may differ.
+      layers: names of the teacher's.
+      teacher: of each of them `(None, height, width, channels)`.
+      student: the same of the student's; channels may differ.
     """
-    for one, other in zip(teacher, student, strict=True):
+    for name, one, other in zip(layers, teacher, student, strict=True):
       if tuple(one[1:3]) != tuple(other[1:3]):
         raise ValueError(
             "hints need layers of the same height and width in teacher and "
             f"student; got {tuple(one[1:3])} and {tuple(other[1:3])}. Name "
             "others with layer and student_layer.")
+      kept = self._channels.get(name)
+      if kept is not None and (
+          len(kept) != other[-1] or np.max(kept, initial=0) >= one[-1]):
+        raise ValueError(
+            f"channels must name, of layer {name!r}, {other[-1]} of {one[-1]} "
+            f"channels, as many as the student has; got {len(kept)}, up to "
+            f"number {np.max(kept, initial=0)}.")
 
   def distance(
-      self, teacher: Sequence[tf.Tensor], student: Sequence[tf.Tensor]
-  ) -> tf.Tensor:
+      self, layers: Sequence[str], teacher: Sequence[tf.Tensor],
+      student: Sequence[tf.Tensor]) -> tf.Tensor:
     """Compares the features of two nets on the same pictures.
 
     Args:
-      teacher: of each layer `[batch, height, width, channels]`.
-      student: the same; channels may differ.
+      layers: names of the teacher's.
+      teacher: of each of them `[batch, height, width, channels]`.
+      student: the same of the student's; channels may differ.
 
     Returns:
       The mean distance over the layers, `[batch]`, in 0..2.
     """
-    return tf.add_n([feature_distance(one, other) for one, other in zip(
-        teacher, student, strict=True)]) / len(teacher)
+    distances = []
+    for name, one, other in zip(layers, teacher, student, strict=True):
+      kept = self._channels.get(name)
+      distances.append(feature_distance(
+          one if kept is None else tf.gather(one, kept, axis=-1), other))
+    return tf.add_n(distances) / len(distances)
 
 
 def feature_distance(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
@@ -146,3 +174,21 @@ def _products(features: tf.Tensor) -> tf.Tensor:
   shape = tf.shape(features)
   rows = tf.reshape(features, [shape[0], shape[1] * shape[2], shape[3]])
   return tf.matmul(rows, rows, transpose_b=True)
+
+
+def _checked(channels: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+  """Raises where these are no numbers of channels; copies them."""
+  if not isinstance(channels, Mapping):
+    raise TypeError(
+        "channels must map names of layers to numbers of channels; got "
+        f"{type(channels)}.")
+  found = {}
+  for name, numbers in channels.items():
+    kept = np.array(numbers)
+    if (kept.ndim != 1 or not np.issubdtype(kept.dtype, np.integer)
+        or np.min(kept, initial=0) < 0 or len(np.unique(kept)) < len(kept)):
+      raise ValueError(
+          "channels must have, for each layer, a list of different integers "
+          f"from 0 up; got {numbers!r} for {name!r}.")
+    found[name] = kept
+  return found

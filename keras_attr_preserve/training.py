@@ -95,12 +95,13 @@ class TrainStep:
     self.hints = hints
     map_layers = wcam.student_layers if wcam else ()
     hint_layers = hints.student_layers(teacher) if hints else ()
+    self._hint_layers = hints.layers(teacher) if hints else ()
     with model.distribute_strategy.scope():
       self._guidance = Guidance(
-          teacher, wcam, output, cache, hints.layers(teacher) if hints else ())
+          teacher, wcam, output, cache, self._hint_layers)
       self._student = Tap(model, (*map_layers, *hint_layers), output)
       if hints is not None:
-        hints.check(self._guidance.hint_shapes,
+        hints.check(self._hint_layers, self._guidance.hint_shapes,
                     self._student.shapes[len(map_layers):])
       if self._guidance.classes != self._student.classes:
         raise ValueError(
@@ -280,7 +281,8 @@ class TrainStep:
       self, guide: Guide, features: list[tf.Tensor], sample_weight: Any,
       weight: Any) -> tf.Tensor:
     """What the features add to the loss."""
-    distance = self.hints.distance(guide.features, features)
+    distance = self.hints.distance(
+        self._hint_layers, guide.features, features)
     hint_loss = _mean(distance, sample_weight) * tf.cast(weight, distance.dtype)
     loss_mean, agreement_mean = self._hint_means
     loss_mean.update_state(hint_loss, _any(distance))

@@ -21,9 +21,9 @@ def net() -> keras.Model:
   return keras.Model(inputs, keras.layers.Dense(3, name="logits")(x))
 
 
-def fit(kind, build, epochs=1, callbacks=()):
+def fit(kind, build, epochs=1, callbacks=(), channels=None):
   """Two steps an epoch."""
-  del kind
+  del kind, channels
   student = build(2)
   student.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
   rng = np.random.default_rng(0)
@@ -103,10 +103,15 @@ class CompressTest(parameterized.TestCase):
   def test_the_kinds_of_fit_it_asks_for(self, name):
     asked = []
 
-    def untrained(kind, build, epochs=1, callbacks=()):
+    def untrained(kind, build, epochs=1, callbacks=(), channels=None):
       del epochs, callbacks
       asked.append(kind)
-      return build(2)
+      student = build(2)
+      for layer, kept in channels.items():
+        self.assertLen(kept, student.get_layer(layer).output_shape[-1])
+      self.assertEqual(bool(channels), any(
+          one in name for one in ("filters", "obs_narrow")))
+      return student
 
     compress(name, 0.5 if "narrow" not in name else 2, self.teacher, untrained,
              pictures)

@@ -44,8 +44,10 @@ class _PruningTest(parameterized.TestCase):
     if settings.get("criterion", "l1") != "l1":
       settings["images"] = images
     before = model.get_weights()
-    pruned = prune_filters(model, sparsity, **settings)
+    pruned, channels = prune_filters(
+        model, sparsity, return_channels=True, **settings)
     self.assertTrue(tiny.weights_equal(model.get_weights(), before))
+    self.check_channels(model, pruned, channels)
     got = pruned.predict(images, verbose=0)
     want = nets.zeroed(model, pruned).predict(images, verbose=0)
     np.testing.assert_allclose(got, want, rtol=0, atol=atol)
@@ -59,6 +61,21 @@ class _PruningTest(parameterized.TestCase):
                      [layer.name for layer in model.layers])
     self.assertEqual(pruned.output_shape, model.output_shape)
     return pruned
+
+  def check_channels(self, model, pruned, channels):
+    """Of each filter and bias, which one of the model's it is."""
+    narrower = {
+        layer.name for layer in pruned.layers
+        if layer.output_shape != model.get_layer(layer.name).output_shape}
+    self.assertNotEmpty(narrower)
+    self.assertEqual(set(channels), narrower)
+    for layer in pruned.layers:
+      if type(layer) is keras.layers.BatchNormalization:
+        name = layer.name
+        kept = channels.get(name, slice(None))
+        for one, whole in zip(
+            layer.get_weights(), model.get_layer(name).get_weights()):
+          np.testing.assert_array_equal(one, whole[kept])
 
 
 class EqualToZeroedTest(_PruningTest):

@@ -105,6 +105,11 @@ class HintsTest(parameterized.TestCase):
       ({"layer": 3}, TypeError, "layer must be"),
       ({"student_layer": "act"}, ValueError, "needs layer"),
       ({"layer": ["a", "b"], "student_layer": "a"}, ValueError, "got 1"),
+      ({"channels": [1, 2]}, TypeError, "map names of layers"),
+      ({"channels": {"act": [0, 1, 1]}}, ValueError, r"\[0, 1, 1\] for 'act'"),
+      ({"channels": {"act": [-1]}}, ValueError, "from 0 up"),
+      ({"channels": {"act": [0.5]}}, ValueError, "different integers"),
+      ({"channels": {"act": 3}}, ValueError, "got 3"),
       ({"weight": -1}, ValueError, "0 or more; got -1"),
       ({"weight": float("nan")}, ValueError, "got nan"),
       ({"weight": "much"}, TypeError, "got 'much'"))
@@ -133,6 +138,35 @@ class StepTest(parameterized.TestCase):
     self.assertAlmostEqual(means["hint_loss"], want, places=5)
     self.assertAlmostEqual(
         means["hint_agreement"], 1 - distance.mean(), places=5)
+
+  def test_channels_that_are_left_by_numpy(self):
+    """Beside a layer that is whole and one of which no one says."""
+    teacher = tiny.conv_net(tail="depthwise")
+    student, channels = prune_filters(teacher, 0.5, return_channels=True)
+    tiny.shake(student, 5)
+    kept = channels["act"]
+    self.assertLess(len(kept), teacher.get_layer("act").output_shape[-1])
+    pictures = tiny.images(4)
+    step = TrainStep(
+        tiny.compiled(student), teacher,
+        hints=Hints(["act", "act2"], weight=1.0, channels={"act": kept}))
+    loss, _ = step.loss(pictures, np.zeros(4), training=False)
+    one, other = (_layer(net)(pictures).numpy() for net in (teacher, student))
+    cosine = (tiny.unit(one[..., kept]) * tiny.unit(other)).sum(1)
+    want = (np.mean(1 - cosine) + np.mean(
+        self._distance(student, teacher, pictures, "act2"))) / 2
+    self.assertAlmostEqual(float(loss), want, places=5)
+    self.assertNotAlmostEqual(np.mean(1 - cosine), np.mean(
+        self._distance(student, teacher, pictures)), places=2)
+
+  def test_a_student_of_the_teacher_s_filters_has_nothing_to_mend(self):
+    teacher = tiny.conv_net()
+    student, channels = prune_filters(
+        teacher, {"conv": 0.5}, return_channels=True)
+    step = TrainStep(tiny.compiled(student), teacher,
+                     hints=Hints("act", weight=1.0, channels=channels))
+    loss, _ = step.loss(tiny.images(4), np.zeros(4), training=False)
+    self.assertAlmostEqual(float(loss), 0, places=5)
 
   def test_beside_maps_and_scores(self):
     """Each term is what it is alone."""
@@ -224,6 +258,10 @@ class StepTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r"\(6, 6\) and \(3, 3\)"):
       TrainStep(tiny.conv_net(tail="depthwise"), teacher, WCAM("act"),
                 hints=Hints("act", student_layer="act2"))
+    for channels in ([0], [0, 1, 2, 99]):
+      with self.assertRaisesRegex(ValueError, "channels must name, of layer"):
+        TrainStep(student, teacher, hints=Hints(
+            "act", channels={"act": channels}))
     with self.assertRaisesRegex(ValueError, "cache: hints hold whole"):
       TrainStep(student, teacher, hints=Hints(), cache=True)
 

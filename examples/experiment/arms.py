@@ -4,7 +4,7 @@ Every arm is a list of callbacks for the very same fit. Arms whose name ends in
 "_bn" start from a copy of the teacher that `kap.recalibrate_batch_norm` made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras_attr_preserve as kap
 from keras_attr_preserve.compat import keras
@@ -64,6 +64,7 @@ def arm_callbacks(
     alpha: float = 0.9,
     e2kd_weight: float = 1.0,
     catkd_weight: float = 4.0,
+    channels: Mapping[str, Sequence[int]] | None = None,
 ) -> list[keras.callbacks.Callback]:
   """Makes the callbacks of an arm.
 
@@ -83,6 +84,8 @@ def arm_callbacks(
     alpha: the share of the teacher's scores in the loss, where they are taught.
     e2kd_weight: of e2KD's maps; its paper tunes it for each data set.
     catkd_weight: of CAT-KD's maps; the same.
+    channels: by layer, which of the teacher's the student has, where it has
+      lost some; see `Hints`.
 
   Returns:
     The callbacks, new ones at every call.
@@ -94,6 +97,7 @@ def arm_callbacks(
     arm = arm.removesuffix(_RECALIBRATED)
   kind = "sigmoid" if multi_label else "softmax"
   scores = kap.Distillation(kind=kind, alpha=alpha)
+  features = kap.Hints(weight=hint_weight, channels=channels)
 
   def hold(distillation=None, hints=None, **settings):
     wcam = kap.WCAM([*layers], **{"target": target, **settings})
@@ -123,9 +127,8 @@ def arm_callbacks(
     return hold(scores, agreement=agreement)
   if arm == "hints":
     return [kap.PreserveAttribution(
-        teacher, None, distillation=scores,
-        hints=kap.Hints(weight=hint_weight))]
+        teacher, None, distillation=scores, hints=features)]
   if arm in ("swa_hints", "swa_hints_distillation"):
-    return hold(scores if arm.endswith("distillation") else None,
-                kap.Hints(weight=hint_weight), weight=weight)
+    return hold(scores if arm.endswith("distillation") else None, features,
+                weight=weight)
   raise ValueError(f"arm must be one of {[*ARMS]}; got {arm!r}.")

@@ -4,6 +4,7 @@ A strength is the share of weights or filters removed, the divisor of the
 widths, or the bits.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -100,6 +101,7 @@ class _Task(NamedTuple):
   strength: float
   fit: Fit
   pictures: Pictures
+  channels: dict[str, np.ndarray]
 
 
 def compress(
@@ -115,17 +117,21 @@ def compress(
     name: one of `COMPRESSIONS`.
     strength: see `parse`.
     teacher: stays as it came.
-    fit: `fit(kind, build, epochs=1, callbacks=())` makes a model by
-      `build(steps_per_epoch)`, trains and returns it; `kind`, one of "prune",
-      "refine", "tune", "scratch" and "quantize", says for how long and how
-      fast.
+    fit: `fit(kind, build, epochs=1, callbacks=(), channels=None)` makes a model
+      by `build(steps_per_epoch)`, trains and returns it; `kind`, one of
+      "prune", "refine", "tune", "scratch" and "quantize", says for how long and
+      how fast; `channels`, by layer, which of the teacher's channels it has
+      where it has not all, see `Hints`.
     pictures: gives some of those to train on, in the teacher's range, to
       reconstruct by.
 
   Returns:
     The student, stripped; quantize-aware where the name ends in "qat".
   """
-  student, task = teacher, _Task(name, strength, fit, pictures)
+  channels = {}
+  student, task = teacher, _Task(
+      name, strength, functools.partial(fit, channels=channels), pictures,
+      channels)
   for part in name.split("+"):
     student = _STEPS[part](student, task)
   return student
@@ -186,15 +192,24 @@ def _refine(model, task):
 
 
 def _filters(model, task):
-  return task.fit("tune", lambda _: kap.prune_filters(model, task.strength))
+  start = _without_filters(model, task, task.strength)
+  return task.fit("tune", lambda _: start)
+
+
+def _without_filters(model, task, sparsity, **settings):
+  """Removes filters, and has what comes after know which."""
+  student, channels = kap.prune_filters(
+      model, sparsity, return_channels=True, **settings)
+  task.channels.update(channels)
+  return student
 
 
 def _obs_filters(model, task):
   """Filters removed, most where most are spared; nothing is trained."""
   pictures = task.pictures()
   shares = kap.filter_sparsities(model, task.strength, pictures)
-  return kap.prune_filters(
-      model, shares, criterion="obs", reconstruct=True, images=pictures)
+  return _without_filters(
+      model, task, shares, criterion="obs", reconstruct=True, images=pictures)
 
 
 def _narrow(model, task):
@@ -203,8 +218,8 @@ def _narrow(model, task):
 
 def _obs_narrow(model, task):
   """Every convolution as narrow as a student's; nothing is trained."""
-  return kap.prune_filters(
-      model, 1 - 1 / task.strength, criterion="obs", reconstruct=True,
+  return _without_filters(
+      model, task, 1 - 1 / task.strength, criterion="obs", reconstruct=True,
       images=task.pictures())
 
 

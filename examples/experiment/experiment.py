@@ -237,7 +237,7 @@ class Experiment:
     # Of other settings a run must not know: they are not in its row.
     steps = {kind: settings.steps[kind] for kind in kinds(run.compression)}
 
-    def train(kind, build, epochs=1, callbacks=()):
+    def train(kind, build, epochs=1, callbacks=(), channels=None):
       # Fresh weights and centroids are drawn as the net is built.
       keras.utils.set_random_seed(run.seed)
       recipe = Recipe(
@@ -254,6 +254,7 @@ class Experiment:
       student = build(each)
       preserve = arm_callbacks(
           run.arm, self.teacher, multi_label=data.multi_label,
+          channels=channels,
           **{name: getattr(settings, name) for name in ARM_SETTINGS[run.arm]})
       logs[kind] = fit(student, data.train, recipe, [*callbacks, *preserve],
                        epochs=epochs, verbose=verbose)
