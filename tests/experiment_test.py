@@ -23,7 +23,7 @@ from examples.experiment.data import Data
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
 from examples.experiment.fitting import Recipe, fit
 from examples.experiment.results_file import read_rows
-from tests import experiment_fitting_test
+from tests import experiment_fitting_test, tiny
 from tests.experiment_compressing_test import net
 from tests.experiment_measuring_test import split
 
@@ -69,6 +69,15 @@ class ArmsTest(parameterized.TestCase):
     self.assertFalse(recalibrates("swa_bn"))
     with self.assertRaisesRegex(ValueError, "must be one of"):
       arm_callbacks("swa_bn", net(), layers=["relu2"], multi_label=True)
+
+  @parameterized.parameters("hints", "swa_hints", "swa_hints_distillation")
+  def test_hints_are_told_which_channels_are_left(self, arm):
+    maps = {} if arm == "hints" else {"layers": ["relu2"]}
+    callback, = arm_callbacks(arm, net(), multi_label=True,
+                              channels={"relu2": [0, 99]}, **maps)
+    student = tiny.compiled(kap.clone_model(net()))
+    with self.assertRaisesRegex(ValueError, "channels must name"):
+      callback.set_model(student)
 
   def test_an_unknown_arm(self):
     with self.assertRaisesRegex(ValueError, "must be one of"):
