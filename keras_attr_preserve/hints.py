@@ -79,7 +79,7 @@ class Hints:
     self._layers, self._student_layers = (
         ((), ()) if layer is None else layer_pairs(layer, student_layer))
     self.weight = check_weight(weight)
-    self._channels = _checked(channels or {})
+    self._channels = _checked({} if channels is None else channels)
 
   def layers(self, teacher: keras.Model) -> tuple[str, ...]:
     """Names the teacher's layers."""

@@ -69,11 +69,10 @@ def prune_with_reconstruction(
   """
   images = check_calibration(check_model(model), images, batch_size)
   check_sparsities(model, sparsities)
-  # A model's layers may be called in others, too, as those of a stripped one.
-  model, student = clone_model(model), clone_model(model)
-  wanted, taken = (
-      StagedInputs(one, images, batch_size) for one in (model, student))
-  for layer in model.layers:
+  student = clone_model(model)
+  wanted, taken = (StagedInputs(model, images, batch_size) for _ in range(2))
+  # The copy's layers: the model's may be called in others, too.
+  for layer in student.layers:
     share = sparsities.get(layer.name, 0.0)
     if not share:
       continue
@@ -85,7 +84,7 @@ def prune_with_reconstruction(
         kernel.reshape(-1, kernel.shape[-1]), *moments,
         kept=max(1, kernel.size - round(share * kernel.size)))
     weights = [fitted.reshape(kernel.shape), *rest]
-    student.get_layer(layer.name).set_weights(weights)
+    layer.set_weights(weights)
     taken.set_weights(layer.name, weights)
   return student
 

@@ -63,7 +63,7 @@ class _PruningTest(parameterized.TestCase):
     return pruned
 
   def check_channels(self, model, pruned, channels):
-    """Of each filter and bias, which one of the model's it is."""
+    """Biases and normalizations are those of the channels that are named."""
     narrower = {
         layer.name for layer in pruned.layers
         if layer.output_shape != model.get_layer(layer.name).output_shape}
@@ -71,11 +71,16 @@ class _PruningTest(parameterized.TestCase):
     self.assertEqual(set(channels), narrower)
     for layer in pruned.layers:
       if type(layer) is keras.layers.BatchNormalization:
-        name = layer.name
-        kept = channels.get(name, slice(None))
-        for one, whole in zip(
-            layer.get_weights(), model.get_layer(name).get_weights()):
-          np.testing.assert_array_equal(one, whole[kept])
+        count = 4
+      elif getattr(layer, "use_bias", False):
+        count = 1  # The last of its weights.
+      else:
+        continue
+      kept = channels.get(layer.name, slice(None))
+      for one, whole in zip(
+          layer.get_weights()[-count:],
+          model.get_layer(layer.name).get_weights()[-count:]):
+        np.testing.assert_array_equal(one, whole[kept])
 
 
 class EqualToZeroedTest(_PruningTest):

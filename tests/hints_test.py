@@ -105,6 +105,7 @@ class HintsTest(parameterized.TestCase):
       ({"layer": 3}, TypeError, "layer must be"),
       ({"student_layer": "act"}, ValueError, "needs layer"),
       ({"layer": ["a", "b"], "student_layer": "a"}, ValueError, "got 1"),
+      ({"channels": []}, TypeError, "map names of layers"),
       ({"channels": [1, 2]}, TypeError, "map names of layers"),
       ({"channels": {"act": [0, 1, 1]}}, ValueError, r"\[0, 1, 1\] for 'act'"),
       ({"channels": {"act": [-1]}}, ValueError, "from 0 up"),
