@@ -5,7 +5,8 @@
         --arm=swa_distillation
 
 `--reconstruct` takes those that the layers behind them make up for best, most
-where most are spared, and refits these layers. The student is an ordinary
+where most are spared, and refits these layers; `--of=macs` as many as bring the
+multiply-accumulates down by the share. The student is an ordinary
 smaller net, and is trained on. It ships as an int8 .tflite file, which is what
 is judged. Adds a row for each to results.jsonl.
 """
@@ -20,12 +21,17 @@ SHARE = flags.DEFINE_multi_float(
 RECONSTRUCT = flags.DEFINE_bool(
     "reconstruct", False, "Take the share of all layers together, most where "
     "most are spared, and refit what reads them before it is trained.")
+OF = flags.DEFINE_enum(
+    "of", "filters", ["filters", "macs"],
+    "What the share is of; without --reconstruct filters.")
 
 
 def main(argv: list[str]) -> None:
   """Prunes every share, in every arm, with every seed."""
   running.start(argv)
-  name = "obs_filters+refine" if RECONSTRUCT.value else "filters"
+  if OF.value != "filters" and not RECONSTRUCT.value:
+    raise app.UsageError(f"--of={OF.value} needs --reconstruct.")
+  name = f"obs_{OF.value}+refine" if RECONSTRUCT.value else "filters"
   running.run_grid([(name, one) for one in SHARE.value])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_attr_preserve.channel_costs import COSTS, ChannelCosts
 from keras_attr_preserve.channel_gates import (
   map_contributions,
   score_contributions,
@@ -155,6 +156,7 @@ def filter_sparsities(
     sparsity: float,
     images: np.ndarray,
     *,
+    of: str = "filters",
     exclude: str | Sequence[str] = (),
     min_filters: int = 1,
     batch_size: int = 32,
@@ -167,16 +169,24 @@ def filter_sparsities(
   a share of what the layer that reads a filter gives, which is comparable
   between layers. A filter that goes after others costs at least what they did.
 
+  Early layers have few filters, which are seldom spared and multiply most. Say
+  what is to become small: where that is not the number of filters, those go
+  that cost least for what they save, counted anew after each.
+
       shares = filter_sparsities(teacher, 0.5, x_train[:512])
       student = prune_filters(teacher, shares, criterion="obs",
                               reconstruct=True, images=x_train[:512])
 
   Args:
     model: as for `prune_filters`; left as it came.
-    sparsity: share of the filters that are free to go to remove in all, above 0
-      and below 1. Those of layers that a residual sum, a product or a depthwise
-      convolution ties count once; those that no Conv2D of one group, nor Dense,
-      reads stay, and do not count.
+    sparsity: the share to remove in all, above 0 and below 1, as nearly as
+      whole filters and `min_filters` allow.
+    of: what it is a share of. "filters": those that are free to go. Those of
+      layers that a residual sum, a product or a depthwise convolution ties
+      count once; those that no Conv2D of one group, nor Dense, reads stay, and
+      do not count. "weights": all those of the kernels of convolutions and
+      Dense layers. "macs": all that these layers multiply for one picture. Of
+      the last two those of nested models, which are left whole, do not count.
     images: `[count, height, width, channels]`, some hundred, from the training
       data, in the range the model takes.
     exclude: names of layers that keep all channels of their output.
@@ -187,9 +197,11 @@ def filter_sparsities(
     Each convolution's own share by name, one for all that are tied.
 
   Raises:
-    TypeError, ValueError: an argument is not as above, or no filter is free to
-      go.
+    TypeError, ValueError: an argument is not as above, no filter is free to
+      go, or for "macs" the size of the pictures is not fixed.
   """
+  if of not in COSTS:
+    raise ValueError(f"of must be one of {COSTS}; got {of!r}.")
   if isinstance(sparsity, Mapping) or not _share(sparsity):
     raise ValueError(
         f"sparsity must be a number above 0, below 1; got {sparsity!r}.")
@@ -198,33 +210,60 @@ def filter_sparsities(
   images = check_calibration(model, images, batch_size)
   graph = ChannelGraph(model)
   products = reader_products(model, graph, images, batch_size)
-  parts: list[tuple[set[str], list[float], int]] = []
+  parts: list[tuple[set[str], list[int], list[float]]] = []
   for group, _ in _shares(
       model, graph, sparsity, _excluded(model, graph, exclude)):
     found = rank_channels(
         model, graph, group.channels, _most(group, min_filters), products)
     if found is None:
       continue
-    names, width = set(group.layers), len(group.channels)
-    costs = np.maximum.accumulate(found[1]).tolist()
+    names, channels = set(group.layers), group.channels.tolist()
+    prices = np.maximum.accumulate(found[1]).tolist()
     # A layer has one share, also where some of its filters are tied to another.
     for part in [one for one in parts if one[0] & names]:
       parts.remove(part)
-      names, costs, width = names | part[0], costs + part[1], width + part[2]
-    parts.append((names, costs, width))
+      names, channels, prices = (
+          names | part[0], channels + part[1], sorted(prices + part[2]))
+    parts.append((names, channels, prices))
   if not parts:
     raise ValueError(
         f"model {model.name!r} has no filter that a Conv2D of one group, or a "
         "Dense layer, reads.")
-  every = np.concatenate([costs for _, costs, _ in parts])
-  wanted = round(sparsity * sum(width for _, _, width in parts))
-  going = np.zeros(len(every), bool)
-  going[np.argsort(every, kind="stable")[:wanted]] = True
-  ends = np.cumsum([len(costs) for _, costs, _ in parts])[:-1]
-  return {name: float(np.sum(mine)) / width
-          for (names, _, width), mine in zip(
-              parts, np.split(going, ends), strict=True)
-          for name in sorted(names)}
+  names, channels, prices = zip(*parts, strict=True)
+  gone = _cheapest(
+      prices, ChannelCosts(model, graph, [*map(np.array, channels)], of),
+      sparsity)
+  return {name: float(count) / len(part)
+          for layers, part, count in zip(names, channels, gone, strict=True)
+          for name in sorted(layers)}
+
+
+def _cheapest(
+    prices: Sequence[Sequence[float]], costs: ChannelCosts, share: float
+) -> np.ndarray:
+  """Counts the filters of each part that go, cheapest first for a saving.
+
+  Args:
+    prices: of each part, of its filters in their order.
+    costs: of the parts.
+    share: of the cost, to save.
+  """
+  gone = np.zeros(len(prices), int)
+  whole = costs.left(gone)
+  # Half of one below, for floats that count.
+  wanted = round(share * whole) - 0.5
+  end = max(map(len, prices))
+  table = np.array([[*part, *[np.inf] * (end + 1 - len(part))]
+                    for part in prices])
+  while whole - costs.left(gone) < wanted:
+    # Of those that cost nothing first the one that saves most.
+    price = np.maximum(
+        table[np.arange(len(gone)), gone], np.finfo(float).tiny ** 0.5)
+    best = np.argmin(price / costs.savings(gone))
+    if np.isinf(price[best]):
+      break
+    gone[best] += 1
+  return gone
 
 
 def _check_min_filters(count: int) -> None:

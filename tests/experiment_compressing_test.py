@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from examples.experiment import compressing
+from examples.experiment import compressing, costs
 from examples.experiment.compressing import compress, parse
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.layers import find_layer
@@ -156,6 +156,13 @@ class CompressTest(parameterized.TestCase):
     self.assertGreater(np.abs(
         refined.get_layer("conv1").get_weights()[0]
         - student.get_layer("conv1").get_weights()[0]).max(), 1e-5)
+
+  def test_filters_are_removed_until_enough_is_saved(self):
+    student = compress("obs_macs", 0.5, self.teacher, fit, pictures)
+    whole, left = map(costs.count_macs, (self.teacher, student))
+    self.assertAlmostEqual(left / whole, 0.5, delta=0.1)
+    refined = compress("obs_macs+refine", 0.5, self.teacher, fit, pictures)
+    self.assertEqual(costs.count_macs(refined), left)
 
   def test_a_student_of_the_teacher_s_own_filters(self):
     student = compress("obs_narrow", 2, self.teacher, fit, pictures)

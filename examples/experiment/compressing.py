@@ -1,7 +1,7 @@
 """Every compression of the experiments, from a teacher to a student.
 
-A strength is the share of weights or filters removed, the divisor of the
-widths, or the bits.
+A strength is the share of weights, filters or multiply-accumulates removed, the
+divisor of the widths, or the bits.
 """
 
 import functools
@@ -28,10 +28,10 @@ CLUSTERS = 16
 
 COMPRESSIONS = (
     "none", "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
-    "obs_filters+refine", "narrow", "obs_narrow", "obs_narrow+refine", "ptq",
+    "obs_filters+refine", "obs_macs", "obs_macs+refine", "narrow", "obs_narrow", "obs_narrow+refine", "ptq",
     "qat", "cluster", "prune+qat", "lamp+qat", "obs+qat", "obs+refine+qat",
-    "filters+qat", "obs_filters+qat", "obs_filters+refine+qat", "narrow+qat",
-    "obs_narrow+refine+qat", "cluster+qat", "prune+cluster+qat")
+    "filters+qat", "obs_filters+qat", "obs_filters+refine+qat",
+    "obs_macs+refine+qat", "narrow+qat", "obs_narrow+refine+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
     "cluster+qat": str(CLUSTERS)}
@@ -204,10 +204,10 @@ def _without_filters(model, task, sparsity, **settings):
   return student
 
 
-def _obs_filters(model, task):
+def _obs_filters(model, task, of="filters"):
   """Filters removed, most where most are spared; nothing is trained."""
   pictures = task.pictures()
-  shares = kap.filter_sparsities(model, task.strength, pictures)
+  shares = kap.filter_sparsities(model, task.strength, pictures, of=of)
   return _without_filters(
       model, task, shares, criterion="obs", reconstruct=True, images=pictures)
 
@@ -276,6 +276,7 @@ _KINDS = {
 _STEPS = {
     "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
     "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
+    "obs_macs": functools.partial(_obs_filters, of="macs"),
     "narrow": _narrow, "obs_narrow": _obs_narrow, "cluster": _cluster,
     "qat": _qat}
 
