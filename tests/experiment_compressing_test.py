@@ -112,7 +112,7 @@ class CompressTest(parameterized.TestCase):
         self.assertLen(channels[layer],
                        find_layer(student, layer).output_shape[-1])
       self.assertEqual(bool(channels), any(
-          one in name for one in ("filters", "obs_narrow")))
+          one in name for one in ("filters", "macs", "obs_narrow")))
       return student
 
     compress(name, 0.5 if "narrow" not in name else 2, self.teacher, untrained,

@@ -28,10 +28,11 @@ CLUSTERS = 16
 
 COMPRESSIONS = (
     "none", "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
-    "obs_filters+refine", "obs_macs", "obs_macs+refine", "narrow", "obs_narrow", "obs_narrow+refine", "ptq",
-    "qat", "cluster", "prune+qat", "lamp+qat", "obs+qat", "obs+refine+qat",
-    "filters+qat", "obs_filters+qat", "obs_filters+refine+qat",
-    "obs_macs+refine+qat", "narrow+qat", "obs_narrow+refine+qat", "cluster+qat", "prune+cluster+qat")
+    "obs_filters+refine", "obs_macs", "obs_macs+refine", "narrow", "obs_narrow",
+    "obs_narrow+refine", "ptq", "qat", "cluster", "prune+qat", "lamp+qat",
+    "obs+qat", "obs+refine+qat", "filters+qat", "obs_filters+qat",
+    "obs_filters+refine+qat", "obs_macs+refine+qat", "narrow+qat",
+    "obs_narrow+refine+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
     "cluster+qat": str(CLUSTERS)}
