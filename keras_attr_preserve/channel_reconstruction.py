@@ -20,6 +20,7 @@ from keras_attr_preserve.layer_fitting import (
   is_fittable,
   refit_linear,
 )
+from keras_attr_preserve.progress import Progress, reporter
 from keras_attr_preserve.staged_inputs import StagedInputs
 
 __all__ = ["rank_channels", "reader_products", "refit_readers"]
@@ -120,6 +121,7 @@ def refit_readers(
     pruned: keras.Model,
     images: np.ndarray,
     batch_size: int,
+    progress: Progress = None,
 ) -> None:
   """Refits the layers that read removed channels to what they computed.
 
@@ -133,6 +135,7 @@ def refit_readers(
       are changed in place, but for biases.
     images: checked, in the range the model takes.
     batch_size: how many to run at a time.
+    progress: see `Progress`; in layers.
 
   References:
     He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural
@@ -140,7 +143,9 @@ def refit_readers(
   """
   wanted, taken = (
       StagedInputs(one, images, batch_size) for one in (model, pruned))
-  for layer in _readers(model, graph, np.flatnonzero(removed)):
+  layers = [*_readers(model, graph, np.flatnonzero(removed))]
+  report = reporter(progress, "prune_filters", len(layers), "layers refitted")
+  for done, layer in enumerate(layers, 1):
     other = pruned.get_layer(layer.name)
     moments = input_moments(
         taken.batches(layer.name), wanted.batches(layer.name), other)
@@ -150,6 +155,7 @@ def refit_readers(
     weights = [fitted.reshape(kernel.shape), *rest]
     other.set_weights(weights)
     taken.set_weights(layer.name, weights)
+    report(done)
 
 
 def reader_products(

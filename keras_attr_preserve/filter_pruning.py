@@ -20,6 +20,7 @@ from keras_attr_preserve.channel_reconstruction import (
 from keras_attr_preserve.channel_slicing import slice_model, slice_weights
 from keras_attr_preserve.compat import clone_model, keras
 from keras_attr_preserve.images import check_calibration
+from keras_attr_preserve.progress import Progress
 
 __all__ = ["filter_sparsities", "prune_filters"]
 
@@ -40,6 +41,7 @@ def prune_filters(
     min_filters: int = 1,
     batch_size: int = 32,
     return_channels: bool = False,
+    progress: Progress = None,
 ) -> keras.Model | tuple[keras.Model, dict[str, np.ndarray]]:
   """Removes the least important filters of each convolution.
 
@@ -89,6 +91,9 @@ def prune_filters(
     min_filters: how many stay at least, of those tied to the same layers.
     batch_size: images a batch.
     return_channels: whether to say what is left, too.
+    progress: of `reconstruct`. True for a line on stderr, False for none; None
+      for one on a terminal where it takes long; or a function of layers done
+      and to be done.
 
   Returns:
     A new, uncompiled model. With `return_channels` a pair of it and, by name of
@@ -143,7 +148,8 @@ def prune_filters(
   pruned = slice_model(model, graph, removed)
   slice_weights(model, graph, removed, pruned)
   if reconstruct:
-    refit_readers(model, graph, removed, pruned, images, batch_size)
+    refit_readers(
+        model, graph, removed, pruned, images, batch_size, progress)
   if not return_channels:
     return pruned
   return pruned, {

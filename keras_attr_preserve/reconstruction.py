@@ -17,6 +17,7 @@ from keras_attr_preserve.layer_sparsity import (
   is_prunable,
   prune_layers,
 )
+from keras_attr_preserve.progress import Progress, reporter
 from keras_attr_preserve.staged_inputs import StagedInputs
 
 __all__ = ["hold_zeros", "prune_with_reconstruction"]
@@ -28,6 +29,7 @@ def prune_with_reconstruction(
     images: np.ndarray,
     *,
     batch_size: int = 32,
+    progress: Progress = None,
 ) -> keras.Model:
   """Prunes a copy of a model, each layer refitted to what it computed before.
 
@@ -52,6 +54,8 @@ def prune_with_reconstruction(
       positions in them, at most 100 of each, is warned of: a Dense behind a
       Flatten sees one.
     batch_size: how many to run at a time.
+    progress: True for a line on stderr, False for none; None for one on a
+      terminal where it takes long; or a function of layers done and to be done.
 
   Returns:
     A new, uncompiled model of the same layers, zeros in their kernels.
@@ -72,11 +76,13 @@ def prune_with_reconstruction(
   student = clone_model(model)
   wanted, taken = (StagedInputs(model, images, batch_size) for _ in range(2))
   # The copy's layers: the model's may be called in others, too.
-  for layer in student.layers:
-    share = sparsities.get(layer.name, 0.0)
-    if not share:
-      continue
+  layers = [one for one in student.layers if sparsities.get(one.name)]
+  for layer in layers:
     _check_layer(layer)
+  report = reporter(
+      progress, "prune_with_reconstruction", len(layers), "layers refitted")
+  for done, layer in enumerate(layers, 1):
+    share = sparsities[layer.name]
     kernel, *rest = layer.get_weights()
     moments = input_moments(
         taken.batches(layer.name), wanted.batches(layer.name), layer)
@@ -86,6 +92,7 @@ def prune_with_reconstruction(
     weights = [fitted.reshape(kernel.shape), *rest]
     layer.set_weights(weights)
     taken.set_weights(layer.name, weights)
+    report(done)
   return student
 
 

@@ -181,6 +181,14 @@ class PruneFiltersTest(parameterized.TestCase):
     self.assertLess(errors["obs", True], errors["l1", True])
     self.assertLess(errors["obs", True], 0.8 * errors["l1", False])
 
+  def test_says_how_far_it_is(self):
+    calls, model = [], _pair(channels=4)
+    prune_filters(
+        model, {"first": 0.5}, reconstruct=True,
+        images=nets.pictures(model, 8),
+        progress=lambda *one: calls.append(one))
+    self.assertEqual(calls, [(1, 1)])
+
   def test_a_twin_takes_over(self):
     model = _pair(channels=4)
     for layer in ("first", "first_bn"):

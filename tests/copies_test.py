@@ -12,8 +12,8 @@ import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
-from keras_attr_preserve import attribution
-from keras_attr_preserve.attribution import known_tap, progress
+from keras_attr_preserve import attribution, progress
+from keras_attr_preserve.attribution import known_tap
 from keras_attr_preserve.attribution.batches import full_batch
 from keras_attr_preserve.attribution.copies import over_copies
 from keras_attr_preserve.attribution.known_tap import KnownTap

@@ -10,11 +10,11 @@ import keras_attr_preserve
 
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
-    ("compat", "files", "images", "wcam", "gradient_rules"),
+    ("compat", "files", "images", "wcam", "gradient_rules", "progress"),
     ("drawing",),
     ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "preserving"),
-    ("layer_fitting", "staged_inputs"),
+    ("layer_fitting", "staged_inputs", "channel_costs"),
     ("tap", "teacher_cache", "channel_slicing", "keras3", "saving",
      "batch_norm", "reconstruction"),
     ("regularizer", "attribution", "narrowing"),

@@ -1,5 +1,7 @@
 """Tests of reconstruction.py: by hand, against least squares, on nets."""
 
+import contextlib
+import io
 import itertools
 from unittest import mock
 
@@ -217,6 +219,18 @@ class PruneWithReconstructionTest(parameterized.TestCase):
       self.assertTrue(
           tiny.weights_equal(one.get_weights(), other.get_weights()))
       self.assertTrue(all(np.isfinite(x).all() for x in one.get_weights()))
+
+  def test_says_how_far_it_is(self):
+    model, images, calls = _dense_net(), tiny.images(30), []
+    kap.prune_with_reconstruction(
+        model, {"conv": 0.5, "hidden": 0.0, "logits": 0.5}, images,
+        progress=lambda *one: calls.append(one))
+    self.assertEqual(calls, [(1, 2), (2, 2)])
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+      kap.prune_with_reconstruction(
+          model, {"conv": 0.5}, images, progress=True)
+    self.assertIn("1 of 1 layers refitted\n", said.getvalue())
 
   def test_a_model_stripped_of_pruning(self):
     # Its layers were called in the wrapped model as well.

@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_attr_preserve.attribution.black_box import Predict
 from keras_attr_preserve.attribution.occlusion import occlusion
-from keras_attr_preserve.attribution.progress import Progress, reporter
 from keras_attr_preserve.attribution.rise import rise
+from keras_attr_preserve.progress import Progress, reporter
 
 __all__ = ["JUDGES", "Judges", "checked_judges", "judged_maps"]
 

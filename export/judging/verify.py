@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_attr_preserve.attribution.progress import Progress
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.evaluation.agreement import agreement, dead_maps
 from keras_attr_preserve.evaluation.comparison import Comparison, apart
@@ -36,6 +35,7 @@ from keras_attr_preserve.export.judging.judges import (
 )
 from keras_attr_preserve.export.running.interpreter import RUNTIMES
 from keras_attr_preserve.images import check_images
+from keras_attr_preserve.progress import Progress
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 from keras_attr_preserve.wcam import same_size
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.black_box import Predict, Scorer
-from keras_attr_preserve.attribution.progress import Progress, reporter
 from keras_attr_preserve.compat import tf
 from keras_attr_preserve.images import check_images
+from keras_attr_preserve.progress import Progress, reporter
 
 __all__ = ["rise"]
 

@@ -10,10 +10,10 @@ from keras_attr_preserve.attribution.batches import (
   run_batches,
 )
 from keras_attr_preserve.attribution.known_tap import KnownTap
-from keras_attr_preserve.attribution.progress import Progress, reporter
 from keras_attr_preserve.attribution.runs import last_layer, score_weights
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.images import check_images
+from keras_attr_preserve.progress import Progress, reporter
 
 __all__ = ["score_cam"]
 

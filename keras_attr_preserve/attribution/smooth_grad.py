@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.copies import over_copies
-from keras_attr_preserve.attribution.progress import Progress
 from keras_attr_preserve.attribution.runs import no_layer
 from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.progress import Progress
 
 __all__ = ["smooth_grad", "var_grad"]
 

@@ -1,4 +1,4 @@
-"""What long methods say while they run."""
+"""What long computations say while they run."""
 
 import sys
 import time
@@ -8,20 +8,21 @@ __all__ = ["Progress", "reporter"]
 
 Progress = bool | Callable[[int, int], None] | None
 """True for a line on stderr, False for none; None for one on a terminal where
-it takes long; or a function of pictures run and to be run."""
+it takes long; or a function of what is done and to be done: pictures, say."""
 
 _LONG = 10.0  # Seconds.
 
 
 def reporter(
-    progress: Progress, name: str, total: int
+    progress: Progress, name: str, total: int, unit: str = "pictures run"
 ) -> Callable[[int], None]:
-  """Returns what is to be called with the number of pictures run so far.
+  """Returns what is to be called with the number done so far.
 
   Args:
     progress: see `Progress`.
     name: what the line begins with.
-    total: pictures to be run.
+    total: how many are to be done.
+    unit: what they are, and what is done to them.
 
   Raises:
     TypeError: neither a function nor a truth value.
@@ -42,7 +43,7 @@ def reporter(
     passed = time.monotonic() - began
     if progress is None and passed < _LONG:
       return
-    text = f"{name}: {done} of {total} pictures run"
+    text = f"{name}: {done} of {total} {unit}"
     if passed >= _LONG and 0 < done < total:
       text += f", {passed / done * (total - done):.0f} s left"
     # What is longer and stood there before is written over.
