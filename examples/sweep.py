@@ -48,6 +48,8 @@ def grid() -> list[Run]:
     if "fine_tune" in ARM.value:
       runs.append(Run("none", 0.0, "fine_tune", seed))
     for name, strength in parse(GRID.value):
+      if not kinds(name) and seed != SEED.value[0]:
+        continue  # Nothing in what trains nothing hangs on a seed.
       arms = ["plain"] if not kinds(name) else [
           arm for arm in ARM.value if arm != "fine_tune"
           and not (starts_fresh(name) and recalibrates(arm))]

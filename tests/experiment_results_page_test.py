@@ -79,6 +79,13 @@ class ReportTest(parameterized.TestCase):
     self.assertIn("Seeds: 1, 2.", page)
     self.assertNotIn("Missing", page)
 
+  def test_what_trains_nothing_hangs_on_no_seed(self):
+    page = self.report([
+        row("plain", 1, compression="obs", map=0.5), row("plain", 1, map=0.5),
+        row("plain", 2, map=0.5)])[0].read_text()
+    self.assertIn("Seeds: 1, 2.", page)
+    self.assertNotIn("Missing", page)
+
   def test_repeated_rows_are_counted_once_and_told(self):
     files = self.report([row(map=0.1), row(map=0.7, compression="a b/c"),
                          row(map=0.9)])
