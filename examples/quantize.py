@@ -4,8 +4,9 @@
         --layers=relu4 --way=ptq --way=qat --arm=plain --arm=swa_distillation
 
 "ptq", post-training quantization, trains nothing and has but one arm; "qat" is
-quantization-aware training. The int8 .tflite file is what is judged. Adds a row
-for each to results.jsonl.
+quantization-aware training, "calibrated_qat" the same from equalized kernels
+and calibrated ranges. The int8 .tflite file is what is judged. Adds a row for
+each to results.jsonl.
 """
 
 from absl import app, flags
@@ -14,7 +15,8 @@ from examples.experiment import running
 
 running.define_run_flags("out/quantize")
 WAY = flags.DEFINE_multi_enum(
-    "way", ["ptq", "qat"], ["ptq", "qat"], "When to quantize.")
+    "way", ["ptq", "qat"], ["ptq", "qat", "calibrated_qat"],
+    "When to quantize, and from where.")
 
 
 def main(argv: list[str]) -> None:

@@ -14,9 +14,11 @@ from keras_attr_preserve.filter_pruning import (
 from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.iterative_pruning import IterativePruning
 from keras_attr_preserve.keras3 import from_keras3
+from keras_attr_preserve.kernel_equalization import equalize_kernels
 from keras_attr_preserve.layer_sparsity import layer_sparsities, prune_layers
 from keras_attr_preserve.narrowing import narrow
 from keras_attr_preserve.objectives import Distillation
+from keras_attr_preserve.quantizer_calibration import calibrate_quantizers
 from keras_attr_preserve.reconstruction import (
   hold_zeros,
   prune_with_reconstruction,
@@ -47,8 +49,10 @@ __all__ = [
   "PreserveAttribution",
   "TrainStep",
   "attribution",
+  "calibrate_quantizers",
   "clone_model",
   "compare_models",
+  "equalize_kernels",
   "evaluation",
   "export",
   "filter_sparsities",

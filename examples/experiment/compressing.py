@@ -29,13 +29,13 @@ CLUSTERS = 16
 COMPRESSIONS = (
     "none", "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
     "obs_filters+refine", "obs_macs", "obs_macs+refine", "narrow", "obs_narrow",
-    "obs_narrow+refine", "ptq", "qat", "cluster", "prune+qat", "lamp+qat",
-    "obs+qat", "obs+refine+qat", "filters+qat", "obs_filters+qat",
+    "obs_narrow+refine", "ptq", "qat", "calibrated_qat", "cluster", "prune+qat",
+    "lamp+qat", "obs+qat", "obs+refine+qat", "filters+qat", "obs_filters+qat",
     "obs_filters+refine+qat", "obs_macs+refine+qat", "narrow+qat",
     "obs_narrow+refine+qat", "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
-    "none": "0", "ptq": "8", "qat": "8", "cluster": str(CLUSTERS),
-    "cluster+qat": str(CLUSTERS)}
+    "none": "0", "ptq": "8", "qat": "8", "calibrated_qat": "8",
+    "cluster": str(CLUSTERS), "cluster+qat": str(CLUSTERS)}
 
 Fit = Callable[..., Any]
 Pictures = Callable[[], np.ndarray]
@@ -259,6 +259,16 @@ def _qat(model, task):
   return task.fit("quantize", build)
 
 
+def _calibrated_qat(model, task):
+  """From kernels and ranges that 8 bits are enough for."""
+  def build(_):
+    net = _quantization.quantize_model(kap.equalize_kernels(model))
+    kap.calibrate_quantizers(net, task.pictures())
+    return net
+
+  return task.fit("quantize", build)
+
+
 def kinds(name: str) -> tuple[str, ...]:
   """Names the kinds of fit that a compression asks of `compress`'s `fit`."""
   return tuple(dict.fromkeys(
@@ -273,13 +283,13 @@ def starts_fresh(name: str) -> bool:
 _KINDS = {
     "none": "tune", "prune": "prune", "lamp": "prune", "refine": "refine",
     "filters": "tune", "narrow": "scratch", "cluster": "quantize",
-    "qat": "quantize"}
+    "qat": "quantize", "calibrated_qat": "quantize"}
 _STEPS = {
     "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
     "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
     "obs_macs": functools.partial(_obs_filters, of="macs"),
     "narrow": _narrow, "obs_narrow": _obs_narrow, "cluster": _cluster,
-    "qat": _qat}
+    "qat": _qat, "calibrated_qat": _calibrated_qat}
 
 
 def _has_zeros(name: str) -> bool:

@@ -125,6 +125,6 @@ def strength_text(compression: str, strength: float) -> str:
     return f"1/{strength:g}"
   if 0 <= strength < 1:
     return f"{100 * strength:g} %"
-  if compression in ("ptq", "qat"):
+  if compression in ("ptq", "qat", "calibrated_qat"):
     return f"{strength:g} bits"
   return f"{strength:g}"

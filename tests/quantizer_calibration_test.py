@@ -1,0 +1,162 @@
+"""Tests of quantizer_calibration.py: ranges by hand, and what they are for."""
+
+import numpy as np
+import tensorflow_model_optimization as tfmot
+import tf_keras as keras
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from tests import channel_nets as nets
+from tests import tiny
+
+_quantization = tfmot.quantization.keras
+_combine = tfmot.experimental.combine
+_SCHEMES = {
+    "default": lambda: None,
+    "prune": _combine.Default8BitPrunePreserveQuantizeScheme,
+    "cluster": _combine.Default8BitClusterPreserveQuantizeScheme,
+    "both": lambda: _combine.Default8BitClusterPreserveQuantizeScheme(
+        preserve_sparsity=True),
+}
+
+
+def _aware(model, scheme=None):
+  annotated = _quantization.quantize_annotate_model(kap.clone_model(model))
+  return _quantization.quantize_apply(
+      annotated, *([scheme] if scheme is not None else []))
+
+
+def _ranges(model):
+  return {weight.name: weight.numpy() for weight in model.weights
+          if weight.name.endswith(("_min:0", "_max:0"))}
+
+
+def _rest(model):
+  return [weight.numpy() for weight in model.weights
+          if not weight.name.endswith(("_min:0", "_max:0"))]
+
+
+def _doubling():
+  """A net of one layer that doubles each of two colours."""
+  inputs = keras.Input((2, 2, 2), name="pictures")
+  x = keras.layers.Conv2D(2, 1, use_bias=False, name="double")(inputs)
+  x = keras.layers.ReLU(name="relu")(x)
+  x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+  model = keras.Model(inputs, x)
+  model.get_layer("double").set_weights([2 * np.eye(2)[None, None]])
+  return model
+
+
+class CalibrateQuantizersTest(parameterized.TestCase):
+
+  def test_the_mean_over_batches_of_what_arrives(self):
+    student = _aware(_doubling())
+    images = np.zeros([5, 2, 2, 2], np.float32)
+    images[0, 0, 0, 0], images[1, 1, 1, 1] = 10, -3  # Batch of 2: -3..10.
+    images[2:4] = 1                                  # Then of 2: 0..1.
+    images[4] = 4                                    # And of 1: 0..4.
+    kap.calibrate_quantizers(student, images, batch_size=2)
+    found = {part: [float(value) for name, value in _ranges(student).items()
+                    if name.startswith(part)]
+             for part in ("quantize_layer", "quant_relu", "quant_pool")}
+    self.assertEqual(found, {
+        # Pictures keep the widest range, as tfmot has it.
+        "quantize_layer": [-3, 10],
+        # After doubling and ReLU 20, 2 and 8 in the three batches.
+        "quant_relu": [0, 10],
+        # Of four positions: 20/4, 2 and 8.
+        "quant_pool": [0, 5]})
+
+  def test_kernels_have_ranges_of_their_own_size(self):
+    student = _aware(nets.resnet_8())
+    kap.calibrate_quantizers(student, nets.pictures(student, 8))
+    checked = 0
+    for layer in student.layers:
+      values = {weight.name.split("/")[-1].split(":")[0]: weight.numpy()
+                for weight in layer.weights}
+      if "kernel_max" in values:
+        # Of a convolution each channel's own, of Dense one for all.
+        axes = (0, 1, 2) if values["kernel"].ndim == 4 else None
+        np.testing.assert_allclose(
+            values["kernel_max"], np.abs(values["kernel"]).max(axes), rtol=1e-6)
+        np.testing.assert_allclose(
+            values["kernel_min"], -values["kernel_max"], rtol=1e-6)
+        checked += 1
+    self.assertGreater(checked, 5)
+
+  @parameterized.parameters(*_SCHEMES)
+  def test_near_the_float_net_at_once_and_nothing_else_moves(self, scheme):
+    model = nets.resnet_8()
+    images = nets.pictures(model, 48)
+    student = _aware(model, _SCHEMES[scheme]())
+    uncalibrated = _aware(model, _SCHEMES[scheme]())
+    uncalibrated(images[:32], training=True)  # One step, as in training.
+    before = _rest(student)
+    kap.calibrate_quantizers(student, images)
+    for one, other in zip(before, _rest(student), strict=True):
+      np.testing.assert_array_equal(one, other)
+    wanted = model(images).numpy()
+    errors = [np.linalg.norm(net(images).numpy() - wanted)
+              for net in (student, uncalibrated)]
+    self.assertLess(errors[0], 0.1 * np.linalg.norm(wanted))
+    self.assertLess(errors[0], errors[1])
+
+  def test_training_goes_on_from_there(self):
+    model = tiny.conv_net(tail="block")
+    student = _aware(model)
+    kap.calibrate_quantizers(student, tiny.images(32))
+    ranges = _ranges(student)
+    student.compile("sgd", "mse")
+    student.fit(tiny.images(8), np.zeros([8, tiny.CLASSES]), verbose=0)
+    after = _ranges(student)
+    moved = [name for name in ranges
+             if not np.array_equal(ranges[name], after[name])]
+    self.assertNotEmpty(moved)
+    for name in ranges:
+      if "kernel" not in name:
+        np.testing.assert_allclose(
+            after[name], ranges[name], atol=0.02 * max(
+                1, np.abs(ranges[name]).max()))
+
+  def test_the_same_again_and_one_image(self):
+    for count in (1, 5):
+      one, other = (_aware(tiny.conv_net(tail="block")) for _ in range(2))
+      for net in (one, other):
+        kap.calibrate_quantizers(net, tiny.images(count), batch_size=2)
+      for mine, yours in zip(
+          _ranges(one).values(), _ranges(other).values(), strict=True):
+        np.testing.assert_array_equal(mine, yours)
+        self.assertTrue(np.isfinite(mine).all())
+
+  @parameterized.parameters("float", "nan", "weights", "batch")
+  def test_what_fails_changes_nothing(self, case):
+    model, images = tiny.conv_net(tail="block"), tiny.images(6)
+    student, settings = _aware(model), {}
+    text = "finite"
+    if case == "float":
+      student, text = model, "no quantizer of activations"
+    elif case == "nan":
+      images[3] = np.nan
+    elif case == "weights":
+      layer = student.get_layer("quant_logits")
+      layer.set_weights([np.nan * one if "kernel" in weight.name
+                         and weight.trainable else one for weight, one in zip(
+                             layer.weights, layer.get_weights())])
+    else:
+      settings, text = {"batch_size": 0}, "batch_size"
+    before = student.get_weights()
+    with self.assertRaisesRegex(ValueError, text):
+      kap.calibrate_quantizers(student, images, **settings)
+    for one, other in zip(before, student.get_weights(), strict=True):
+      np.testing.assert_array_equal(one, other)
+
+  def test_tfmot_is_as_it_was(self):
+    quantizer = _quantization.quantizers.MovingAverageQuantizer
+    plain = quantizer.__call__
+    kap.calibrate_quantizers(
+        _aware(tiny.conv_net(tail="block")), tiny.images(4))
+    self.assertIs(quantizer.__call__, plain)
+
+
+if __name__ == "__main__":
+  absltest.main()
