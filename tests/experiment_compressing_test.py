@@ -119,7 +119,7 @@ class CompressTest(parameterized.TestCase):
              pictures)
     self.assertEqual(tuple(dict.fromkeys(asked)), compressing.kinds(name))
 
-  @parameterized.parameters("qat", "cluster+qat")
+  @parameterized.parameters("qat", "calibrated_qat", "cluster+qat")
   def test_a_quantize_aware_net_converts(self, name):
     student = compress(name, 8, self.teacher, fit, pictures)
     content = kap.export.convert(
