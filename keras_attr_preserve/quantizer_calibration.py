@@ -1,9 +1,8 @@
 """Ranges for quantization-aware training to start from."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import tensorflow_model_optimization as tfmot
@@ -83,7 +82,8 @@ def calibrate_quantizers(
 
 
 def _is_range(weight: Any) -> bool:
-  return weight.name.split(":")[0].endswith(("_min", "_max"))
+  return not weight.trainable and weight.name.split(":")[0].endswith(
+      ("_min", "_max"))
 
 
 class _Range:
@@ -115,17 +115,22 @@ class _Range:
 @contextlib.contextmanager
 def _observing(seen: dict[int, _Range]) -> Iterator[None]:
   """Has quantizers note what arrives, by variable, and hand it on as it is."""
-  with contextlib.ExitStack() as stack:
+  plain = {kind: kind.__call__ for kind in _KINDS}
+  try:
     for kind in _KINDS:
-      plain = kind.__call__
-
-      def observe(self, inputs, training, weights, plain=plain, **settings):
-        if self.per_axis or self.symmetric:
-          return plain(self, inputs, training, weights, **settings)
-        one = seen.setdefault(
-            id(weights["min_var"]), _Range(self, weights))
-        one.add(np.asarray(inputs))
-        return inputs
-
-      stack.enter_context(mock.patch.object(kind, "__call__", observe))
+      kind.__call__ = _observer(plain[kind], seen)
     yield
+  finally:
+    for kind in _KINDS:
+      kind.__call__ = plain[kind]
+
+
+def _observer(plain: Callable, seen: dict[int, _Range]) -> Callable:
+  def observe(quantizer, inputs, training, weights, **settings):
+    if quantizer.per_axis or quantizer.symmetric:
+      return plain(quantizer, inputs, training, weights, **settings)
+    seen.setdefault(
+        id(weights["min_var"]), _Range(quantizer, weights)).add(
+            np.asarray(inputs))
+    return inputs
+  return observe
