@@ -16,6 +16,8 @@ _layers = keras.layers
 # how many axes of it, the last ones, number them.
 _CHANNEL_AXES = {_layers.Conv2D: 1, _layers.Dense: 1,
                  _layers.DepthwiseConv2D: 2}
+# What a scaled kernel might no longer meet.
+_CONSTRAINTS = ("kernel_constraint", "depthwise_constraint", "bias_constraint")
 # A channel is scaled up by no more: what is nearly zero may stay so.
 _MOST = 1e4
 
@@ -46,9 +48,9 @@ def equalize_kernels(model: keras.Model) -> keras.Model:
   Args:
     model: a built `tf_keras` model, stripped of tfmot's wrappers, before
       `quantize_model`; left as it came. Conv2D, DepthwiseConv2D and Dense
-      without an activation are scaled, where nothing but one batch
-      normalization, of the last axis and with a scale, takes what they give;
-      others stay.
+      without an activation or a constraint are scaled, where nothing but one
+      batch normalization, of the last axis and with a scale, takes what they
+      give; others stay.
 
   Returns:
     A new, uncompiled model of the same layers.
@@ -83,7 +85,9 @@ def _pairs(
   for layer, node in made:
     if (type(layer) not in _CHANNEL_AXES
         or layer.activation is not keras.activations.linear
-        or getattr(layer, "data_format", None) == "channels_first"):
+        or getattr(layer, "data_format", None) == "channels_first"
+        or any(getattr(layer, name, None) is not None
+               for name in _CONSTRAINTS)):
       continue
     output = tf.nest.flatten(node.outputs)[0]
     norm = takes.get(id(output))
@@ -107,8 +111,8 @@ def _equalize(
   if not np.isfinite(sizes).all():
     raise ValueError(f"layer {layer.name!r} has weights that are not finite.")
   largest = sizes.max()
-  by = np.where(sizes > 0, np.minimum(
-      largest / np.maximum(sizes, largest / _MOST or 1.0), _MOST), 1.0)
+  by = np.where(
+      sizes > 0, largest / np.maximum(sizes, largest / _MOST or 1.0), 1.0)
   layer.set_weights([(channels * by).reshape(kernel.shape),
                      *(one * by for one in bias)])
   scale, *offset, mean, variance = (

@@ -26,7 +26,7 @@ def calibrate_quantizers(
       calibrate_quantizers(student, x_train[:512])
       student.compile(...)
 
-  `quantize_model` starts every range at -6..6, whatever a layer gives, and
+  `quantize_model` starts activations' ranges at -6..6, whatever comes, and
   training moves it by a thousandth of the way a step: after 300 steps three
   quarters of that are left. Until then a layer that gives values of 0..0.5 has
   some ten steps in place of 256 for them, one that gives 20 is cut off, and the
@@ -52,7 +52,7 @@ def calibrate_quantizers(
 
   References:
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.1: ranges as
-    moving averages, and why they must not move much at first.
+    moving averages, and activations left unquantized until they have settled.
   """
   images = check_calibration(check_model(model), images, batch_size)
   batches = [images[start:start + batch_size]

@@ -32,14 +32,7 @@ def _twice(x):
   return shared(_layers.MaxPooling2D(name="pool2")(shared(x)))
 
 
-_NETS = {
-    "vgg": lambda: nets.vgg(True),
-    "resnet_8": nets.resnet_8,
-    "densenet": nets.densenet,
-    "squeeze_excite": lambda: nets.squeeze_excite(True),
-    "merges": nets.merges,
-    "odd": lambda: nets.net(_odd),
-}
+_NETS = {**nets.NETS, "odd": lambda: nets.net(_odd)}
 
 
 def _two_spare(early=6, late=6):

@@ -232,6 +232,16 @@ def smooth(masks: dict[str, np.ndarray] | None = None) -> keras.Model:
   return net(build, head=False)
 
 
+NETS = {
+    "vgg": lambda: vgg(True),
+    "resnet_8": resnet_8,
+    "densenet": densenet,
+    "squeeze_excite": lambda: squeeze_excite(True),
+    "merges": merges,
+}
+"""Makers of nets whose channels are tied in different ways."""
+
+
 def mask(x, masks: dict[str, np.ndarray] | None, name: str):
   """Multiplies by the mask of that name, if there is one."""
   return x if masks is None else x * tf.constant(masks[name], tf.float32)

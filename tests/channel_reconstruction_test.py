@@ -25,13 +25,6 @@ from tests import pretrained_test as pretrained
 from tests import tiny
 
 _layers = keras.layers
-_NETS = {
-    "vgg": lambda: nets.vgg(True),
-    "resnet_8": nets.resnet_8,
-    "densenet": nets.densenet,
-    "squeeze_excite": lambda: nets.squeeze_excite(True),
-    "merges": nets.merges,
-}
 
 
 def _undamped():
@@ -159,9 +152,9 @@ class RankChannelsTest(parameterized.TestCase):
 class PruneFiltersTest(parameterized.TestCase):
   """The criterion "obs" and `reconstruct`, as users see them."""
 
-  @parameterized.parameters(*_NETS)
+  @parameterized.parameters(*nets.NETS)
   def test_nearer_to_the_teacher_than_without(self, name):
-    teacher = _NETS[name]()
+    teacher = nets.NETS[name]()
     before = teacher.get_weights()
     images, unseen = (nets.pictures(teacher, count, seed)
                       for count, seed in ((120, 3), (32, 4)))
@@ -315,7 +308,7 @@ class FilterSparsitiesTest(parameterized.TestCase):
   @parameterized.product(
       sparsity=(0.1, 0.9), name=("vgg", "resnet_8", "merges"))
   def test_as_many_as_asked_go(self, sparsity, name):
-    model = _NETS[name]()
+    model = nets.NETS[name]()
     before = model.get_weights()
     images = nets.pictures(model, 20)
     found = filter_sparsities(model, sparsity, images, min_filters=2)

@@ -18,15 +18,7 @@ def _nested():
   return keras.Model(inputs, _layers.Activation("tanh")(inner(inputs)))
 
 
-_NETS = {
-    "vgg": lambda: nets.vgg(True),
-    "resnet_8": nets.resnet_8,
-    "densenet": nets.densenet,
-    "squeeze_excite": lambda: nets.squeeze_excite(True),
-    "separable": lambda: nets.separable(2),
-    "merges": nets.merges,
-    "nested": _nested,
-}
+_NETS = {**nets.NETS, "separable": lambda: nets.separable(2), "nested": _nested}
 
 
 def _uneven(factor=300.0):
@@ -107,6 +99,9 @@ class EqualizeKernelsTest(parameterized.TestCase):
       x = _layers.Conv2D(4, 3, padding="same", name="forked")(x)
       y = _layers.BatchNormalization(name="forked_bn")(x)
       x = _layers.Add(name="sum")([x, y])
+      x = _layers.Conv2D(
+          4, 1, kernel_constraint="unit_norm", name="constrained")(x)
+      x = _layers.BatchNormalization(name="constrained_bn")(x)
       x = _layers.Conv2D(4, 1, name="unscaled")(x)
       return _layers.BatchNormalization(scale=False, name="unscaled_bn")(x)
     model = nets.net(build)

@@ -243,30 +243,29 @@ def _cluster(model, task):
   return clustering.strip_clustering(student)
 
 
-def _qat(model, task):
+def _qat(model, task, calibrated=False):
   def build(_):
-    net = kap.clone_model(model)
-    if "cluster" in task.name:
-      scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
-          preserve_sparsity="prune" in task.name)
-    elif _has_zeros(task.name):
-      scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
-    else:
-      return _quantization.quantize_model(net)
-    return _quantization.quantize_apply(
-        _quantization.quantize_annotate_model(net), scheme)
-
-  return task.fit("quantize", build)
-
-
-def _calibrated_qat(model, task):
-  """From kernels and ranges that 8 bits are enough for."""
-  def build(_):
-    net = _quantization.quantize_model(kap.equalize_kernels(model))
+    if not calibrated:
+      return _aware(kap.clone_model(model), task.name)
+    # From kernels and ranges that 8 bits are enough for.
+    net = _aware(kap.equalize_kernels(model), task.name)
     kap.calibrate_quantizers(net, task.pictures())
     return net
 
   return task.fit("quantize", build)
+
+
+def _aware(net: keras.Model, name: str) -> keras.Model:
+  """Wraps a net by the scheme that keeps what was done to it before."""
+  if "cluster" in name:
+    scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
+        preserve_sparsity="prune" in name)
+  elif _has_zeros(name):
+    scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
+  else:
+    return _quantization.quantize_model(net)
+  return _quantization.quantize_apply(
+      _quantization.quantize_annotate_model(net), scheme)
 
 
 def kinds(name: str) -> tuple[str, ...]:
@@ -289,7 +288,8 @@ _STEPS = {
     "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
     "obs_macs": functools.partial(_obs_filters, of="macs"),
     "narrow": _narrow, "obs_narrow": _obs_narrow, "cluster": _cluster,
-    "qat": _qat, "calibrated_qat": _calibrated_qat}
+    "qat": _qat,
+    "calibrated_qat": functools.partial(_qat, calibrated=True)}
 
 
 def _has_zeros(name: str) -> bool:
