@@ -97,6 +97,15 @@ def converted(
       target=target, road=road)
 
 
+@functools.cache
+def interpreter(
+    tail="gap", mode="float32", method="swa", runtime="xnnpack",
+    **settings) -> kap.export.Interpreter:
+  """The interpreter of a file that `converted` makes, one for all tests."""
+  return kap.export.Interpreter(
+      converted(tail, mode, method, **settings), runtime=runtime)
+
+
 def plainly_converted(net: keras.Model, mode: str) -> bytes:
   """Converts a net of named outputs by TensorFlow alone, for one image.
 

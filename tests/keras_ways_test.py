@@ -5,11 +5,6 @@ after by callbacks_test.py. Here the same must come out whichever way the model,
 the data and the fit are given.
 """
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import tensorflow as tf
@@ -457,80 +452,6 @@ class CallbacksTest(_WaysTest):
       if path.is_file():
         for trace in (b"attr_agreement", b"attr_preserve", b"log_weight"):
           self.assertNotIn(trace, path.read_bytes(), path)
-
-
-# What is trained, killed and resumed: a name, whether pruned, what is matched,
-# and when a backup is made.
-_RUNS = (
-    ("schedule", False, {"drop_rate": 0.5, "weight": keras.optimizers.schedules
-                         .PolynomialDecay(4.0, 12, 8.0)}, "epoch"),
-    ("constraint", True, {"agreement": 0.97, "drop_rate": 0.5}, 2))
-_EPOCHS = 4
-
-
-class _Die(keras.callbacks.Callback):
-  """Ends a run in the middle of its third epoch."""
-
-  def __init__(self, kill):
-    super().__init__()
-    self._kill = kill
-    self._batches = 0
-
-  def on_train_batch_end(self, batch, logs=None):
-    self._batches += 1
-    if self._batches == 2 * 3 + 2:
-      if self._kill:
-        os.kill(os.getpid(), signal.SIGKILL)
-      raise ZeroDivisionError()
-
-
-def _run(folder, name, pruned, settings, frequency, callbacks=()):
-  """Trains one of the runs, on from its backup where there is one."""
-  net = tiny.smooth_net(1, width=6)
-  model = _compiled(tiny.prune(net) if pruned else net)
-  backup = keras.callbacks.BackupAndRestore(
-      os.path.join(folder, name), save_freq=frequency)
-  # Keras resumes an epoch with its first batch, so that all must be alike.
-  x, y = ((tiny.images(COUNT, size=4), tiny.labels(COUNT))
-          if frequency == "epoch" else (
-              np.tile(tiny.images(2, size=4), (3, 1, 1, 1)),
-              np.tile(tiny.labels(2), 3)))
-  history = _fit(model, tiny.smooth_net(0, width=6), WCAM("act", **settings),
-                 [backup, *callbacks], epochs=_EPOCHS, batch_size=2, x=x, y=y)
-  return history, model.get_weights()
-
-
-def _killed(folder):
-  """Begins every run; the last one is killed, and this process with it."""
-  for run in _RUNS:
-    with contextlib.suppress(ZeroDivisionError):
-      _run(folder, *run, [_Die(run is _RUNS[-1])])
-
-
-class ResumedTest(parameterized.TestCase):
-
-  def test_as_if_it_had_not_stopped(self):
-    folder = tiny.folder(self)
-    child = subprocess.run(
-        [sys.executable, "-c", "import sys; from tests import keras_ways_test; "
-         "keras_ways_test._killed(sys.argv[1])", str(folder / "killed")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True)
-    self.assertEqual(child.returncode, -signal.SIGKILL, child.stderr)
-    for run in _RUNS:
-      with self.subTest(run[0]):
-        want, want_weights = _run(folder / "whole", *run)
-        got, got_weights = _run(folder / "killed", *run)
-        # Two whole epochs were behind it.
-        self.assertLen(got["loss"], _EPOCHS - 2)
-        if "agreement" in run[2]:  # The weight has long left its start.
-          self.assertNotAlmostEqual(want["attr_weight"][2], 4.0, places=2)
-        for name in want:
-          whole = want[name][2 if run[3] == "epoch" else 3:]
-          np.testing.assert_allclose(
-              got[name][-len(whole):], whole, rtol=1e-5, err_msg=name)
-        for one, other in zip(got_weights, want_weights):
-          np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 if __name__ == "__main__":

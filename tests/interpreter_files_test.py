@@ -1,0 +1,162 @@
+"""Tests of interpreter.py: files that are damaged, and those of others."""
+
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from tests import export_helpers as helpers
+from tests import tiny
+
+ROADS = ("gap", "block")
+interpreter = helpers.interpreter
+
+
+class FilesTest(parameterized.TestCase):
+
+  def test_paths_and_bytes(self):
+    content = helpers.converted()
+    path = tiny.folder(self) / "net.tflite"
+    path.write_bytes(content)
+    want = interpreter().predict(helpers.images())
+    for one in (path, str(path), content, bytearray(content)):
+      np.testing.assert_array_equal(
+          kap.export.Interpreter(one).predict(helpers.images()), want)
+
+  def test_nothing_there(self):
+    with self.assertRaisesRegex(FileNotFoundError, "missing.tflite"):
+      kap.export.Interpreter("missing.tflite")
+    with self.assertRaises(IsADirectoryError):
+      kap.export.Interpreter(tiny.folder(self))
+
+  @parameterized.parameters(None, 3, [[b"TFL3"]])
+  def test_no_file(self, content):
+    with self.assertRaisesRegex(TypeError, "tflite_model must be the bytes"):
+      kap.export.Interpreter(content)
+
+  def test_what_it_knows(self):
+    runner = interpreter("block", "int8")
+    self.assertEqual(runner.metadata, {
+        "layer": "act", "method": "swa", "mode": "int8", "target": "phone",
+        "road": "tail", "weights": "int8",
+        "median_cosine": runner.metadata["median_cosine"], "measured_on": 32,
+        "reason": "reaches the median cosine 0.99"})
+    self.assertEqual(set(runner.signatures), {"predict", "explain"})
+    self.assertEqual(runner.input_shape, (8, 8, 2))
+
+  def test_what_litert_refuses_only_when_it_runs(self):
+    # Of a file with two subgraphs the second is made ready by its first call.
+    model = helpers.parsed(helpers.converted("block"))
+    second = next(one.signatureKey.decode() for one in model.signatureDefs
+                  if one.subgraphIndex == 1)
+    for operator in model.subgraphs[1].operators:
+      if hasattr(operator.builtinOptions, "strideH"):
+        operator.builtinOptions.strideH = 0
+    runner = kap.export.Interpreter(helpers.packed(model))
+    with self.assertRaisesRegex(
+        ValueError, "tflite_model is refused by the runtime 'xnnpack'"):
+      getattr(runner, second)(helpers.images(1))
+
+  def test_logits_without_classes(self):
+    model = helpers.parsed(helpers.converted())
+    entry, = [one for one in model.signatureDefs
+              if one.signatureKey == b"explain"]
+    graph = model.subgraphs[entry.subgraphIndex]
+    tensor, = [graph.tensors[one.tensorIndex] for one in entry.outputs
+               if one.name == b"logits"]
+    tensor.shape = np.int32([])
+    with self.assertRaises(ValueError):
+      kap.export.Interpreter(helpers.packed(model)).explain(helpers.images(1))
+
+  def test_flipped_bits_end_in_an_error_or_not_at_all(self):
+    # In a process of its own: LiteRT is C++.
+    folder = tiny.folder(self)
+    for tail, mode in (("gap", "int8"), ("block", "float32")):
+      (folder / f"{tail}.tflite").write_bytes(helpers.converted(tail, mode))
+    done = helpers.run_python(
+        _FLIP, "120", *map(str, folder.glob("*.tflite")))
+    self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+    self.assertRegex(done.stdout, "240 files")
+
+
+# Reads damaged files and runs what can be run. Anything else than a ValueError
+# or a result ends it with another exit code.
+_FLIP = """
+import numpy as np
+import keras_attr_preserve as kap
+count = int(sys.argv[1])
+images = np.random.default_rng(0).normal(size=(1, 8, 8, 2)).astype(np.float32)
+for path in sys.argv[2:]:
+  rng = np.random.default_rng(0)
+  content = open(path, "rb").read()
+  for i in range(count):
+    damaged = bytearray(content)
+    place = rng.integers(len(content) if i % 2 else 400)
+    damaged[place] ^= 1 << rng.integers(8)
+    try:
+      runner = kap.export.Interpreter(bytes(damaged))
+      runner.predict(images)
+      runner.explain(images)
+    except ValueError:
+      pass
+print(count * len(sys.argv[2:]), "files")
+"""
+
+
+class ForeignTest(parameterized.TestCase):
+  """Files that others have made."""
+
+  @parameterized.parameters("float32", "int8")
+  def test_without_signatures(self, mode):
+    net = helpers.net()
+    content = helpers.foreign(helpers.plainly_converted(
+        type(net)(net.inputs, {"logits": net.outputs[0]}), mode))
+    runner = kap.export.Interpreter(content)
+    self.assertIsNone(runner.metadata)
+    self.assertEqual(list(runner.signatures), [""])
+    self.assertEqual(runner.input_shape, (8, 8, 2))
+    images = helpers.images()
+    np.testing.assert_array_equal(
+        runner.predict(images), interpreter("gap", mode).predict(images))
+    with self.assertRaisesRegex(
+        ValueError, "tflite_model carries no attribution: it was not made by"):
+      runner.explain(images)
+
+  def test_with_a_signature_of_another_name(self):
+    net = helpers.net()
+    content = helpers.plainly_converted(
+        type(net)(net.inputs, {"scores": net.outputs[0]}), "float32")
+    runner = kap.export.Interpreter(content)
+    np.testing.assert_allclose(
+        runner.predict(helpers.images()),
+        net.predict(helpers.images(), verbose=0), 1e-5, 1e-5)
+    with self.assertRaisesRegex(ValueError, "carries no attribution"):
+      runner.explain(helpers.images())
+
+  def test_several_outputs_and_no_name_for_them(self):
+    runner = kap.export.Interpreter(
+        helpers.foreign(helpers.converted(target="microcontroller")))
+    with self.assertRaisesRegex(
+        ValueError, "has 2 outputs and no 'predict' signature"):
+      runner.predict(helpers.images())
+
+  def test_our_metadata_alone_is_not_enough(self):
+    model = helpers.parsed(helpers.converted())
+    model.signatureDefs = [one for one in model.signatureDefs
+                           if one.signatureKey == b"predict"]
+    with self.assertRaisesRegex(
+        ValueError, "carries no attribution|damaged|signature"):
+      kap.export.Interpreter(helpers.packed(model)).explain(helpers.images())
+
+  @helpers.needs_tflm
+  def test_without_signatures_in_tflm(self):
+    net = helpers.net()
+    content = helpers.foreign(helpers.plainly_converted(
+        type(net)(net.inputs, {"logits": net.outputs[0]}), "int8"))
+    np.testing.assert_array_equal(
+        *(kap.export.Interpreter(content, runtime=runtime).predict(
+            helpers.images(4)) for runtime in ("tflm", "reference")))
+
+
+if __name__ == "__main__":
+  absltest.main()
