@@ -128,6 +128,30 @@ class CompressTest(parameterized.TestCase):
                 np.float32)))
     self.assertGreater(kap.export.file_sizes(content)["bytes"], 0)
 
+  @parameterized.parameters(
+      ("lamp+calibrated_qat", True), ("obs+calibrated_qat", True),
+      ("calibrated_qat", False))
+  def test_statistics_are_those_of_what_was_done_before(self, name, moved):
+    # The teacher's are of no pictures; the arm says whether they stay as they
+    # are where the teacher itself is quantized.
+    def others():
+      return pictures() + 3
+
+    def untrained(kind, build, epochs=1, callbacks=(), channels=None):
+      del kind, epochs, callbacks, channels
+      return build(2)
+
+    student = compress(name, 0.5 if "+" in name else 8, self.teacher, untrained,
+                       others)
+    means = [one for one in find_layer(student, "bn0").weights
+             if "moving_mean" in one.name]
+    self.assertLen(means, 1)
+    found = float(np.abs(means[0].numpy()).max())
+    if moved:
+      self.assertGreater(found, 0.1)
+    else:
+      self.assertEqual(found, 0)
+
   def test_reconstructed_and_then_refined(self):
     student = compress("obs", 0.75, self.teacher, fit, pictures)
     # LAMP's shares count the two layers together.
@@ -177,7 +201,8 @@ class CompressTest(parameterized.TestCase):
           kernel[..., other].tolist() for other in range(kernel.shape[-1])])
 
   @parameterized.parameters(
-      "prune+qat", "obs+refine+qat", "prune+cluster+qat")
+      "prune+qat", "obs+refine+qat", "obs+refine+calibrated_qat",
+      "prune+cluster+qat")
   def test_what_is_pruned_stays_pruned_under_what_follows(self, name):
     student = compress(name, 0.75, self.teacher, fit, pictures)
     content = kap.export.convert(student, kap.WCAM("relu2"), mode="int8",

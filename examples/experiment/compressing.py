@@ -26,13 +26,14 @@ ROUND_SHARE = 0.2
 """What a round of pruning takes of what is left, as in Park et al. 2020."""
 CLUSTERS = 16
 
-COMPRESSIONS = (
-    "none", "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
+_FLOAT = (
+    "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
     "obs_filters+refine", "obs_macs", "obs_macs+refine", "narrow", "obs_narrow",
-    "obs_narrow+refine", "ptq", "qat", "calibrated_qat", "cluster", "prune+qat",
-    "lamp+qat", "obs+qat", "obs+refine+qat", "filters+qat", "obs_filters+qat",
-    "obs_filters+refine+qat", "obs_macs+refine+qat", "narrow+qat",
-    "obs_narrow+refine+qat", "cluster+qat", "prune+cluster+qat")
+    "obs_narrow+refine")
+COMPRESSIONS = (
+    "none", *_FLOAT, "ptq", "qat", "calibrated_qat", "cluster",
+    *(f"{one}+{way}" for one in _FLOAT for way in ("qat", "calibrated_qat")),
+    "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "calibrated_qat": "8",
     "cluster": str(CLUSTERS), "cluster+qat": str(CLUSTERS)}
@@ -247,9 +248,14 @@ def _qat(model, task, calibrated=False):
   def build(_):
     if not calibrated:
       return _aware(kap.clone_model(model), task.name)
-    # From kernels and ranges that 8 bits are enough for.
-    net = _aware(kap.equalize_kernels(model), task.name)
-    kap.calibrate_quantizers(net, task.pictures())
+    # From kernels and ranges that 8 bits are enough for. Where something was
+    # done to the net before, its moving statistics are behind its weights; the
+    # teacher's are for the arm to choose.
+    pictures, start = task.pictures(), model
+    if "+" in task.name:
+      start = kap.recalibrate_batch_norm(model, pictures)
+    net = _aware(kap.equalize_kernels(start), task.name)
+    kap.calibrate_quantizers(net, pictures)
     return net
 
   return task.fit("quantize", build)
