@@ -13,6 +13,7 @@ import numpy as np
 
 import keras_attr_preserve as kap
 from examples.digit_scenes import CLASS_IDS, Scenes
+from examples.experiment.costs import count_macs
 from examples.pictures import map_grid
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.compat import keras
@@ -85,7 +86,8 @@ def judge(
     scores = evaluation.agreement(outside_maps, theirs)
     row |= {f"integrated_gradients_{score}": summarize(scores[score])["mean"]
             for score in ("cosine", "spearman")}
-    row |= kap.export.file_sizes(content)
+    row |= {"macs": count_macs(models[name]),
+            **kap.export.file_sizes(content)}
     row |= _micro(content, teacher, wcam, images[:MICRO_SCENES])
   return results
 
@@ -130,7 +132,7 @@ _ROWS = (
     (None, "the file"),
     ("bytes", "  bytes"),
     ("bytes_gzipped", "  bytes, gzipped"),
-    ("sparsity", "  weights that are zero"),
+    ("macs", "  multiply-accumulates"),
     (None, f"the file in TFLite Micro, {MICRO_SCENES} scenes"),
     ("tflm_cosine_mean", "  cosine to teacher, mean"),
     ("tflm_cosine_to_litert_worst", "  cosine to LiteRT, worst"),
@@ -206,8 +208,7 @@ def save(
               "ai-edge-litert", "numpy")
   kept = {key: settings[key] for key in (
       "seed", "train_scenes", "test_scenes", "judge_on", "teacher_epochs",
-      "prune_epochs", "quantize_epochs", "sparsity", "weight", "target",
-      "arm")}
+      "tune_epochs", "quantize_epochs", "share", "weight", "target", "arm")}
   gaps = {key: gap_closed(results, key) for key, _ in _ROWS
           if key is not None and not np.isnan(gap_closed(results, key))}
   write_whole(folder / "report.json", json.dumps({

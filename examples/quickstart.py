@@ -1,14 +1,15 @@
 """The main job on real digits and photographs, from training to shipped file.
 
-Trains a classifier, compresses it twice to a sparse int8 .tflite file, once
-plainly and once holding its attribution maps (and scores), and compares the
-maps of both files, read off the files, with the classifier's own.
+Trains a classifier, takes filters away and trains it for int8 twice, once
+plainly and once by the recipe that holds its attribution maps, and compares the
+maps of both .tflite files, read off the files, with the classifier's own.
 
     python -m examples.quickstart --output=out/quickstart
 
-The rival that holds the scores alone joins in with
+Two rivals join in, the teacher's scores in place of its maps, and the recipe's
+starts without anything held, with
 
-    ... --arm=plain --arm=distilled --arm=preserved
+    ... --arm=plain --arm=distilled --arm=refitted --arm=preserved
 """
 
 import time
@@ -30,20 +31,21 @@ flags.DEFINE_integer("test_scenes", 1000, "Scenes to judge on.")
 flags.DEFINE_enum("judge_on", "test", ["test", "validation"],
                   "Which part to judge on; choose settings on validation.")
 flags.DEFINE_integer("teacher_epochs", 15, "Epochs of the classifier.")
-flags.DEFINE_integer("prune_epochs", 8, "Epochs while sparsity grows.")
+flags.DEFINE_integer("tune_epochs", 8, "Epochs after filters have gone.")
 flags.DEFINE_integer("quantize_epochs", 3, "Epochs under quantization.")
-flags.DEFINE_float("sparsity", 0.96, "Share of weights that pruning removes.")
+flags.DEFINE_float("share", 0.6, "Share of filters that goes.")
 flags.DEFINE_float("weight", 4.0, "Weight of the maps in the loss.")
 flags.DEFINE_enum("target", "present", ["teacher", "label", "present"],
                   "Which class's map is held; see WCAM.")
 flags.DEFINE_multi_enum(
-    "arm", ["plain", "preserved"], ["plain", "distilled", "preserved"],
-    "Ways to compress: plainly, with the teacher's scores, with its scores and "
-    "maps.")
+    "arm", ["plain", "preserved"],
+    ["plain", "distilled", "refitted", "preserved"],
+    "Ways to compress: plainly; so, with the teacher's scores; plainly from "
+    "the recipe's starts; by the recipe, maps and features held as well.")
 
 LAYER = "relu4"
-PRUNED = ("conv2", "conv3", "conv4")
 BATCH = 64
+CALIBRATION = 512
 
 
 def build_classifier() -> keras.Model:
@@ -77,29 +79,45 @@ def train(model, scenes, epochs, learning_rate, callbacks=()):
             verbose=2, callbacks=[*callbacks])
 
 
-def compress(teacher, scenes, callbacks):
-  """Prunes a copy of the teacher, then trains it for int8, zeros kept."""
-  steps = FLAGS.prune_epochs * -(-len(scenes.images) // BATCH)
-  schedule = tfmot.sparsity.keras.PolynomialDecay(
-      initial_sparsity=0.0, final_sparsity=FLAGS.sparsity, begin_step=0,
-      end_step=int(0.6 * steps), frequency=20)
+def compress(teacher, scenes, arm):
+  """Takes filters of a copy away and trains it on; then so for int8."""
+  images = scenes.images[:CALIBRATION]
+  refitted = arm in ("refitted", "preserved")
+  if refitted:
+    # Filters go where layers behind make up for them, and those are refitted.
+    student, channels = kap.prune_filters(
+        teacher, kap.filter_sparsities(teacher, FLAGS.share, images),
+        criterion="obs", reconstruct=True, images=images, return_channels=True)
+    student = kap.recalibrate_batch_norm(student, images)
+  else:
+    student, channels = kap.prune_filters(
+        teacher, FLAGS.share, return_channels=True)
 
-  def wrapped(layer):
-    # The first and the last layer are small and matter most: left whole.
-    return tfmot.sparsity.keras.prune_low_magnitude(
-        layer, schedule) if layer.name in PRUNED else layer
+  def callbacks():
+    if arm == "distilled":
+      return [kap.PreserveAttribution(
+          teacher, None, distillation=kap.Distillation(kind="sigmoid"))]
+    if arm == "preserved":
+      return [kap.PreserveAttribution(
+          teacher, maps(), hints=kap.Hints(channels=channels))]
+    return []
 
-  student = keras.models.clone_model(
-      kap.clone_model(teacher), clone_function=wrapped)
-  train(student, scenes, FLAGS.prune_epochs, 2e-3,
-        [tfmot.sparsity.keras.UpdatePruningStep(), *callbacks])
+  train(student, scenes, FLAGS.tune_epochs, 2e-3, callbacks())
 
-  student = tfmot.quantization.keras.quantize_apply(
-      tfmot.quantization.keras.quantize_annotate_model(
-          tfmot.sparsity.keras.strip_pruning(student)),
-      tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme())
-  train(student, scenes, FLAGS.quantize_epochs, 5e-4, callbacks)
+  if refitted:
+    # Kernels and ranges that 8 bits are enough for.
+    student = kap.equalize_kernels(kap.recalibrate_batch_norm(student, images))
+  student = tfmot.quantization.keras.quantize_model(student)
+  if refitted:
+    kap.calibrate_quantizers(student, images)
+  train(student, scenes, FLAGS.quantize_epochs, 5e-4, callbacks())
   return student
+
+
+def maps():
+  """What is held, shipped and judged."""
+  return kap.WCAM(
+      LAYER, method="swa", weight=FLAGS.weight, target=FLAGS.target)
 
 
 def main(argv):
@@ -120,20 +138,12 @@ def main(argv):
   teacher = build_classifier()
   train(teacher, scenes, FLAGS.teacher_epochs, 2e-3)
 
-  wcam = kap.WCAM(
-      LAYER, method="swa", weight=FLAGS.weight, target=FLAGS.target)
-  scores = kap.Distillation(kind="sigmoid")
-  callbacks = {
-      "plain": [],
-      "distilled": [
-          kap.PreserveAttribution(teacher, None, distillation=scores)],
-      "preserved": [
-          kap.PreserveAttribution(teacher, wcam, distillation=scores)],
-  }
   files, models = {}, {"teacher": teacher}
+  wcam = maps()
   for name in FLAGS.arm:
-    print(f"\n3. Compressing it to sparse int8: {name}")
-    models[name] = compress(teacher, scenes, callbacks[name])
+    print(f"\n3. Compressing it, without {FLAGS.share:.0%} of its filters, to "
+          f"int8: {name}")
+    models[name] = compress(teacher, scenes, name)
     # A file of one subgraph, which TFLite Micro runs as phones do.
     files[name] = kap.export.convert(
         models[name], wcam, mode="int8", target="microcontroller")

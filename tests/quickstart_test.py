@@ -15,7 +15,7 @@ from tests import export_helpers as helpers
 from tests import tiny
 
 FLAGS = ("--train_scenes=64", "--test_scenes=16", "--teacher_epochs=1",
-         "--prune_epochs=1", "--quantize_epochs=1")
+         "--tune_epochs=1", "--quantize_epochs=1")
 
 
 def setUpModule():
@@ -88,8 +88,12 @@ class QuickstartTest(absltest.TestCase):
     for name in ("plain", "preserved"):
       row = report["results"][name]
       for key in ("cosine_mean", "spearman_p5", "roc_auc", "dead_maps",
-                  "mean_average_precision", "same_top_class", "sparsity"):
+                  "mean_average_precision", "same_top_class"):
         self.assertBetween(row[key], -1, 1, key)
+    # 13, 26, 51 and 51 filters of 32, 64, 128 and 128, of 3x3, and ten logits.
+    self.assertEqual(report["results"]["plain"]["macs"], 9 * (
+        64**2 * 3 * 13 + 32**2 * 13 * 26 + 16**2 * 26 * 51 + 8**2 * 51**2)
+        + 51 * 10)
     for key, value in report["gap_closed"].items():
       plain, ours = (report["results"][name][key]
                      for name in ("plain", "preserved"))
@@ -119,15 +123,13 @@ class QuickstartTest(absltest.TestCase):
     for part in ("settings", "versions"):
       self.assertEqual(one[part], other[part])
     self.assertEqual(one["results"]["plain"], other["results"]["plain"])
-    # Through a matched map the last bits of the weights depend on where in
-    # memory they lie: measured 1e-10 in figures of float models, none in the
-    # file.
-    for part in (one["results"]["preserved"], one["gap_closed"]):
-      theirs = (other["gap_closed"] if part is one["gap_closed"]
-                else other["results"]["preserved"])
-      self.assertEqual(set(part), set(theirs))
-      for key, value in part.items():
-        self.assertAlmostEqual(value, theirs[key], places=4, msg=key)
+    # Through a matched map the last bits of gradients depend on where in memory
+    # they lie, and Adam divides by their size: kernels come out 2e-4 apart at
+    # most, which these few steps on few scenes make .01 of in some figures.
+    mine, theirs = (report["results"]["preserved"] for report in (one, other))
+    self.assertEqual(set(mine), set(theirs))
+    for key, value in mine.items():
+      self.assertAlmostEqual(value, theirs[key], delta=0.02, msg=key)
 
 
 if __name__ == "__main__":
