@@ -5,7 +5,8 @@
         --arm=plain --arm=swa_distillation
 
 Pruned weights stay zero and clusters stay clusters under the quantization that
-follows, by tfmot's preserving schemes. The int8 .tflite file is what is judged.
+follows, by tfmot's preserving schemes; "calibrated_qat" begins it from kernels
+and ranges that 8 bits are enough for. The int8 .tflite file is what is judged.
 Adds a row for each to results.jsonl.
 """
 

@@ -37,7 +37,8 @@ ARM_SETTINGS = {
 """The settings that each arm goes by; of others it must not know."""
 ARM_SETTINGS |= {
     arm + _RECALIBRATED: ARM_SETTINGS[arm]
-    for arm in ("plain", "distillation", "e2kd", "swa_hints")}
+    for arm in ("plain", "distillation", "e2kd", "swa_hints",
+                "swa_hints_distillation")}
 
 CALLBACK_ARMS = tuple(arm for arm in ARM_SETTINGS if arm != "fine_tune")
 ARMS = ("fine_tune", *CALLBACK_ARMS)

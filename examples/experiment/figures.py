@@ -28,6 +28,7 @@ _ARMS = {
     "swa_hints": "SWA + hints",
     "swa_hints_bn": "SWA + hints + BN",
     "swa_hints_distillation": "SWA + hints + distillation",
+    "swa_hints_distillation_bn": "SWA + hints + distillation + BN",
 }
 
 UNCOMPRESSED = ("teacher", "centre_prior", "fine_tune")

@@ -42,6 +42,7 @@ _STYLES = {
     "swa_hints": ("#D55E00", "h", True),
     "swa_hints_bn": ("#D55E00", "H", False),
     "swa_hints_distillation": ("#CC79A7", "h", False),
+    "swa_hints_distillation_bn": ("#CC79A7", "H", True),
 }
 _OTHERS = ("<", ">", "h", "d", "8", "H")
 
