@@ -125,11 +125,13 @@ class QuickstartTest(absltest.TestCase):
     self.assertEqual(one["results"]["plain"], other["results"]["plain"])
     # Through a matched map the last bits of gradients depend on where in memory
     # they lie, and Adam divides by their size: kernels come out 2e-4 apart at
-    # most, which these few steps on few scenes make .01 of in some figures.
+    # most, which these few steps on few scenes make .01 of in some figures, and
+    # some bytes of in the file's size gzipped.
     mine, theirs = (report["results"]["preserved"] for report in (one, other))
     self.assertEqual(set(mine), set(theirs))
     for key, value in mine.items():
-      self.assertAlmostEqual(value, theirs[key], delta=0.02, msg=key)
+      self.assertAlmostEqual(
+          value, theirs[key], delta=0.02 * max(1, abs(value)), msg=key)
 
 
 if __name__ == "__main__":
