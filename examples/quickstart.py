@@ -34,6 +34,8 @@ flags.DEFINE_integer("teacher_epochs", 15, "Epochs of the classifier.")
 flags.DEFINE_integer("tune_epochs", 8, "Epochs after filters have gone.")
 flags.DEFINE_integer("quantize_epochs", 3, "Epochs under quantization.")
 flags.DEFINE_float("share", 0.6, "Share of filters that goes.")
+flags.register_validator(
+    "share", lambda share: 0 < share < 1, "must be between 0 and 1")
 flags.DEFINE_float("weight", 4.0, "Weight of the maps in the loss.")
 flags.DEFINE_enum("target", "present", ["teacher", "label", "present"],
                   "Which class's map is held; see WCAM.")

@@ -112,6 +112,13 @@ class QuickstartTest(absltest.TestCase):
         else:
           self.assertEqual(row[name], "")
 
+  def test_a_share_that_is_none_is_told_before_anything_is_trained(self):
+    for share in ("1.5", "nan"):
+      done = run(tiny.folder(self), f"--share={share}")
+      self.assertNotEqual(done.returncode, 0)
+      self.assertIn("must be between 0 and 1", done.stderr)
+      self.assertNotIn("Epoch", done.stdout)
+
   @pytest.mark.slow
   def test_a_second_run_gives_the_same(self):
     # Of as few scenes as one batch the last bits of gradients hang on where in
