@@ -167,6 +167,43 @@ class CompressTest(parameterized.TestCase):
       np.testing.assert_array_equal(kernel == 0, other == 0)
       self.assertGreater(np.abs(kernel - other).max(), 1e-5)
 
+  @parameterized.parameters("obs", "obs_filters")
+  def test_what_trains_nothing_is_made_once(self, name):
+    asked, starts = [], {}
+
+    def counted():
+      asked.append(1)
+      return pictures()
+
+    alone = compress(f"{name}+refine", 0.5, self.teacher, fit, pictures)
+    start = compress(name, 0.5, self.teacher, fit, counted, starts)
+    before = start.get_weights()
+    self.assertLen(asked, 1)
+    for _ in range(2):
+      refined = compress(
+          f"{name}+refine", 0.5, self.teacher, fit, counted, starts)
+      for one, other in zip(
+          alone.get_weights(), refined.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    self.assertLen(asked, 3)  # For what comes after, but not to start again.
+    for one, other in zip(before, start.get_weights(), strict=True):
+      np.testing.assert_array_equal(one, other)
+    compress(name, 0.75, self.teacher, fit, counted, starts)
+    self.assertLen(asked, 4)
+    self.assertLen(starts, 2)
+
+  def test_what_trains_is_made_each_time(self):
+    starts, kinds = {}, []
+
+    def counted(kind, build, **settings):
+      kinds.append(kind)
+      return fit(kind, build, **settings)
+
+    for _ in range(2):
+      compress("filters+qat", 0.5, self.teacher, counted, pictures, starts)
+    self.assertEqual(kinds, ["tune", "quantize"] * 2)
+    self.assertEmpty(starts)
+
   def test_filters_are_removed_and_then_refined(self):
     student = compress("obs_filters", 0.5, self.teacher, fit, pictures)
     widths = [sum(layer.filters for layer in net.layers

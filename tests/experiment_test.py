@@ -115,7 +115,7 @@ class ExperimentTest(parameterized.TestCase):
   def test_where_an_arm_starts_from(self, arm, recalibrated):
     experiment, started = self.open(arm), []
 
-    def compress(name, strength, start, fit, pictures):
+    def compress(name, strength, start, fit, pictures, starts):
       started.append(start)
       return kap.clone_model(start)
 
@@ -125,6 +125,17 @@ class ExperimentTest(parameterized.TestCase):
     pictures = module.calibration(experiment.data, SETTINGS.pixel_range)
     np.testing.assert_allclose(
         started[0](pictures), self.teacher(pictures), rtol=1e-4, atol=1e-5)
+
+  def test_arms_that_start_alike_share_what_trains_nothing(self):
+    experiment = self.open()
+    prune = kap.prune_with_reconstruction
+    with mock.patch.object(
+        kap, "prune_with_reconstruction", side_effect=prune) as pruned:
+      for arm in ("plain", "swa", "plain_bn", "distillation_bn"):
+        experiment.run(Run("obs+refine", 0.5, arm, 1))
+    self.assertEqual(
+        [call.args[0] is self.teacher for call in pruned.call_args_list],
+        [True, False])
 
   def test_a_run_is_written_down_once_and_is_the_same_again(self):
     one = self.open(keep=True)

@@ -6,7 +6,7 @@ divisor of the widths, or the bits.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,8 @@ import keras_attr_preserve as kap
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.layer_sparsity import is_prunable
 
-__all__ = ["CLUSTERS", "COMPRESSIONS", "check_strength", "compress", "kinds",
-           "parse", "starts_fresh"]
+__all__ = ["CLUSTERS", "COMPRESSIONS", "Starts", "check_strength", "compress",
+           "kinds", "parse", "starts_fresh"]
 
 _quantization = tfmot.quantization.keras
 _combine = tfmot.experimental.combine
@@ -40,6 +40,8 @@ _STRENGTHS = {
 
 Fit = Callable[..., Any]
 Pictures = Callable[[], np.ndarray]
+Starts = MutableMapping[
+    tuple[str, float], tuple[keras.Model, dict[str, np.ndarray]]]
 
 
 def parse(text: str) -> list[tuple[str, float]]:
@@ -112,6 +114,7 @@ def compress(
     teacher: keras.Model,
     fit: Fit,
     pictures: Pictures,
+    starts: Starts | None = None,
 ) -> keras.Model:
   """Compresses a copy of the teacher, one step after another.
 
@@ -126,17 +129,30 @@ def compress(
       where it has not all, see `Hints`.
     pictures: gives some of those to train on, in the teacher's range, to
       reconstruct by.
+    starts: keeps what is made before anything is trained, and has it made once
+      for all that go on from there; of one teacher and the same pictures.
 
   Returns:
     The student, stripped; quantize-aware where the name ends in "qat".
   """
-  channels = {}
-  student, task = teacher, _Task(
+  starts = {} if starts is None else starts
+  untrained, trained = _split_at_first_fit(name)
+  student, channels = starts.get((untrained, strength), (teacher, {}))
+  task = _Task(
       name, strength, functools.partial(fit, channels=channels), pictures,
       channels)
-  for part in name.split("+"):
+  if untrained and student is teacher:
+    student = _STEPS[untrained](student, task)
+    starts[untrained, strength] = student, channels
+  for part in trained:
     student = _STEPS[part](student, task)
   return student
+
+
+def _split_at_first_fit(name: str) -> tuple[str, list[str]]:
+  """Splits off a first step that trains nothing; "" where there is none."""
+  first, *others = name.split("+")
+  return ("", [first, *others]) if first in _KINDS else (first, others)
 
 
 def _none(model, task):

@@ -26,7 +26,12 @@ from examples.experiment.arms import (
     arm_callbacks,
     recalibrates,
 )
-from examples.experiment.compressing import compress, kinds, starts_fresh
+from examples.experiment.compressing import (
+    Starts,
+    compress,
+    kinds,
+    starts_fresh,
+)
 from examples.experiment.data import Data
 from examples.experiment.fitting import Recipe, fit, in_range
 from examples.experiment.measuring import Judge
@@ -161,6 +166,7 @@ class Experiment:
             array for split in data[:3] for array in split
             if array is not None])}
     self._judge: Judge | None = None
+    self._starts: dict[bool, Starts] = {False: {}, True: {}}
 
   @property
   def judge(self) -> Judge:
@@ -267,7 +273,8 @@ class Experiment:
     if recalibrates(run.arm):
       start = kap.recalibrate_batch_norm(start, pictures())
     return compress(
-        run.compression, run.strength, start, train, pictures), logs
+        run.compression, run.strength, start, train, pictures,
+        self._starts[recalibrates(run.arm)]), logs
 
   def _ship(self, student: keras.Model) -> bytes:
     return kap.export.convert(
