@@ -25,6 +25,13 @@ at a time."""
 ITERATIONS = 40
 """Of conjugate gradients, at most, to refit what a round leaves."""
 
+ROUND_TOLERANCE = 1e-2
+"""What is left of the residual where a round's refit ends; the next round opens
+another. The last round's goes on to `TOLERANCE`."""
+
+TOLERANCE = 1e-9
+"""What is left of it in the end, or of what is solved for where that is more."""
+
 DAMPING = 1e-2
 """How much the weights are held to what they were, in units of the inputs' mean
 square: what the pictures say nothing of stays."""
@@ -81,13 +88,16 @@ def prune_linear(
   left = np.ones(weights.shape, bool)
   rounds = max(1, math.ceil(
       math.log(kept / left.size) / math.log(1 - ROUND_SHARE)))
-  fitted = _refitted(weights.astype(np.float64), products, wanted, left)
+  fitted = _refitted(
+      weights.astype(np.float64), products, wanted, left, ROUND_TOLERANCE)
   for number in range(1, rounds + 1):
     losses = np.where(left, np.square(fitted) / spread, np.inf)
     stay = round(left.size * (kept / left.size) ** (number / rounds))
     gone = np.argsort(losses, axis=None, kind="stable")[:left.sum() - stay]
     left.flat[gone] = False
-    fitted = _refitted(fitted, products, wanted, left)
+    fitted = _refitted(
+        fitted, products, wanted, left,
+        ROUND_TOLERANCE if number < rounds else TOLERANCE)
   return fitted.astype(weights.dtype)
 
 
@@ -122,7 +132,7 @@ def damping(inputs: np.ndarray) -> float:
 
 def _refitted(
     weights: np.ndarray, products: np.ndarray, wanted: np.ndarray,
-    left: np.ndarray) -> np.ndarray:
+    left: np.ndarray, tolerance: float) -> np.ndarray:
   """Solves `products V = wanted` in the places left, from the weights there.
 
   By conjugate gradients, preconditioned by the diagonal, all columns at once.
@@ -130,10 +140,11 @@ def _refitted(
   scale = np.diag(products)[:, None]
   fitted = weights * left
   residual = (wanted - products @ fitted) * left
-  first = np.linalg.norm(residual)
+  enough = max(tolerance * np.linalg.norm(residual),
+               TOLERANCE * np.linalg.norm(wanted))
   step, last = 0.0, np.ones(weights.shape[1])
   for _ in range(ITERATIONS):
-    if np.linalg.norm(residual) <= 1e-9 * first:
+    if np.linalg.norm(residual) <= enough:
       break
     slope = residual / scale
     now = np.sum(residual * slope, axis=0)
