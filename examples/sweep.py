@@ -4,6 +4,8 @@
         --output=out/digits
     python -m examples.sweep --teacher=out/teacher/teacher.h5 --layers=relu4 \
         --grid="prune:0.8,0.9;filters:0.5;narrow:4;ptq;qat" --seed=1 --seed=2
+    python -m examples.sweep --teacher=out/teacher/teacher.h5 --layers=relu4 \
+        --grid="none;lamp:0.8@plain;obs+refine:0.8@plain,e2kd,swa_hints"
 
 Runs whose rows stand in results.jsonl already are left out, so that a sweep
 goes on where it was stopped; `--minutes` stops it by itself, between two runs.
@@ -16,18 +18,18 @@ from absl import app, flags
 from tqdm import tqdm
 
 from examples.experiment import running
-from examples.experiment.arms import ARMS, recalibrates
-from examples.experiment.compressing import kinds, parse, starts_fresh
-from examples.experiment.experiment import Run
+from examples.experiment.arms import ARMS
+from examples.experiment.grids import read_grid
 from examples.experiment.results_page import write_report
 from examples.experiment.student_pictures import draw_students
 from examples.experiment.summaries import settings_of
 
 running.define_flags("out/sweep")
 GRID = flags.DEFINE_string(
-    "grid", "prune:0.9;qat", "Compressions with their strengths.")
+    "grid", "none;prune:0.9;qat", "Compressions, their strengths and, after @, "
+    "their arms.")
 ARM = flags.DEFINE_multi_enum(
-    "arm", [*ARMS], [*ARMS], "What students learn besides.")
+    "arm", [*ARMS], [*ARMS], "What students learn besides; no other is run.")
 SEED = flags.DEFINE_multi_integer(
     "seed", [1, 2, 3], "Seeds of weights and batches.")
 MINUTES = flags.DEFINE_float(
@@ -41,28 +43,12 @@ REPORT = flags.DEFINE_string(
     "report", None, "Folder of tables and plots; --output/report if not set.")
 
 
-def grid() -> list[Run]:
-  """The runs, a seed after another, so that a part says something of all."""
-  runs = []
-  for seed in SEED.value:
-    if "fine_tune" in ARM.value:
-      runs.append(Run("none", 0.0, "fine_tune", seed))
-    for name, strength in parse(GRID.value):
-      if not kinds(name) and seed != SEED.value[0]:
-        continue  # Nothing in what trains nothing hangs on a seed.
-      arms = ["plain"] if not kinds(name) else [
-          arm for arm in ARM.value if arm != "fine_tune"
-          and not (starts_fresh(name) and recalibrates(arm))]
-      runs += [Run(name, strength, arm, seed) for arm in arms]
-  return runs
-
-
 def main(argv: list[str]) -> None:
   """Runs what is missing, then writes tables and plots."""
   running.start(argv)
   started = time.monotonic()
   try:
-    runs = grid()
+    runs = read_grid(GRID.value, ARM.value, SEED.value)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   experiment = running.open_experiment()

@@ -30,7 +30,7 @@ ROUND_TOLERANCE = 1e-2
 another. The last round's goes on to `TOLERANCE`."""
 
 TOLERANCE = 1e-9
-"""What is left of it in the end, or of what is solved for where that is more."""
+"""What is left of it in the end."""
 
 DAMPING = 1e-2
 """How much the weights are held to what they were, in units of the inputs' mean

@@ -1,0 +1,53 @@
+"""From the text of a grid to its runs."""
+
+from collections.abc import Collection, Sequence
+
+from examples.experiment.arms import ARMS, recalibrates
+from examples.experiment.compressing import kinds, parse, starts_fresh
+from examples.experiment.experiment import Run
+
+__all__ = ["read_grid"]
+
+
+def read_grid(
+    text: str, arms: Collection[str], seeds: Sequence[int]) -> list[Run]:
+  """Reads a grid such as "none;prune:0.8,0.9@plain,swa;ptq".
+
+  Args:
+    text: compressions, their strengths, and after an "@" the arms that they are
+      run in; where there is none, in all that go with them. "none" trains on
+      without any compression.
+    arms: no others are run.
+    seeds: of each.
+
+  Returns:
+    A seed after another, so that a part says something of all; what trains
+    nothing in the first alone, in the arm "plain", whatever arms are asked for.
+
+  Raises:
+    ValueError: an unknown compression or arm, a strength that it cannot have,
+      an arm that it does not go with, or no compression at all.
+  """
+  cells = []
+  for part in [one for one in text.split(";") if one.strip()] or [""]:
+    what, at, named = part.partition("@")
+    own = [one.strip() for one in named.split(",")] if at else None
+    for name, strength in parse(what):
+      cells.append((name, strength, _arms(name, own, arms)))
+  return [Run(name, strength, arm, seed)
+          for seed in seeds for name, strength, chosen in cells
+          if kinds(name) or seed == seeds[0] for arm in chosen]
+
+
+def _arms(
+    name: str, own: Sequence[str] | None, asked: Collection[str]) -> list[str]:
+  """The arms that a compression is run in: its own, or all that fit it."""
+  if kinds(name):
+    fits = [arm for arm in ARMS if (arm == "fine_tune") == (name == "none")
+            and not (starts_fresh(name) and recalibrates(arm))]
+  else:
+    fits = asked = ["plain"]
+  wrong = [arm for arm in own or () if arm not in fits]
+  if wrong:
+    raise ValueError(f"{name}'s arms must be of {fits}; got {wrong[0]!r}.")
+  return [arm for arm in (fits if own is None else own) if arm in asked]
