@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
       notes = file.read()
   for path in write_report(
       experiment.folder, REPORT.value or experiment.folder / "report",
-      command=running.command("sweep"), notes=notes):
+      command=running.command("sweep"), notes=notes, runs=runs):
     print(path)
 
 

@@ -8,6 +8,8 @@ from urllib.parse import unquote
 from absl.testing import absltest, parameterized
 
 from examples.experiment import results_page
+from examples.experiment.arms import ARMS
+from examples.experiment.grids import read_grid
 from examples.experiment.results_page import write_report
 from tests import tiny
 from tests.experiment_rows import row, sweep
@@ -67,22 +69,25 @@ class ReportTest(parameterized.TestCase):
     page = self.report([
         row("teacher", 1), row("plain", 1, map=0.5), row("swa", 1, map=0.5),
         row("plain", 2, strength=0.95, map=0.5),
-        row("plain", 1, strength=0.95, map=0.5)])[0].read_text()
+        row("plain", 1, strength=0.95, map=0.5)],
+        runs=read_grid("prune:0.9,0.95@plain,swa", ARMS, [1, 2]))[0].read_text()
     self.assertIn(
-        "**Not all has run.** Missing: prune 90 % plain, seeds 2; prune 90 % "
-        "SWA, seeds 2; prune 95 % SWA, seeds 1, 2.", page)
+        "**Not all has run.** Missing: prune 95 % SWA, seeds 1, 2; prune 90 % "
+        "plain, seeds 2; prune 90 % SWA, seeds 2.", page)
 
   def test_a_teacher_s_one_row_is_no_seed(self):
     page = self.report([
         row("teacher", 0, map=0.9), row("plain", 1, map=0.5),
-        row("plain", 2, map=0.5)])[0].read_text()
+        row("plain", 2, map=0.5)],
+        runs=read_grid("prune:0.9@plain", ARMS, [1, 2]))[0].read_text()
     self.assertIn("Seeds: 1, 2.", page)
     self.assertNotIn("Missing", page)
 
   def test_what_trains_nothing_hangs_on_no_seed(self):
     page = self.report([
-        row("plain", 1, compression="obs", map=0.5), row("plain", 1, map=0.5),
-        row("plain", 2, map=0.5)])[0].read_text()
+        row("plain", 1, compression="obs", strength=0.5, map=0.5),
+        row("plain", 1, map=0.5), row("plain", 2, map=0.5)],
+        runs=read_grid("prune:0.9@plain;obs:0.5", ARMS, [1, 2]))[0].read_text()
     self.assertIn("Seeds: 1, 2.", page)
     self.assertNotIn("Missing", page)
 

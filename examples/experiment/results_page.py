@@ -1,5 +1,6 @@
 """From a folder of results to a page with its tables, plots and pictures."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -8,14 +9,9 @@ from urllib.parse import quote
 
 from examples.experiment import tables
 from examples.experiment.class_plots import class_bars, class_title
-from examples.experiment.compressing import kinds
 from examples.experiment.csv_files import per_class_csv, results_csv
-from examples.experiment.figures import (
-  UNCOMPRESSED,
-  arm_name,
-  in_order,
-  strength_text,
-)
+from examples.experiment.experiment import Run
+from examples.experiment.figures import arm_name, strength_text
 from examples.experiment.plot_styles import png
 from examples.experiment.plots import closed_curves, trade_off_curves
 from examples.experiment.results_file import current_rows, read_rows
@@ -39,12 +35,12 @@ def write_report(
     *,
     command: str,
     notes: str = "",
+    runs: Iterable[Run] = (),
 ) -> list[Path]:
   """Writes `EXPERIMENT.md` and beside it a folder of what it shows.
 
   The page says how its figures were made and shows them; what follows from
-  them is for `notes`. It can be written while an experiment goes on: what has
-  not run yet is listed.
+  them is for `notes`. It can be written while an experiment goes on.
 
   Args:
     folder_of_results: it holds `RESULTS_FILE`, of one experiment, and the PNG
@@ -53,6 +49,7 @@ def write_report(
       experiment and its files are replaced.
     command: the command that makes the results.
     notes: Markdown, after the title.
+    runs: those that the command makes; the page lists what has no row yet.
 
   Returns:
     The files written, the page first.
@@ -78,8 +75,8 @@ def write_report(
           "per_class.csv": per_class_csv(every)}
   pictures = {f"picture-{one.name}": one.read_bytes()
               for one in sorted(folder.glob("*.png"))}
-  page = _page(name, rows, len(every) - len(rows), command, notes, made,
-               [*pictures])
+  origin = _origin(rows, len(every) - len(rows), command, _missing(rows, runs))
+  page = _page(name, rows, [notes, *origin], made, [*pictures])
   made |= pictures
   place = make_folder(output_folder, "output_folder") / name
   earlier = {*made, *(one.name for one in place.glob("*.png"))}
@@ -90,12 +87,11 @@ def write_report(
 
 
 def _page(
-    name: str, rows: Rows, left_out: int, command: str, notes: str,
+    name: str, rows: Rows, opening: Iterable[str],
     made: dict[str, bytes | str], pictures: Sequence[str],
 ) -> str:
   """The page's text; the plots that it shows are put into `made`."""
-  parts = [f"# {name}", notes, "## How these figures were made",
-           *_origin(rows, left_out, command),
+  parts = [f"# {name}", *opening,
            f"All rows: [results.csv]({name}/results.csv); class by class: "
            f"[per_class.csv]({name}/per_class.csv).",
            "## How to read the tables", tables.RESULTS_CAPTION,
@@ -110,7 +106,9 @@ def _page(
   return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def _origin(rows: Rows, left_out: int, command: str) -> list[str]:
+def _origin(
+    rows: Rows, left_out: int, command: str, missing: Sequence[str]
+) -> list[str]:
   """Command, seeds, steps, versions, time, and what is missing."""
   versions = {}
   for row in rows:
@@ -132,10 +130,10 @@ def _origin(rows: Rows, left_out: int, command: str) -> list[str]:
   if left_out:
     facts.append(f"Left out here: {left_out} of the rows in the CSV files, "
                  "which were run again or with other settings later.")
-  missing = _missing(rows)
   if missing:
     facts.append(f"**Not all has run.** Missing: {'; '.join(missing)}.")
-  return [f"```sh\n{command.strip()}\n```", *facts]
+  return ["## How these figures were made", f"```sh\n{command.strip()}\n```",
+          *facts]
 
 
 def _seeds(rows: Rows) -> set[int]:
@@ -144,25 +142,19 @@ def _seeds(rows: Rows) -> set[int]:
           if row["arm"] not in ("teacher", "centre_prior")}
 
 
-def _missing(rows: Rows) -> list[str]:
-  """The compressed arms that lack seeds that others have.
-
-  What trains nothing hangs on no seed.
-  """
-  seeds = _seeds(rows)
-  found = []
-  for compression, strength in settings_of(rows):
-    if not kinds(compression):
-      continue
-    own = [row for row in rows if row["compression"] == compression]
-    for arm in in_order({row["arm"] for row in own} - {*UNCOMPRESSED}):
-      there = {row["seed"] for row in own
-               if (row["arm"], row["strength"]) == (arm, strength)}
-      if seeds - there:
-        found.append(
-            f"{compression} {strength_text(compression, strength)} "
-            f"{arm_name(arm)}, seeds {_list(sorted(seeds - there))}")
-  return found
+def _missing(rows: Rows, runs: Iterable[Run]) -> list[str]:
+  """Names the runs that have no row, with their seeds."""
+  there = {tuple(row[key] for key in ("compression", "strength", "arm", "seed"))
+           for row in rows}
+  seeds = {}
+  for run in runs:
+    if dataclasses.astuple(run) not in there:
+      seeds.setdefault((run.compression, run.strength, run.arm), []).append(
+          run.seed)
+  return [
+      f"{compression} {strength_text(compression, strength)} {arm_name(arm)}, "
+      f"seeds {_list(one)}"
+      for (compression, strength, arm), one in seeds.items()]
 
 
 def _compression(
