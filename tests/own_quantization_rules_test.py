@@ -1,0 +1,97 @@
+"""Tests of the rule that docs/compressions.md gives for what tfmot refuses."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_model_optimization as tfmot
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from keras_attr_preserve.compat import keras
+from tests import channel_nets
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "compressions.md"
+TITLE = "## Nets that quantization-aware training does not take"
+
+
+def documented() -> str:
+  """The program of that section."""
+  section = PAGE.read_text().split(TITLE)[1].split("\n## ")[0]
+  lines = re.findall(r"^(?:    .*)?$", section, re.MULTILINE)
+  return textwrap.dedent("\n".join(lines))
+
+
+def net() -> keras.Model:
+  """Of each kind of layer that the section names, and the common ones."""
+  layers = keras.layers
+  inputs = keras.Input([12, 12, 3])
+  x = layers.Rescaling(1 / 255)(inputs)
+  x = layers.Normalization(mean=[0.5] * 3, variance=[0.1] * 3)(x)
+  x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+  x = block = layers.ReLU()(layers.BatchNormalization()(x))
+  x = layers.ReLU()(layers.BatchNormalization(name="before")(x))
+  x = layers.Conv2D(8, 3, padding="same", name="conv")(x)
+  gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+  gate = layers.Dense(8, activation="sigmoid")(gate)
+  x = layers.Add(name="last")([layers.Multiply()([x, gate]), block])
+  x = layers.GlobalAveragePooling2D()(x)
+  return channel_nets.settle(keras.Model(inputs, layers.Dense(3)(x)))
+
+
+class OwnRulesTest(parameterized.TestCase):
+
+  def test_it_trains_with_maps_held_and_ships(self):
+    teacher = net()
+    rng = np.random.default_rng(0)
+    images = 255 * rng.uniform(size=[32, 12, 12, 3]).astype(np.float32)
+    with self.assertRaisesRegex(RuntimeError, "is not supported"):
+      tfmot.quantization.keras.quantize_model(kap.clone_model(teacher))
+
+    names = {"quantization": tfmot.quantization.keras, "keras": keras,
+             "kap": kap, "teacher": teacher, "images": images}
+    exec(documented(), names)
+    student = names["student"]
+    want = teacher(images).numpy()
+    np.testing.assert_allclose(
+        student(images), want, atol=0.1 * np.abs(want).max())
+
+    student.compile(
+        keras.optimizers.Adam(1e-4),
+        keras.losses.CategoricalCrossentropy(from_logits=True))
+    logs = student.fit(
+        images, np.eye(3)[np.arange(32) % 3], batch_size=8, verbose=0,
+        callbacks=[kap.PreserveAttribution(
+            teacher, kap.WCAM("last"), hints=kap.Hints())]).history
+    self.assertGreater(logs["attr_agreement"][-1], 0.8)
+
+    content = kap.export.convert(
+        student, kap.WCAM("last"), mode="int8", representative_images=images)
+    maps, scores = kap.export.Interpreter(content).explain(images)
+    np.testing.assert_allclose(
+        scores, student(images), atol=0.1 * np.abs(want).max())
+    self.assertTrue(np.isfinite(maps).all())
+
+  @pytest.mark.slow
+  @parameterized.parameters(
+      "VGG16", "MobileNet", "MobileNetV2", "ResNet50", "Xception",
+      "InceptionV3")
+  def test_nets_that_are_taken(self, name):
+    size = {"Xception": 71, "InceptionV3": 75}.get(name, 32)
+    tfmot.quantization.keras.quantize_model(getattr(keras.applications, name)(
+        input_shape=(size, size, 3), weights=None, classes=2))
+
+  @pytest.mark.slow
+  @parameterized.parameters(
+      "EfficientNetB0", "ResNet50V2", "DenseNet121", "MobileNetV3Small")
+  def test_nets_that_are_not(self, name):
+    with self.assertRaises((RuntimeError, AttributeError)):
+      tfmot.quantization.keras.quantize_model(
+          getattr(keras.applications, name)(
+              input_shape=(32, 32, 3), weights=None, classes=2))
+
+
+if __name__ == "__main__":
+  absltest.main()
