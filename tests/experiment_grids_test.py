@@ -4,7 +4,7 @@ from absl.testing import absltest, parameterized
 
 from examples.experiment.arms import ARMS
 from examples.experiment.experiment import Run
-from examples.experiment.grids import read_grid
+from examples.experiment.grids import expand, read_grid
 
 
 class ReadGridTest(parameterized.TestCase):
@@ -16,6 +16,10 @@ class ReadGridTest(parameterized.TestCase):
         Run("ptq", 8.0, "plain", 3),
         Run("prune", 0.8, "plain", 1), Run("prune", 0.8, "swa", 1),
         Run("prune", 0.9, "plain", 1), Run("prune", 0.9, "swa", 1)])
+
+  def test_what_does_not_go_together_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "trains nothing"):
+      expand([("ptq", 8.0, ["swa"])], [1])
 
   def test_arms_of_its_own(self):
     self.assertEqual(

@@ -133,26 +133,21 @@ def compress(
       for all that go on from there; of one teacher and the same pictures.
 
   Returns:
-    The student, stripped; quantize-aware where the name ends in "qat".
+    The student, stripped; quantize-aware where the name ends in "qat". Where
+    nothing is trained it is what `starts` keeps, not to be changed.
   """
   starts = {} if starts is None else starts
-  untrained, trained = _split_at_first_fit(name)
-  student, channels = starts.get((untrained, strength), (teacher, {}))
+  parts = name.split("+")
+  start = parts[0], strength
+  student, channels = starts.get(start, (teacher, {}))
   task = _Task(
       name, strength, functools.partial(fit, channels=channels), pictures,
       channels)
-  if untrained and student is teacher:
-    student = _STEPS[untrained](student, task)
-    starts[untrained, strength] = student, channels
-  for part in trained:
+  for part in parts[1:] if start in starts else parts:
     student = _STEPS[part](student, task)
+    if part == parts[0] and part not in _KINDS:
+      starts[start] = student, channels
   return student
-
-
-def _split_at_first_fit(name: str) -> tuple[str, list[str]]:
-  """Splits off a first step that trains nothing; "" where there is none."""
-  first, *others = name.split("+")
-  return ("", [first, *others]) if first in _KINDS else (first, others)
 
 
 def _none(model, task):

@@ -1,12 +1,12 @@
 """From the text of a grid to its runs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from examples.experiment.arms import ARMS, recalibrates
 from examples.experiment.compressing import kinds, parse, starts_fresh
 from examples.experiment.experiment import Run
 
-__all__ = ["read_grid"]
+__all__ = ["expand", "read_grid"]
 
 
 def read_grid(
@@ -21,8 +21,8 @@ def read_grid(
     seeds: of each.
 
   Returns:
-    A seed after another, so that a part says something of all; what trains
-    nothing in the first alone, in the arm "plain", whatever arms are asked for.
+    See `expand`; a part of them says something of all. What trains nothing has
+    the arm "plain", whatever arms are asked for.
 
   Raises:
     ValueError: an unknown compression or arm, a strength that it cannot have,
@@ -34,9 +34,24 @@ def read_grid(
     own = [one.strip() for one in named.split(",")] if at else None
     for name, strength in parse(what):
       cells.append((name, strength, _arms(name, own, arms)))
+  return expand(cells, seeds)
+
+
+def expand(
+    cells: Iterable[tuple[str, float, Collection[str]]], seeds: Sequence[int]
+) -> list[Run]:
+  """Makes runs of compressions, their strengths and arms.
+
+  Returns:
+    A seed after another; nothing in what trains nothing hangs on a seed, and it
+    is run with the first alone.
+
+  Raises:
+    ValueError: an arm does not go with a compression.
+  """
   return [Run(name, strength, arm, seed)
-          for seed in seeds for name, strength, chosen in cells
-          if kinds(name) or seed == seeds[0] for arm in chosen]
+          for seed in seeds for name, strength, arms in cells
+          if kinds(name) or seed == seeds[0] for arm in arms]
 
 
 def _arms(

@@ -17,6 +17,7 @@ from examples.experiment.compressing import check_strength, kinds
 from examples.experiment.data import Data, load
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
 from examples.experiment.fitting import Recipe, fit
+from examples.experiment.grids import expand
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.tap import Tap
 
@@ -238,9 +239,10 @@ def run_grid(compressions: Iterable[tuple[str, float]]) -> None:
   """Opens the experiment and runs compressions in all arms and seeds asked."""
   started = time.monotonic()
   try:
-    runs = [Run(name, check_strength(name, strength), arm, seed)
-            for name, strength in compressions for seed in FLAGS.seed
-            for arm in (FLAGS.arm if kinds(name) else ["plain"])]
+    runs = expand([
+        (name, check_strength(name, strength),
+         FLAGS.arm if kinds(name) else ["plain"])
+        for name, strength in compressions], FLAGS.seed)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   experiment = open_experiment()
