@@ -12,18 +12,17 @@ import numpy as np
 
 from keras_attr_preserve.channel_graph import ChannelGraph
 from keras_attr_preserve.compat import keras
-from keras_attr_preserve.layer_fitting import (
-  ROUND_SHARE,
-  damping,
+from keras_attr_preserve.layer_fitting import ROUND_SHARE
+from keras_attr_preserve.layer_inputs import (
   input_moments,
-  input_products,
+  inputs_moments,
   is_fittable,
-  refit_linear,
 )
+from keras_attr_preserve.layer_moments import Inverse, Moments
 from keras_attr_preserve.progress import Progress, reporter
 from keras_attr_preserve.staged_inputs import StagedInputs
 
-__all__ = ["rank_channels", "reader_products", "refit_readers"]
+__all__ = ["rank_channels", "reader_moments", "refit_readers"]
 
 
 class _Reader(NamedTuple):
@@ -31,12 +30,12 @@ class _Reader(NamedTuple):
 
   Attributes:
     channels: the number of the channel of each row of its kernel, `[rows]`.
-    inverse: of the sum of the products of its inputs, `[rows, rows]`.
+    inverse: of the sums over its inputs.
     weights: its kernel, in units of what it gives, `[rows, outputs]`.
   """
 
   channels: np.ndarray
-  inverse: np.ndarray
+  inverse: Inverse
   weights: np.ndarray
 
   def costs(self, channels: Sequence[int]) -> np.ndarray:
@@ -46,8 +45,8 @@ class _Reader(NamedTuple):
       mine = np.flatnonzero(self.channels == channel)
       if len(mine):
         own = self.weights[mine]
-        found[number] = np.sum(own * np.linalg.solve(
-            self.inverse[np.ix_(mine, mine)], own))
+        found[number] = np.sum(
+            own * np.linalg.solve(self.inverse.block(mine), own))
     return found
 
   def without(self, channels: Iterable[int]) -> "_Reader":
@@ -55,13 +54,8 @@ class _Reader(NamedTuple):
     gone = np.isin(self.channels, [*channels])
     if not gone.any():
       return self
-    inverse, weights = self.inverse[~gone], self.weights[~gone]
-    across = np.linalg.solve(
-        self.inverse[np.ix_(gone, gone)], inverse[:, gone].T).T
     return _Reader(
-        self.channels[~gone],
-        inverse[:, ~gone] - across @ self.inverse[np.ix_(gone, ~gone)],
-        weights - across @ self.weights[gone])
+        self.channels[~gone], *self.inverse.without(gone, self.weights))
 
 
 def rank_channels(
@@ -69,7 +63,7 @@ def rank_channels(
     graph: ChannelGraph,
     channels: np.ndarray,
     count: int,
-    products: Mapping[str, np.ndarray],
+    moments: Mapping[str, Moments],
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Ranks channels by how well the layers that read them make up for them.
 
@@ -87,7 +81,7 @@ def rank_channels(
     graph: its channels.
     channels: the numbers of those to rank.
     count: how many go; the others have no rank.
-    products: by layer name, as `reader_products` gives.
+    moments: by layer name, as `reader_moments` gives.
 
   Returns:
     The numbers of those that go, `[count]`, first ones first, and the cost of
@@ -99,7 +93,7 @@ def rank_channels(
     https://arxiv.org/abs/2208.11580, section 5, for a block of weights instead
     of one.
   """
-  readers = [_reader(graph, layer, products[layer.name])
+  readers = [_reader(graph, layer, moments[layer.name])
              for layer in _readers(model, graph, channels)]
   if not readers:
     return None
@@ -151,19 +145,19 @@ def refit_readers(
         taken.batches(layer.name), wanted.batches(layer.name), other)
     kernel, *rest = other.get_weights()
     stays = ~removed[graph.uses[layer.name].outputs]
-    fitted = refit_linear(_matrix(other), _matrix(layer)[:, stays], *moments)
+    fitted = moments.refitted(_matrix(layer)[:, stays], _matrix(other))
     weights = [fitted.reshape(kernel.shape), *rest]
     other.set_weights(weights)
     taken.set_weights(layer.name, weights)
     report(done)
 
 
-def reader_products(
+def reader_moments(
     model: keras.Model,
     graph: ChannelGraph,
     images: np.ndarray,
     batch_size: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Moments]:
   """Sums the products of what the layers take that read free channels.
 
   Args:
@@ -173,7 +167,7 @@ def reader_products(
     batch_size: how many to run at a time.
 
   Returns:
-    By name of each Conv2D of one group, and Dense, `[inputs, inputs]`.
+    By name of each Conv2D of one group, and Dense.
   """
   free = np.concatenate(
       [np.array([], int), *(group.channels for group in graph.groups)])
@@ -182,15 +176,14 @@ def reader_products(
     return {}
   return dict(zip(
       (layer.name for layer in layers),
-      input_products(model, layers, images, batch_size), strict=True))
+      inputs_moments(model, layers, images, batch_size), strict=True))
 
 
 def _reader(graph: ChannelGraph, layer: keras.layers.Layer,
-            products: np.ndarray) -> _Reader:
-  products = products + damping(products) * np.eye(len(products))
+            moments: Moments) -> _Reader:
   weights = _matrix(layer)
-  power = np.sum(weights * (products @ weights)) or 1.0
-  return _Reader(_rows(layer, graph), np.linalg.inv(products),
+  power = np.sum(weights * moments.left(weights)) or 1.0
+  return _Reader(_rows(layer, graph), moments.inverse(),
                  weights / math.sqrt(power))
 
 

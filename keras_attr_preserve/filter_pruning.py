@@ -14,7 +14,7 @@ from keras_attr_preserve.channel_gates import (
 from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph, Group
 from keras_attr_preserve.channel_reconstruction import (
   rank_channels,
-  reader_products,
+  reader_moments,
   refit_readers,
 )
 from keras_attr_preserve.channel_slicing import slice_model, slice_weights
@@ -134,13 +134,13 @@ def prune_filters(
   else:
     scores = _norms(model, graph)
   if criterion == "obs":
-    products = reader_products(model, graph, images, batch_size)
+    moments = reader_moments(model, graph, images, batch_size)
 
   removed = np.zeros(graph.count, bool)
   for group, share in shares:
     count = min(round(share * len(group.channels)), _most(group, min_filters))
     ranked = None if criterion != "obs" else rank_channels(
-        model, graph, group.channels, count, products)
+        model, graph, group.channels, count, moments)
     if ranked is None:
       order = np.argsort(scores[group.channels], kind="stable")
       ranked = group.channels[order[:count]], None
@@ -215,12 +215,12 @@ def filter_sparsities(
   model = clone_model(model)
   images = check_calibration(model, images, batch_size)
   graph = ChannelGraph(model)
-  products = reader_products(model, graph, images, batch_size)
+  moments = reader_moments(model, graph, images, batch_size)
   parts: list[tuple[set[str], list[int], list[float]]] = []
   for group, _ in _shares(
       model, graph, sparsity, _excluded(model, graph, exclude)):
     found = rank_channels(
-        model, graph, group.channels, _most(group, min_filters), products)
+        model, graph, group.channels, _most(group, min_filters), moments)
     if found is None:
       continue
     names, channels = set(group.layers), group.channels.tolist()

@@ -7,11 +7,8 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, clone_model, keras
 from keras_attr_preserve.images import check_calibration
-from keras_attr_preserve.layer_fitting import (
-  input_moments,
-  is_fittable,
-  prune_linear,
-)
+from keras_attr_preserve.layer_fitting import prune_linear
+from keras_attr_preserve.layer_inputs import input_moments, is_fittable
 from keras_attr_preserve.layer_sparsity import (
   check_sparsities,
   is_prunable,
@@ -87,7 +84,7 @@ def prune_with_reconstruction(
     moments = input_moments(
         taken.batches(layer.name), wanted.batches(layer.name), layer)
     fitted = prune_linear(
-        kernel.reshape(-1, kernel.shape[-1]), *moments,
+        kernel.reshape(-1, kernel.shape[-1]), moments,
         kept=max(1, kernel.size - round(share * kernel.size)))
     weights = [fitted.reshape(kernel.shape), *rest]
     layer.set_weights(weights)

@@ -9,11 +9,11 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve import layer_fitting
+from keras_attr_preserve import layer_moments
 from keras_attr_preserve.channel_graph import ChannelGraph
 from keras_attr_preserve.channel_reconstruction import (
   rank_channels,
-  reader_products,
+  reader_moments,
 )
 from keras_attr_preserve.filter_pruning import (
   filter_sparsities,
@@ -28,7 +28,7 @@ _layers = keras.layers
 
 
 def _undamped():
-  return mock.patch.object(layer_fitting, "DAMPING", 1e-12)
+  return mock.patch.object(layer_moments, "DAMPING", 1e-12)
 
 
 def _pair(channels=5, behind=None):
@@ -60,7 +60,7 @@ class RankChannelsTest(parameterized.TestCase):
     channels = graph.uses[name].outputs
     chosen, costs = rank_channels(
         model, graph, channels, count,
-        reader_products(model, graph, images, 32))
+        reader_moments(model, graph, images, 32))
     self.assertLen(costs, count)
     return [int(np.flatnonzero(channels == one)[0]) for one in chosen]
 
@@ -138,7 +138,7 @@ class RankChannelsTest(parameterized.TestCase):
     graph = ChannelGraph(model)
     with _undamped():
       _, costs = rank_channels(
-          model, graph, graph.uses["first"].outputs, 5, reader_products(
+          model, graph, graph.uses["first"].outputs, 5, reader_moments(
               model, graph, tiny.images(40, size=nets.SIZE), 32))
     self.assertAlmostEqual(costs.sum(), 1.0, places=5)
 
@@ -190,7 +190,7 @@ class PruneFiltersTest(parameterized.TestCase):
         one[..., 2:] = one[..., :2]
       model.get_layer(layer).set_weights(weights)
     images = tiny.images(40, size=nets.SIZE)
-    with mock.patch.object(layer_fitting, "DAMPING", 1e-6):
+    with mock.patch.object(layer_moments, "DAMPING", 1e-6):
       student = prune_filters(model, {"first": 0.5}, criterion="obs",
                               reconstruct=True, images=images)
     unseen = tiny.images(5, size=nets.SIZE, seed=4)
@@ -215,7 +215,7 @@ class PruneFiltersTest(parameterized.TestCase):
             "conv2_b").get_weights()[1]])
     kept = old.reshape(-1, 16, old.shape[-1])[:, rows].reshape(new.shape)
     slope = seen.T @ (seen @ new - wanted @ old)
-    slope += layer_fitting.DAMPING * np.sum(np.square(seen)) / (
+    slope += layer_moments.DAMPING * np.sum(np.square(seen)) / (
         old.shape[0]) * (new - kept)
     self.assertLess(np.abs(slope).max(), 1e-3 * np.abs(wanted @ old).sum())
     self.assertGreater(np.abs(new - kept).max(), 0.01)
@@ -296,7 +296,7 @@ class FilterSparsitiesTest(parameterized.TestCase):
 
   def test_takes_most_where_most_are_spared(self):
     images = tiny.images(60, size=nets.SIZE)
-    with mock.patch.object(layer_fitting, "DAMPING", 1e-6):
+    with mock.patch.object(layer_moments, "DAMPING", 1e-6):
       found = filter_sparsities(self.model(), 0.25, images)
       self.assertEqual(found, {"spare": 0.5, "needed": 0.0})
       student = prune_filters(self.model(), found, criterion="obs",

@@ -11,7 +11,7 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve import layer_fitting
+from keras_attr_preserve import layer_inputs, layer_moments
 from keras_attr_preserve.layer_fitting import prune_linear
 from tests import tiny
 
@@ -20,7 +20,9 @@ _LAYERS = keras.layers
 
 def _sums(seen, wanted=None):
   """The sums that a layer taking these rows is refitted by."""
-  return seen.T @ seen, seen.T @ (seen if wanted is None else wanted)
+  rows = layer_moments.MomentsOfRows()
+  rows.add(seen, wanted)
+  return rows.moments()
 
 
 def _rows(count=200, inputs=5, seed=0):
@@ -33,26 +35,26 @@ class PruneLinearTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.enterContext(mock.patch.object(layer_fitting, "DAMPING", 1e-12))
+    self.enterContext(mock.patch.object(layer_moments, "DAMPING", 1e-12))
 
   def test_a_twin_takes_over_what_goes(self):
     # Both inputs are equal, so that either serves for 3 + 1.
     seen = np.array([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0]])
-    with mock.patch.object(layer_fitting, "DAMPING", 1e-6):
-      fitted = prune_linear(np.array([[3.0], [1.0]]), *_sums(seen), kept=1)
+    with mock.patch.object(layer_moments, "DAMPING", 1e-6):
+      fitted = prune_linear(np.array([[3.0], [1.0]]), _sums(seen), kept=1)
     self.assertEqual(np.count_nonzero(fitted), 1)
     np.testing.assert_allclose(fitted.sum(), 4.0, rtol=1e-5)
 
   def test_apart_from_each_other_the_smallest_go_and_others_stay(self):
     weights = np.array([[3.0, -0.1], [0.2, -2.0], [-1.0, 0.5]])
-    fitted = prune_linear(weights, *_sums(np.eye(3)), kept=3)
+    fitted = prune_linear(weights, _sums(np.eye(3)), kept=3)
     np.testing.assert_allclose(
         fitted, [[3, 0], [0, -2], [-1, 0]], rtol=1e-6)
 
   def test_what_an_input_carries_counts(self):
     # .5 on an input ten times as large moves the output more than 3 does.
     seen = np.diag([1.0, 10.0])
-    fitted = prune_linear(np.array([[3.0], [0.5]]), *_sums(seen), kept=1)
+    fitted = prune_linear(np.array([[3.0], [0.5]]), _sums(seen), kept=1)
     np.testing.assert_allclose(fitted, [[0], [0.5]], rtol=1e-6)
 
   @parameterized.parameters(*range(5))
@@ -66,7 +68,7 @@ class PruneLinearTest(parameterized.TestCase):
     left = min(itertools.combinations(range(5), 4),  # By trying each.
                key=lambda some: np.linalg.norm(
                    seen @ weights - seen[:, some] @ refitted(some)))
-    fitted = prune_linear(weights, *_sums(seen), kept=4)
+    fitted = prune_linear(weights, _sums(seen), kept=4)
     self.assertEqual(tuple(np.flatnonzero(fitted)), left)
     np.testing.assert_allclose(
         fitted[list(left)], refitted(left), rtol=1e-5)
@@ -74,7 +76,7 @@ class PruneLinearTest(parameterized.TestCase):
   def test_refits_to_the_teacher_from_the_students_inputs(self):
     seen, wanted = _rows(seed=1), _rows(seed=2)
     weights = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
-    fitted = prune_linear(weights, *_sums(seen, wanted), kept=9)
+    fitted = prune_linear(weights, _sums(seen, wanted), kept=9)
     self.assertEqual(fitted.dtype, np.float32)
     self.assertEqual(np.count_nonzero(fitted), 9)
     for column in range(4):
@@ -87,7 +89,7 @@ class PruneLinearTest(parameterized.TestCase):
   def test_all_of_them_kept_nothing_changes(self):
     weights = np.random.default_rng(0).normal(size=(5, 3))
     np.testing.assert_allclose(
-        prune_linear(weights, *_sums(_rows()), kept=15), weights, rtol=1e-6)
+        prune_linear(weights, _sums(_rows()), kept=15), weights, rtol=1e-6)
 
   def test_inputs_that_are_always_zero(self):
     seen = _rows()
@@ -95,12 +97,12 @@ class PruneLinearTest(parameterized.TestCase):
     weights = np.random.default_rng(0).normal(size=(5, 3))
     weights[2] = 100.0
     np.testing.assert_allclose(
-        prune_linear(weights, *_sums(seen), kept=15)[2], 100, rtol=1e-6)
-    self.assertFalse(prune_linear(weights, *_sums(seen), kept=12)[2].any())
+        prune_linear(weights, _sums(seen), kept=15)[2], 100, rtol=1e-6)
+    self.assertFalse(prune_linear(weights, _sums(seen), kept=12)[2].any())
 
   def test_inputs_that_are_all_zero_leave_the_largest(self):
     weights = np.array([[3.0, -0.1], [0.2, -2.0]])
-    fitted = prune_linear(weights, np.zeros((2, 2)), np.zeros((2, 2)), kept=2)
+    fitted = prune_linear(weights, _sums(np.zeros((1, 2))), kept=2)
     np.testing.assert_array_equal(fitted, [[3, 0], [0, -2]])
 
 
@@ -114,7 +116,7 @@ class WindowsTest(parameterized.TestCase):
     layer = _LAYERS.Conv2D(4, span, padding=pad, use_bias=False, **settings)
     inputs = np.random.default_rng(0).normal(size=(2, *size, 3)).astype("f")
     wanted = layer(inputs).numpy()
-    windows = layer_fitting._windows(inputs, layer)
+    windows = layer_inputs._windows(inputs, layer)
     np.testing.assert_allclose(
         np.einsum("bhwklc,klco->bhwo", windows, layer.kernel.numpy()),
         wanted, atol=1e-5)
@@ -193,7 +195,7 @@ class PruneWithReconstructionTest(parameterized.TestCase):
     old, new = (net.get_layer("hidden").get_weights()[0].astype(np.float64)
                 for net in (teacher, student))
     # Where least squares ends: the slope is nothing but the damping's.
-    damping = layer_fitting.DAMPING * np.mean(np.square(seen)) * len(seen)
+    damping = layer_moments.DAMPING * np.mean(np.square(seen)) * len(seen)
     slope = seen.T @ (seen @ new - wanted @ old) + damping * (new - old)
     np.testing.assert_allclose(slope[new != 0], 0, atol=1e-3)
     self.assertGreater(np.abs(slope[new == 0]).max(), 1)

@@ -1,0 +1,223 @@
+"""The sums over what a layer takes that its least squares hang on.
+
+A Conv2D or Dense layer is a matrix that its windows are multiplied with, row
+by row. What a student's layer can do for a teacher's hangs on two sums over all
+rows: the products of what the student's takes with itself, and with what the
+teacher's takes. Of few rows and many inputs, as of a Dense behind a Flatten,
+the rows are smaller than their products, and stand for them.
+"""
+
+import abc
+
+import numpy as np
+
+__all__ = ["DAMPING", "Inverse", "Moments", "MomentsOfRows"]
+
+DAMPING = 1e-2
+"""How much weights are held to what they were, in units of the inputs' mean
+square: what the pictures say nothing of stays."""
+
+
+class Inverse(abc.ABC):
+  """`(H + d)^-1`, of the inputs that are left."""
+
+  @abc.abstractmethod
+  def block(self, inputs: np.ndarray) -> np.ndarray:
+    """Gives the rows and columns of these numbers, `[some, some]`."""
+
+  @abc.abstractmethod
+  def without(
+      self, gone: np.ndarray, weights: np.ndarray
+  ) -> tuple["Inverse", np.ndarray]:
+    """Takes inputs away; the others' weights take over in least squares.
+
+    Args:
+      gone: which, bool, `[inputs]`.
+      weights: `[inputs, outputs]`.
+
+    Returns:
+      The inverse of the sums over those that stay, and their weights.
+    """
+
+
+class Moments(abc.ABC):
+  """`H = sum x^T x` and `C = sum x^T z`, over rows that two layers take.
+
+  Layers that take `x` and `z`, a student's and its teacher's, differ least by
+
+      sum |x V - z W|^2 + d |V - S|^2
+
+  where `(H + d) V = C W + d S`. `S` is what weights are held to, by a damping
+  `d` of `DAMPING` times the mean of `H`'s diagonal, or 1 where that is zero.
+
+  Attributes:
+    diagonal: of `H + d`, `[inputs]`.
+    damping: `d`.
+  """
+
+  def __init__(self, squares: np.ndarray):
+    """Takes the diagonal of `H`."""
+    self.damping = float(
+        DAMPING * np.sum(squares) / len(squares)) or 1.0
+    self.diagonal = squares + self.damping
+
+  @abc.abstractmethod
+  def finite(self) -> bool:
+    """Says whether all of them are."""
+
+  @abc.abstractmethod
+  def left(self, weights: np.ndarray) -> np.ndarray:
+    """Gives `(H + d) V`, of `V`'s shape, `[inputs, outputs]`."""
+
+  @abc.abstractmethod
+  def right(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Gives `C W + d S`, of `S`'s shape."""
+
+  @abc.abstractmethod
+  def refitted(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Gives `V`, of `S`'s shape: `left(V)` is `right(weights, start)`."""
+
+  @abc.abstractmethod
+  def inverse(self) -> Inverse:
+    """Gives `(H + d)^-1`."""
+
+  @abc.abstractmethod
+  def inverse_diagonal(self) -> np.ndarray:
+    """Gives its diagonal, `[inputs]`."""
+
+
+class MomentsOfRows:
+  """Collects rows, and sums their products where they become too many."""
+
+  def __init__(self) -> None:
+    self.count = 0
+    self._rows: list[tuple[np.ndarray, np.ndarray]] = []
+    self._own = self._cross = 0.0
+
+  def add(self, own: np.ndarray, other: np.ndarray | None = None) -> None:
+    """Adds rows.
+
+    Args:
+      own: what the student's layer takes, `[rows, inputs]`, float64.
+      other: what the teacher's takes, `[rows, all]`; the same by default.
+    """
+    self.count += len(own)
+    self._rows.append((own, own if other is None else other))
+    if self.count < own.shape[1]:
+      return
+    for one, another in self._rows:
+      self._own = self._own + one.T @ one
+      if another is not one:
+        self._cross = self._cross + one.T @ another
+    self._rows.clear()
+
+  def moments(self) -> Moments:
+    """Gives what they sum up to; one row or more must have come."""
+    if not self._rows:
+      return _Summed(
+          self._own, self._own if np.isscalar(self._cross) else self._cross)
+    return _Listed(*map(np.concatenate, zip(*self._rows, strict=True)))
+
+
+class _Summed(Moments):
+  """As matrices, `[inputs, inputs]` and `[inputs, all]`."""
+
+  def __init__(self, own: np.ndarray, cross: np.ndarray):
+    super().__init__(np.diag(own))
+    self._own = own + self.damping * np.eye(len(own))
+    self._cross = cross
+
+  def finite(self) -> bool:
+    return bool(np.isfinite(self._own).all() and np.isfinite(self._cross).all())
+
+  def left(self, weights: np.ndarray) -> np.ndarray:
+    return self._own @ weights
+
+  def right(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    return self._cross @ weights + self.damping * start
+
+  def refitted(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    return np.linalg.solve(self._own, self.right(weights, start))
+
+  def inverse(self) -> Inverse:
+    return _InverseMatrix(np.linalg.inv(self._own))
+
+  def inverse_diagonal(self) -> np.ndarray:
+    return np.diag(np.linalg.inv(self._own))
+
+
+class _InverseMatrix(Inverse):
+  """As it is, `[inputs, inputs]`."""
+
+  def __init__(self, matrix: np.ndarray):
+    self._matrix = matrix
+
+  def block(self, inputs: np.ndarray) -> np.ndarray:
+    return self._matrix[np.ix_(inputs, inputs)]
+
+  def without(
+      self, gone: np.ndarray, weights: np.ndarray
+  ) -> tuple[Inverse, np.ndarray]:
+    matrix = self._matrix[~gone]
+    across = np.linalg.solve(
+        self._matrix[np.ix_(gone, gone)], matrix[:, gone].T).T
+    return (_InverseMatrix(
+        matrix[:, ~gone] - across @ self._matrix[np.ix_(gone, ~gone)]),
+            weights[~gone] - across @ weights[gone])
+
+
+class _Listed(Moments):
+  """As rows, `X` and `Z`: `H` is `X^T X`.
+
+  By Woodbury, `(X^T X + d)^-1 = (1 - X^T K^-1 X) / d` with `K = X X^T + d`,
+  which is no larger than there are rows.
+  """
+
+  def __init__(self, own: np.ndarray, other: np.ndarray):
+    super().__init__(np.sum(np.square(own), axis=0))
+    self._own, self._other = own, other
+
+  def finite(self) -> bool:
+    return bool(np.isfinite(self._own).all() and np.isfinite(self._other).all())
+
+  def left(self, weights: np.ndarray) -> np.ndarray:
+    return self._own.T @ (self._own @ weights) + self.damping * weights
+
+  def right(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    return self._own.T @ (self._other @ weights) + self.damping * start
+
+  def refitted(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    missing = self._other @ weights - self._own @ start
+    return start + self._own.T @ np.linalg.solve(
+        _kernel(self._own, self.damping), missing)
+
+  def inverse(self) -> Inverse:
+    return _InverseRows(self._own, self.damping)
+
+  def inverse_diagonal(self) -> np.ndarray:
+    told = np.linalg.solve(_kernel(self._own, self.damping), self._own)
+    return (1 - np.sum(self._own * told, axis=0)) / self.damping
+
+
+class _InverseRows(Inverse):
+  """By the rows `X` of the inputs that are left."""
+
+  def __init__(self, rows: np.ndarray, damping: float):
+    self._rows, self._damping = rows, damping
+    self._told = np.linalg.solve(_kernel(rows, damping), rows)
+
+  def block(self, inputs: np.ndarray) -> np.ndarray:
+    return (np.eye(len(inputs)) - self._rows[:, inputs].T
+            @ self._told[:, inputs]) / self._damping
+
+  def without(
+      self, gone: np.ndarray, weights: np.ndarray
+  ) -> tuple[Inverse, np.ndarray]:
+    left = _InverseRows(self._rows[:, ~gone], self._damping)
+    return left, weights[~gone] + left._told.T @ (
+        self._rows[:, gone] @ weights[gone])
+
+
+def _kernel(rows: np.ndarray, damping: float) -> np.ndarray:
+  """`X X^T + d`."""
+  return rows @ rows.T + damping * np.eye(len(rows))

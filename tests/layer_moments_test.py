@@ -1,0 +1,158 @@
+"""Tests of layer_moments.py: both forms against each other and by numpy."""
+
+import functools
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import keras_attr_preserve as kap
+from keras_attr_preserve import layer_moments
+from keras_attr_preserve.layer_fitting import prune_linear
+from keras_attr_preserve.layer_moments import MomentsOfRows
+from tests import channel_nets as nets
+
+_INPUTS, _ALL, _OUTPUTS = 9, 11, 4
+
+
+def _collected(own, other, size=3):
+  rows = MomentsOfRows()
+  for start in range(0, len(own), size):
+    rows.add(own[start:start + size],
+             None if other is None else other[start:start + size])
+  assert rows.count == len(own)
+  return rows.moments()
+
+
+def _summed():
+  """Has rows be summed however few they are."""
+  return mock.patch.object(
+      layer_moments, "_Listed", lambda own, other: layer_moments._Summed(
+          own.T @ own, own.T @ other))
+
+
+class MomentsTest(parameterized.TestCase):
+
+  def draw(self, count):
+    random = np.random.default_rng(count)
+    self.own = random.normal(size=(count, _INPUTS))
+    self.other = random.normal(size=(count, _ALL))
+    self.weights = random.normal(size=(_ALL, _OUTPUTS))
+    self.start = random.normal(size=(_INPUTS, _OUTPUTS))
+    self.damped = self.own.T @ self.own
+    self.damping = 0.01 * np.trace(self.damped) / _INPUTS
+    self.damped += self.damping * np.eye(_INPUTS)
+    return _collected(self.own, self.other)
+
+  @parameterized.parameters(1, 3, 7, 8, 9, 10, 40)
+  def test_are_what_they_say(self, count):
+    moments = self.draw(count)
+    self.assertIsInstance(
+        moments, layer_moments._Listed if count < _INPUTS
+        else layer_moments._Summed)
+    close = functools.partial(
+        np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    close(moments.damping, self.damping)
+    close(moments.diagonal, np.diag(self.damped))
+    close(moments.left(self.start), self.damped @ self.start)
+    right = (self.own.T @ self.other @ self.weights
+             + self.damping * self.start)
+    close(moments.right(self.weights, self.start), right)
+    fitted = moments.refitted(self.weights, self.start)
+    close(self.damped @ fitted, right)
+    close(moments.left(fitted), right)
+    inverse = np.linalg.inv(self.damped)
+    close(moments.inverse_diagonal(), np.diag(inverse))
+    some = np.array([4, 0, 7])
+    close(moments.inverse().block(some), inverse[np.ix_(some, some)])
+
+  @parameterized.parameters(3, 8, 40)
+  def test_those_that_stay_take_over_from_those_that_go(self, count):
+    moments = self.draw(count)
+    inverse, weights, kept = moments.inverse(), self.start, np.arange(_INPUTS)
+    for gone in ([2], [0, 5, 6]):  # One lot after another.
+      there = np.isin(np.arange(len(kept)), gone)
+      inverse, weights = inverse.without(there, weights)
+      kept = kept[~there]
+    damped = self.damped[np.ix_(kept, kept)]
+    np.testing.assert_allclose(
+        inverse.block(np.arange(len(kept))), np.linalg.inv(damped), rtol=1e-8)
+    # What all gave, damping held to, by those that are left.
+    np.testing.assert_allclose(weights, np.linalg.solve(
+        damped, self.damped[kept] @ self.start), rtol=1e-8)
+
+  @parameterized.parameters(5, 40)
+  def test_a_student_that_is_its_own_teacher(self, count):
+    self.draw(count)
+    moments = _collected(self.own, None)
+    np.testing.assert_allclose(
+        moments.right(self.start, self.start), self.damped @ self.start)
+    np.testing.assert_allclose(
+        moments.refitted(self.start, self.start), self.start)
+
+  def test_the_batch_size_changes_nothing(self):
+    self.draw(8)
+    first, *others = (_collected(self.own, self.other, size).refitted(
+        self.weights, self.start) for size in (1, 3, 8))
+    for one in others:
+      np.testing.assert_array_equal(one, first)
+
+  @parameterized.parameters((3, True), (3, False), (20, True), (20, False))
+  def test_finds_what_is_not_finite(self, count, own):
+    self.draw(count)
+    self.assertTrue(_collected(self.own, self.other).finite())
+    (self.own if own else self.other)[1, 1] = np.nan
+    self.assertFalse(_collected(self.own, self.other).finite())
+
+  @parameterized.parameters(2, 20)
+  def test_inputs_that_are_all_zero(self, count):
+    self.draw(count)
+    moments = _collected(np.zeros_like(self.own), self.other)
+    self.assertEqual(moments.damping, 1.0)
+    np.testing.assert_array_equal(
+        moments.refitted(self.weights, self.start), self.start)
+    np.testing.assert_array_equal(moments.inverse_diagonal(), 1)
+
+
+class FewRowsTest(parameterized.TestCase):
+  """Layers of more inputs than rows come out as by the sums."""
+
+  def test_prune_linear(self):
+    random = np.random.default_rng(0)
+    own, other = random.normal(size=(2, 12, 30))
+    weights = random.normal(size=(30, 7))
+    listed = _collected(own, other)
+    summed = layer_moments._Summed(own.T @ own, own.T @ other)
+    one, two = (prune_linear(weights, moments, kept=50)
+                for moments in (listed, summed))
+    self.assertEqual(np.count_nonzero(one), 50)
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+  @parameterized.parameters("weights", "filters")
+  def test_a_dense_behind_a_flatten(self, what):
+    model = nets.vgg(False)
+    # "fc1" reads more than there are pictures.
+    images = nets.pictures(model, 12)
+    self.assertGreater(model.get_layer("fc1").input_shape[-1], 12)
+
+    def prune():
+      if what == "weights":
+        return kap.prune_with_reconstruction(
+            model, {"conv2_b": 0.4, "fc1": 0.7}, images)
+      shares = kap.filter_sparsities(model, 0.4, images)
+      return kap.prune_filters(model, shares, criterion="obs",
+                               reconstruct=True, images=images)
+
+    with self.assertWarnsRegex(UserWarning, "'fc1' has .* inputs and sees 12"):
+      one = prune()
+    with _summed(), self.assertWarns(UserWarning):
+      two = prune()
+    for first, second in zip(
+        one.get_weights(), two.get_weights(), strict=True):
+      np.testing.assert_allclose(first, second, atol=1e-4)
+    unseen = nets.pictures(model, 4, 1)
+    self.assertGreater(np.abs(one(unseen) - model(unseen)).max(), 1e-6)
+
+
+if __name__ == "__main__":
+  absltest.main()
