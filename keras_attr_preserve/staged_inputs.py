@@ -10,6 +10,9 @@ from keras_attr_preserve.compat import clone_model, keras, tf
 
 __all__ = ["StagedInputs"]
 
+KEPT = 2**28
+"""Values kept, of all pictures together, where these have no more: 1 GB."""
+
 
 class StagedInputs:
   """What a model's layers take on some pictures, for layers asked for in order.
@@ -22,8 +25,8 @@ class StagedInputs:
 
   All that a net computes goes through one tensor in many a place, between two
   blocks say. What it is on all pictures is kept at the last such place before
-  the layer asked for, where it has no more values than the pictures, and the
-  net is run from there on.
+  the layer asked for, where it has no more values than the pictures or than
+  `KEPT`, and the net is run from there on.
   """
 
   def __init__(
@@ -43,7 +46,8 @@ class StagedInputs:
     self._start = self._net.inputs[0]
     self._values = [images[start:start + batch_size]
                     for start in range(0, len(images), batch_size)]
-    self._ahead = _bottlenecks(self._net, made, images[0].size)
+    self._ahead = _bottlenecks(
+        self._net, made, max(images[0].size, KEPT // len(images)))
 
   def batches(self, name: str) -> Iterator[np.ndarray]:
     """Yields what a layer takes, batch by batch.

@@ -2,10 +2,12 @@
 
 import collections
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from keras_attr_preserve import staged_inputs
 from keras_attr_preserve.compat import clone_model, keras, tf
 from keras_attr_preserve.staged_inputs import StagedInputs
 
@@ -70,10 +72,12 @@ class StagedInputsTest(parameterized.TestCase):
     keras.utils.set_random_seed(1)
     return keras.Model(inputs, build(inputs))
 
-  @parameterized.parameters(
-      plain, residual, across, shared, nested, attended)
-  def test_as_from_the_start(self, build):
+  @parameterized.product(
+      build=(plain, residual, across, shared, nested, attended),
+      kept=(0, staged_inputs.KEPT))
+  def test_as_from_the_start(self, build, kept):
     """While each layer is changed once it was asked for."""
+    self.enterContext(mock.patch.object(staged_inputs, "KEPT", kept))
     net = self.net(build)
     before = net.get_weights()
     changed, inputs = clone_model(net), StagedInputs(net, IMAGES, 2)
@@ -94,9 +98,12 @@ class StagedInputsTest(parameterized.TestCase):
     for layer in net.layers:
       self.assertLen(layer.inbound_nodes, 2 if layer.name == "twice" else 1)
 
-  @parameterized.parameters((3, [1, 1, 1]), (4, [3, 2, 1]))
-  def test_what_lies_before_a_bottleneck_runs_once(self, filters, want):
-    """But for maps of more values than the pictures, which are not kept."""
+  @parameterized.parameters(
+      (3, 0, [1, 1, 1]), (4, 0, [3, 2, 1]), (4, 4 * 64 * 5, [1, 1, 1]),
+      (4, 4 * 64 * 5 - 1, [3, 2, 1]))
+  def test_what_lies_before_a_bottleneck_runs_once(self, filters, kept, want):
+    """But for maps of more values than the pictures, and all than are kept."""
+    self.enterContext(mock.patch.object(staged_inputs, "KEPT", kept))
     def build(x):
       for name in "abc":
         x = Counted(name=f"after_{name}")(conv(name, x, filters))
