@@ -26,6 +26,7 @@ from keras_attr_preserve.reconstruction import (
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.saving import load_model, save_model
 from keras_attr_preserve.training import TrainStep
+from keras_attr_preserve.unnesting import unnest
 
 # A wheel holds the export package inside this one. In a checkout it lies beside
 # it, at the top level, and is found through the checkout's root.
@@ -67,4 +68,5 @@ __all__ = [
   "prune_with_reconstruction",
   "recalibrate_batch_norm",
   "save_model",
+  "unnest",
 ]

@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_attr_preserve.compat import check_model, keras, tf
 
-__all__ = ["BORDER", "MIXERS", "ChannelGraph", "Group", "Use", "calls"]
+__all__ = ["BORDER", "MIXERS", "ChannelGraph", "Group", "Use", "calls",
+           "refuse_wrapped"]
 
 _layers, _act = keras.layers, keras.activations
 # Layers that make new channels, each out of all that they read.
@@ -101,7 +102,7 @@ class ChannelGraph:
       TypeError, ValueError: another model, or a wrapped one.
     """
     check_model(model)
-    _refuse_wrapped(model)
+    refuse_wrapped(model)
     self._parents: list[int] = []
     self._held: dict[int, str] = {}
     self._tensors: dict[int, np.ndarray] = {}
@@ -285,7 +286,8 @@ def calls(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, Any]]:
               if id(one) in makers and id(makers[id(one)][1]) not in begun]
 
 
-def _refuse_wrapped(model: keras.Model) -> None:
+def refuse_wrapped(model: keras.Model) -> None:
+  """Raises a ValueError where tfmot wraps a layer of the model."""
   for part in model.submodules:
     if type(part).__module__.startswith("tensorflow_model_optimization"):
       raise ValueError(

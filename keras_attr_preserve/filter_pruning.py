@@ -335,7 +335,7 @@ def _shares(
         f"model {model.name!r} has no filter that is free to go"
         + "".join(f"; those of {name!r} {why}"
                   for name, why in list(graph.held.items())[:5])
-        + ". Nested models are left whole.")
+        + ". Nested models are left whole; kap.unnest takes them apart.")
   return shares
 
 

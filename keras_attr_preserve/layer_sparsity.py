@@ -5,6 +5,7 @@ pointwise convolution, 128 weights, 90 % sparsity leaves 13 for all that later
 layers see, while the last one, 500 times as large, could spare far more.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -70,7 +71,8 @@ def layer_sparsities(
   Args:
     model: a built `tf_keras` model, stripped of tfmot's wrappers; left as it
       came. Kernels of Conv2D and Dense layers are counted, depthwise ones not,
-      as tfmot prunes; layers of nested models are left out.
+      as tfmot prunes; layers of nested models are left out, with a warning
+      unless these are excluded: see `unnest`.
     sparsity: share of those weights to remove in all, above 0 and below 1.
     exclude: names of layers to leave whole; their weights are not counted.
 
@@ -96,6 +98,14 @@ def layer_sparsities(
   if not kernels:
     raise ValueError(
         f"model {model.name!r} has no Conv2D or Dense layer left to prune.")
+  nested = [layer.name for layer in model.layers
+            if isinstance(layer, keras.Model) and layer.weights
+            and layer.name not in exclude]
+  if nested:
+    warnings.warn(
+        f"Models held by {model.name!r} are left whole: {nested}. "
+        "kap.unnest(model) puts their layers in their place; to leave them "
+        "whole, name them in exclude.", stacklevel=2)
   wrong = [name for name, one in kernels.items() if not np.isfinite(one).all()]
   if wrong:
     raise ValueError(

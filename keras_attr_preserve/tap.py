@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from keras_attr_preserve.augmentation import Augmentation
+from keras_attr_preserve.call_swap import CallSwap
 from keras_attr_preserve.compat import (
     at_least_float32,
     check_keras,
@@ -73,6 +75,8 @@ class Tap:
       model: keras.Model,
       layers: Sequence[str] = (),
       output: str | None = None,
+      *,
+      augmented: bool = False,
   ):
     """Finds what to read.
 
@@ -81,9 +85,12 @@ class Tap:
       layers: names of layers with a spatial map, as in the unwrapped model.
       output: which output is the class scores, `[batch, classes]`; needed where
         there are several.
+      augmented: calls get what `augment` gives, and leave the model's own
+        random layers out, so that another model can be shown the same.
 
     Raises:
-      TypeError, ValueError: no such model, layer or output.
+      TypeError, ValueError: no such model, layer or output; or random layers
+        that do not come first, where they are to be left out.
     """
     self.model = check_keras(model)
     self.layers = tuple(layers)
@@ -98,9 +105,15 @@ class Tap:
       reads.setdefault(graph, {})[name] = features
       self.shapes.append(tuple(features.shape))
     reads.setdefault(self._head.graph, {})[_LOGITS] = self._head.tensor
+    self._augmentation = Augmentation(model, core) if augmented else None
     self._readers = [
         _Reader(graph, tensors) for graph, tensors in reads.items()]
     self.gives_logits = self._head.is_output
+
+  @property
+  def augments(self) -> bool:
+    """Whether it leaves random layers of the model out."""
+    return bool(self._augmentation)
 
   @property
   def picture_shape(self) -> tuple[int | None, ...]:
@@ -114,6 +127,17 @@ class Tap:
           f"model {self.model.name!r} must take one input, the pictures; it "
           f"takes {len(self.core.inputs)}.")
     return tuple(self.core.inputs[0].shape[1:])
+
+  def augment(self, images: Any, training: bool) -> Any:
+    """Gives what the model's own random layers make of images.
+
+    Args:
+      images: what the model takes.
+      training: as in Keras; False leaves them as they are.
+    """
+    if self._augmentation is None:
+      return images
+    return self._augmentation(images, training)
 
   def __call__(self, images: Any, training: bool = False) -> Tapped:
     """Runs the model once.
@@ -130,6 +154,8 @@ class Tap:
         something after it.
     """
     with contextlib.ExitStack() as stack:
+      if self._augmentation is not None:
+        stack.enter_context(self._augmentation.done())
       for reader in self._readers[1:]:
         stack.enter_context(reader.listening())
       core = self._readers[0]
@@ -157,8 +183,7 @@ class _Reader:
   """Runs a graph of layers with some of its tensors as outputs besides.
 
   A nested graph is run by the model around it. While `listening`, its `call` is
-  the reader's. Replicas run in threads that wait for each other half way, so
-  the last one to stop takes it off, and each sees what it read itself.
+  the reader's. Replicas run in threads, and each sees what it read itself.
   """
 
   def __init__(self, graph: keras.Model, tensors: dict[str, Any]):
@@ -171,8 +196,7 @@ class _Reader:
     self._wide = keras.Model(
         graph.input, [*graph.outputs, *tensors.values(), *added])
     self._seen = threading.local()
-    self._lock = threading.Lock()
-    self._listeners = 0
+    self._swap = CallSwap(graph, self._call)
 
   @property
   def found(self) -> dict[str, tf.Tensor]:
@@ -198,16 +222,8 @@ class _Reader:
   def listening(self) -> Iterator[None]:
     """Reads what the graph computes inside the block."""
     self._seen.runs = []
-    with self._lock:
-      self._listeners += 1
-      self.graph.call = self._call
-    try:
+    with self._swap.on():
       yield
-    finally:
-      with self._lock:
-        self._listeners -= 1
-        if not self._listeners:
-          del self.graph.call
 
   @tf.autograph.experimental.do_not_convert
   def _call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:

@@ -74,7 +74,9 @@ class TrainStep:
       TypeError: one of them is not a `tf_keras` model.
       ValueError: a layer is missing, the classes differ, the two nets share
         weights, so that training one would change the other, hints are of
-        different heights or widths, or the settings forbid a cache.
+        different heights or widths, the model changes pictures at random
+        (`RandomFlip` and others) anywhere but in its first layers, or their
+        size, or it or the settings forbid a cache.
     """
     if wcam is not None:
       check_wcam(wcam)
@@ -99,7 +101,12 @@ class TrainStep:
     with model.distribute_strategy.scope():
       self._guidance = Guidance(
           teacher, wcam, output, cache, self._hint_layers)
-      self._student = Tap(model, (*map_layers, *hint_layers), output)
+      self._student = Tap(
+          model, (*map_layers, *hint_layers), output, augmented=True)
+      if cache is not False and self._student.augments:
+        raise ValueError(
+            "cache: the model changes pictures at random itself, so that the "
+            "teacher sees others in every epoch; leave cache= out.")
       if hints is not None:
         hints.check(self._hint_layers, self._guidance.hint_shapes,
                     self._student.shapes[len(map_layers):])
@@ -209,12 +216,14 @@ class TrainStep:
       # A step's own, and equal when a run is resumed or repeated.
       seed = tf.stack([tf.cast(count, tf.int32), 0])
     kept = self._kept(training)
-    guide = self._guidance(x, labels, seed)
+    # The teacher is to see what the student sees: pictures turned alike.
+    seen = self._student.augment(x, training)
+    guide = self._guidance(seen, labels, seed)
     needs_gradient = self.wcam is not None and self.wcam.needs_gradient
     with (tf.GradientTape(persistent=True) if needs_gradient
           else contextlib.nullcontext()) as tape:
-      watch(tape, x)
-      student, features = self._student(x, training=training).split(
+      watch(tape, seen)
+      student, features = self._student(seen, training=training).split(
           len(self.wcam.layers) if self.wcam else 0)
     loss = model.compute_loss(x, y, student.output, sample_weight)
     if self.distillation is not None:

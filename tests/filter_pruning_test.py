@@ -404,7 +404,7 @@ class RefusalTest(parameterized.TestCase):
         inputs, _layers.Dense(3, name="logits")(_layers.Flatten()(inputs)))
     with self.assertRaisesRegex(
         ValueError, "has no filter that is free to go; those of 'logits' reach "
-        "the model's output.*Nested models are left whole"):
+        "the model's output.*Nested models are left whole; kap.unnest"):
       prune_filters(model, 0.5)
     model = tiny.conv_net()
     with self.assertRaisesRegex(ValueError, "has no filter that is free"):
