@@ -15,8 +15,8 @@ from keras_attr_preserve.compat import keras
 from keras_attr_preserve.layer_fitting import ROUND_SHARE
 from keras_attr_preserve.layer_inputs import (
   input_moments,
-  inputs_moments,
   is_fittable,
+  own_moments,
 )
 from keras_attr_preserve.layer_moments import Inverse, Moments
 from keras_attr_preserve.progress import Progress, reporter
@@ -176,7 +176,7 @@ def reader_moments(
     return {}
   return dict(zip(
       (layer.name for layer in layers),
-      inputs_moments(model, layers, images, batch_size), strict=True))
+      own_moments(model, layers, images, batch_size), strict=True))
 
 
 def _reader(graph: ChannelGraph, layer: keras.layers.Layer,

@@ -10,7 +10,7 @@ from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.layer_moments import Moments, MomentsOfRows
 from keras_attr_preserve.layer_sparsity import is_prunable
 
-__all__ = ["input_moments", "inputs_moments", "is_fittable"]
+__all__ = ["input_moments", "is_fittable", "own_moments"]
 
 POSITIONS = 100
 """Positions drawn from a feature map of each picture, where it has more."""
@@ -56,7 +56,7 @@ def input_moments(
   return _checked(layer, rows)
 
 
-def inputs_moments(
+def own_moments(
     model: keras.Model,
     layers: Sequence[keras.layers.Layer],
     images: np.ndarray,

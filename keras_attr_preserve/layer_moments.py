@@ -115,25 +115,32 @@ class MomentsOfRows:
     """Gives what they sum up to; one row or more must have come."""
     if not self._rows:
       return _Summed(
-          self._own, self._own if np.isscalar(self._cross) else self._cross)
+          self._own, None if np.isscalar(self._cross) else self._cross)
     return _Listed(*map(np.concatenate, zip(*self._rows, strict=True)))
 
 
 class _Summed(Moments):
-  """As matrices, `[inputs, inputs]` and `[inputs, all]`."""
+  """As matrices, `[inputs, inputs]` and `[inputs, all]`.
 
-  def __init__(self, own: np.ndarray, cross: np.ndarray):
+  Of a layer that is its own teacher the second is the first, and is not kept:
+  `C W + d S = (H + d) W + d (S - W)`.
+  """
+
+  def __init__(self, own: np.ndarray, cross: np.ndarray | None):
     super().__init__(np.diag(own))
     self._own = own + self.damping * np.eye(len(own))
     self._cross = cross
 
   def finite(self) -> bool:
-    return bool(np.isfinite(self._own).all() and np.isfinite(self._cross).all())
+    return all(np.isfinite(one).all()
+               for one in (self._own, self._cross) if one is not None)
 
   def left(self, weights: np.ndarray) -> np.ndarray:
     return self._own @ weights
 
   def right(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    if self._cross is None:
+      return self._own @ weights + self.damping * (start - weights)
     return self._cross @ weights + self.damping * start
 
   def refitted(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
