@@ -23,6 +23,8 @@ COUNT = 7
 FIGURES = {"agreement", "agreement_p5", "agreement_spearman", "agreement_dead"}
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 GAP = 4
+# Float32 maps and cosines: sums in another order than NumPy's.
+PLACES = 5
 
 
 def _compiled(model, rate=0.05, **settings):
@@ -75,9 +77,10 @@ class FiguresTest(_LoggerTest):
     history = self.fit([self.logger(batch_size=3)])
     self.assertEqual(set(history), FIGURES | {"loss", "accuracy"})
     cosines = tiny.swa_cosines(self.student, self.teacher, self.held_out)
-    self.assertAlmostEqual(history["agreement"][0], cosines.mean(), places=5)
     self.assertAlmostEqual(
-        history["agreement_p5"][0], np.percentile(cosines, 5), places=5)
+        history["agreement"][0], cosines.mean(), places=PLACES)
+    self.assertAlmostEqual(
+        history["agreement_p5"][0], np.percentile(cosines, 5), places=PLACES)
     self.assertEqual(history["agreement_dead"], [0])
 
   def test_rank_correlation(self):
@@ -87,17 +90,20 @@ class FiguresTest(_LoggerTest):
             for net in (self.teacher, self.student)]
     want = [stats.spearmanr(*pair)[0] for pair in zip(*maps)]
     self.assertAlmostEqual(
-        history["agreement_spearman"][0], np.mean(want), places=5)
+        history["agreement_spearman"][0], np.mean(want), places=PLACES)
     cosines = (tiny.unit(maps[0]) * tiny.unit(maps[1])).sum(1)
-    self.assertAlmostEqual(history["agreement"][0], cosines.mean(), places=5)
+    self.assertAlmostEqual(
+        history["agreement"][0], cosines.mean(), places=PLACES)
 
   @parameterized.parameters(2, ([0, 1, 2, 2, 1, 0, 0],))
   def test_classes_of_ones_choice(self, targets):
     history = self.fit([self.logger(targets=targets)])
     cosines = tiny.swa_cosines(self.student, self.teacher, self.held_out,
                                np.broadcast_to(targets, COUNT))
-    self.assertAlmostEqual(history["agreement"][0], cosines.mean(), places=5)
+    self.assertAlmostEqual(
+        history["agreement"][0], cosines.mean(), places=PLACES)
     top = self.fit([self.logger()])["agreement"][0]
+    # Above PLACES: the figure is not that of the top class.
     self.assertGreater(abs(top - history["agreement"][0]), 1e-4)
 
   def test_the_student_as_it_stands_after_each_epoch(self):
@@ -105,7 +111,9 @@ class FiguresTest(_LoggerTest):
     look = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: want.append(
         tiny.swa_cosines(self.student, self.teacher, self.held_out).mean()))
     history = self.fit([self.logger(), look], epochs=3)
+    # The same float32 sums as for PLACES.
     np.testing.assert_allclose(history["agreement"], want, atol=1e-5)
+    # An epoch moves the student by far more than that.
     self.assertGreater(np.ptp(want), 1e-3)
 
   def test_a_copy_agrees(self):
@@ -114,6 +122,7 @@ class FiguresTest(_LoggerTest):
     history = self.fit([self.logger()], _compiled(student, 0.0))
     for name, want in {"agreement": 1, "agreement_p5": 1,
                        "agreement_spearman": 1, "agreement_dead": 0}.items():
+      # Float32 rounding of cosines of equal maps: nothing was trained.
       self.assertAlmostEqual(history[name][0], want, places=6)
 
   def test_dead_maps(self):
@@ -136,7 +145,7 @@ class FiguresTest(_LoggerTest):
     cosines = tiny.swa_cosines(self.student, self.teacher, self.held_out,
                                np.zeros(COUNT, int))[[0, 5, 6]]
     self.assertAlmostEqual(
-        history["agreement"][0], cosines.sum() / 5, places=5)
+        history["agreement"][0], cosines.sum() / 5, places=PLACES)
 
   def test_weights_that_are_no_numbers(self):
     self.student.optimizer.learning_rate = float("inf")
@@ -170,7 +179,8 @@ class FiguresTest(_LoggerTest):
     kept = keras.models.load_model(best)
     self.assertAlmostEqual(
         np.nanmax(agreements),
-        tiny.swa_cosines(kept, self.teacher, self.held_out).mean(), places=5)
+        tiny.swa_cosines(kept, self.teacher, self.held_out).mean(),
+        places=PLACES)
 
   def test_two_of_them(self):
     history = self.fit([self.logger(), self.logger(method="ewa", name="ewa")])
@@ -220,6 +230,7 @@ class NetsTest(_LoggerTest):
     norms = [np.linalg.norm(one[alive], axis=(1, 2)) for one in cosines]
     want = (cosines[0] * cosines[1])[alive].sum((1, 2)) / np.maximum(
         norms[0] * norms[1], 1e-12)
+    # Float32 sums in another order, cut at 0, where few positions are left.
     self.assertAlmostEqual(history["agreement"][0], want.mean(), places=4)
 
   @parameterized.parameters((1, 2), (2, 1))
@@ -269,10 +280,11 @@ class NetsTest(_LoggerTest):
     history = self.fit([
         self.logger(), tfmot.sparsity.keras.UpdatePruningStep()], student)
     stripped = tiny.copy_of(tfmot.sparsity.keras.strip_pruning(student))
+    # 70 % is asked for; a kernel whose mask is not applied has no zeros.
     self.assertGreater(
         (stripped.get_layer("conv").kernel.numpy() == 0).mean(), 0.6)
     self.assertAlmostEqual(history["agreement"][0], tiny.swa_cosines(
-        stripped, self.teacher, self.held_out).mean(), places=5)
+        stripped, self.teacher, self.held_out).mean(), places=PLACES)
 
   @parameterized.parameters(
       {"run_eagerly": True}, {"steps_per_execution": 2})
@@ -280,6 +292,7 @@ class NetsTest(_LoggerTest):
     want = self.fit([self.logger()])
     got = self.fit([self.logger()], _compiled(tiny.smooth_net(1), **settings))
     for name in FIGURES:
+      # Three steps, run in another way, amplify float32 rounding.
       self.assertAlmostEqual(got[name][0], want[name][0], places=4)
 
   @parameterized.parameters(False, True)
@@ -322,6 +335,7 @@ class NetsTest(_LoggerTest):
       student = _compiled(tiny.smooth_net(1))
     got = self.fit([self.logger()], student)
     for name in FIGURES:
+      # Three steps, run in another way, amplify float32 rounding.
       self.assertAlmostEqual(got[name][0], want[name][0], places=4)
 
   def test_the_teacher_explains_once(self):
@@ -444,6 +458,7 @@ class FilesTest(_LoggerTest):
     for name in FIGURES:
       self.assertEqual(sorted(events[name]), [0, 2, 3])
       for epoch, (value,) in events[name].items():
+        # Summaries are float32, the history is not.
         self.assertAlmostEqual(float(value), history[name][epoch], places=6)
     self.assertEqual(sorted(events["agreement_pictures"]), [0, 2, 3])
     value, = events["agreement_pictures"][3]

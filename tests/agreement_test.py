@@ -9,6 +9,8 @@ from keras_attr_preserve.evaluation import agreement
 from keras_attr_preserve.evaluation.agreement import AGREEMENT, dead_maps
 
 NAMES = {"cosine", "pearson", "spearman", "ssim", "top_k_iou", "l2"}
+# Float64 sums over 30 positions in another order.
+PLACES = 12
 
 
 def _maps(seed, *shape, tied=False):
@@ -63,11 +65,14 @@ class AgreementTest(parameterized.TestCase):
     for i in range(4):
       one, other = reference[i].ravel(), maps[i].ravel()
       self.assertAlmostEqual(
-          got["pearson"][i], stats.pearsonr(one, other).statistic, places=12)
+          got["pearson"][i], stats.pearsonr(one, other).statistic,
+          places=PLACES)
       self.assertAlmostEqual(
-          got["spearman"][i], stats.spearmanr(one, other).statistic, places=12)
+          got["spearman"][i], stats.spearmanr(one, other).statistic,
+          places=PLACES)
       cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-      self.assertAlmostEqual(got["cosine"][i], cosine, places=12)
+      self.assertAlmostEqual(got["cosine"][i], cosine, places=PLACES)
+      # The root of a small difference has half of float64's digits.
       self.assertAlmostEqual(
           got["l2"][i], np.sqrt(2 * (1 - cosine)), places=7)
 
@@ -84,6 +89,7 @@ class AgreementTest(parameterized.TestCase):
     def picture(one):
       peak = one.max((1, 2), keepdims=True)
       return tf.constant((one / peak)[..., None], tf.float32)
+    # SSIM is computed in float32 on both sides.
     np.testing.assert_allclose(
         agreement(reference, maps)["ssim"],
         tf.image.ssim(picture(reference), picture(maps), 1.0), atol=1e-6)
@@ -113,6 +119,7 @@ class AgreementTest(parameterized.TestCase):
     for got in (agreement(reference, scale * maps),
                 agreement(scale * reference, maps)):
       for name in NAMES:
+        # SSIM takes float32 of maps over their peaks; a scale rounds anew.
         np.testing.assert_allclose(got[name], want[name], atol=1e-6)
 
   def test_dead_maps(self):

@@ -49,6 +49,8 @@ class FaultsTest(parameterized.TestCase):
     # Not those drawn by number, and what covers by the mean of all pictures.
     if name not in ("occlusion", "rise", "smooth_grad", "var_grad"):
       alone = _explain(name, _net(), pictures[2:])
+      # Float32 sums in batches of another size; relevance divides by sums that
+      # may be near 0.
       np.testing.assert_allclose(
           alone, maps[2:], rtol=1e-3, atol=1e-5 * np.abs(maps).max())
     black = _explain(name, _net(), 0 * pictures)
@@ -89,6 +91,7 @@ class FaultsTest(parameterized.TestCase):
     for name in ("lrp", "relative_attributing_propagation", "full_grad"):
       maps = _explain(name, net, pictures)
       top = (net(pictures).numpy()[:, 0] >= 0).astype(int)
+      # The same float32 sums for a class found and given.
       np.testing.assert_allclose(
           maps, _explain(name, net, pictures, top), rtol=1e-5, atol=1e-6)
 

@@ -10,6 +10,8 @@ from tests import tiny
 
 _layers = keras.layers
 _SIZE = 8
+# A cosine of equal maps or features: float32 sums of squares.
+PLACES = 5
 
 
 def _random():
@@ -101,8 +103,8 @@ class AugmentationTest(parameterized.TestCase):
     teacher, student = _NETS[name](), _compile(_NETS[name]())
     student.set_weights(teacher.get_weights())
     logs = self.logs(student, teacher)
-    self.assertAlmostEqual(logs["attr_agreement"], 1.0, places=5)
-    self.assertAlmostEqual(logs["hint_agreement"], 1.0, places=5)
+    self.assertAlmostEqual(logs["attr_agreement"], 1.0, places=PLACES)
+    self.assertAlmostEqual(logs["hint_agreement"], 1.0, places=PLACES)
     for layer in _random_layers(student):
       self.assertNotIn("call", vars(layer))
 
@@ -115,6 +117,7 @@ class AugmentationTest(parameterized.TestCase):
         self.images, training=True)
     maps = [kap.attribution.equal_weighted(plain, one, layer="act2")
             for one in (self.images, turned.numpy())]
+    # Of equal images it is 1, to five places, as the test above has it.
     self.assertLess(np.mean([
         np.sum(one * other) / np.linalg.norm(one) / np.linalg.norm(other)
         for one, other in zip(*maps)]), 0.9)
@@ -126,15 +129,17 @@ class AugmentationTest(parameterized.TestCase):
     still = student(self.images, training=False).numpy()
     outputs = [step.loss(*data, training=training)[1].numpy()
                for training in (True, True, False)]
+    # A thousand times the 1e-5 beneath: images turned anew move the logits.
     self.assertGreater(np.abs(outputs[0] - still).max(), 0.01)
     self.assertGreater(np.abs(outputs[0] - outputs[1]).max(), 0.01)
+    # The same layers but for those that do nothing: float32 logits.
     np.testing.assert_allclose(outputs[2], still, atol=1e-5)
 
   def test_a_teacher_without_such_layers(self):
     teacher, student = _functional(), _compile(_NETS["nested"]())
     student.set_weights(teacher.get_weights())
     self.assertAlmostEqual(
-        self.logs(student, teacher)["attr_agreement"], 1.0, places=5)
+        self.logs(student, teacher)["attr_agreement"], 1.0, places=PLACES)
 
   def test_pruned_by_fit(self):
     teacher = _NETS["flat"]()
@@ -144,6 +149,8 @@ class AugmentationTest(parameterized.TestCase):
         self.images, self.labels, batch_size=6, verbose=0,
         callbacks=[kap.PreserveAttribution(
             teacher, kap.WCAM("act2"), hints=kap.Hints())]).history
+    # Few weights go and others make up for them; images turned for the student
+    # alone leave it below .9, as another test has it.
     self.assertGreater(logs["attr_agreement"][0], 0.97)
 
   @parameterized.named_parameters(

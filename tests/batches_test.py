@@ -114,6 +114,7 @@ class RunModelTest(absltest.TestCase):
     model = tiny.conv_net()
     got, traces = self._run(model, tiny.images(5))
     self.assertEqual(traces, 1)
+    # Batches of three in a graph: float32 sums in another order.
     np.testing.assert_allclose(
         got, 2 * model(tiny.images(5)).numpy(), rtol=1e-5)
     self.assertEqual(self._run(model, tiny.images(1))[1], 0)
@@ -125,6 +126,7 @@ class RunModelTest(absltest.TestCase):
     tiny.shake(model, 5)
     got, traces = self._run(model, tiny.images(2))
     self.assertEqual(traces, 0)
+    # A graph and eager calls: float32 sums in another order.
     np.testing.assert_allclose(
         got, 2 * model(tiny.images(2)).numpy(), rtol=1e-5)
 
@@ -134,6 +136,7 @@ class RunModelTest(absltest.TestCase):
     model.get_layer("act").activation = tf.nn.relu
     got, traces = self._run(model, tiny.images(2))
     self.assertEqual(traces, 1)
+    # Softplus is up to .69 above ReLU; the old graph would give equal numbers.
     self.assertGreater(np.abs(got - before).max(), 1e-2)
 
   def test_models_are_let_go(self):

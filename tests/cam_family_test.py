@@ -10,6 +10,9 @@ from tests import tiny
 _layers = keras.layers
 _METHODS = (attribution.cam, attribution.hires_cam, attribution.layer_cam,
             attribution.grad_cam_plus_plus, attribution.score_cam)
+# Float32 rounding: of a few operations by hand, or of convolutions and sums of
+# batches of another size or of another graph.
+_ROUNDING = 1e-5
 
 
 def _two_places():
@@ -30,13 +33,13 @@ class CamFamilyTest(parameterized.TestCase):
     model, picture = _two_places()
     np.testing.assert_allclose(  # 2 - 5 < 0; 12 + 2.
         attribution.hires_cam(model, picture, 1, "features"), [[[0, 14]]],
-        rtol=1e-5)
+        rtol=_ROUNDING)
 
   def test_layer_cam_by_hand(self):
     model, picture = _two_places()
     np.testing.assert_allclose(  # 2, the negative gradient cut; 14.
         attribution.layer_cam(model, picture, 1, "features"), [[[2, 14]]],
-        rtol=1e-5)
+        rtol=_ROUNDING)
 
   def test_grad_cam_plus_plus_by_hand(self):
     model, picture = _two_places()
@@ -45,7 +48,7 @@ class CamFamilyTest(parameterized.TestCase):
     weights = np.array([1 / 8 + 3 / 20, 2 / 14])
     np.testing.assert_allclose(
         attribution.grad_cam_plus_plus(model, picture, 1, "features"),
-        [[[weights @ [2, 5], weights @ [4, 1]]]], rtol=1e-5)
+        [[[weights @ [2, 5], weights @ [4, 1]]]], rtol=_ROUNDING)
 
   def test_score_cam_by_hand(self):
     model, picture = _two_places()
@@ -55,7 +58,7 @@ class CamFamilyTest(parameterized.TestCase):
     want = share * np.array([2, 4]) + (1 - share) * np.array([5, 1])
     np.testing.assert_allclose(
         attribution.score_cam(model, picture, 1, "features"), [[want]],
-        rtol=1e-5)
+        rtol=_ROUNDING)
 
   def test_cam_holds_the_score(self):
     model, pictures = tiny.conv_net(), tiny.images(5)
@@ -63,6 +66,7 @@ class CamFamilyTest(parameterized.TestCase):
     bias = model.get_layer("logits").get_weights()[1]
     for target in range(3):
       maps = attribution.cam(model, pictures, target, "act")
+      # Float32 sums over 36 positions; score and bias cancel in part.
       np.testing.assert_allclose(
           maps.mean((1, 2)), logits[:, target] - bias[target], rtol=1e-4,
           atol=1e-5)
@@ -73,6 +77,7 @@ class CamFamilyTest(parameterized.TestCase):
 
   def test_hires_cam_is_grad_cam_behind_an_average(self):
     model, pictures = tiny.conv_net(), tiny.images(5)
+    # Float32 sums over positions and channels, taken in another order.
     np.testing.assert_allclose(
         attribution.hires_cam(model, pictures),
         attribution.grad_cam(model, pictures), rtol=1e-4, atol=1e-6)
@@ -83,9 +88,11 @@ class CamFamilyTest(parameterized.TestCase):
     got = method(model, pictures, [2, 0, 1, 1], batch_size=3)
     each = [method(model, pictures[[i]], k)[0]
             for i, k in enumerate([2, 0, 1, 1])]
+    # Far above _ROUNDING, so that the maps are not all zero.
     self.assertGreater(np.abs(got).max(), 1e-3)
-    np.testing.assert_allclose(got, each, atol=1e-5)
+    np.testing.assert_allclose(got, each, atol=_ROUNDING)
     top = model(pictures).numpy().argmax(1)
+    # The same batch as a whole: less is left than of single images.
     np.testing.assert_allclose(
         method(model, pictures), method(model, pictures, top), atol=1e-6)
 
@@ -95,10 +102,10 @@ class CamFamilyTest(parameterized.TestCase):
     plain = method(tiny.conv_net(), pictures, 1, "act")
     np.testing.assert_allclose(
         method(tiny.conv_net(head="softmax"), pictures, 1, "act"), plain,
-        atol=1e-5)
+        atol=_ROUNDING)
     pruned = tiny.prune(tiny.conv_net(), 0.0)
     np.testing.assert_allclose(
-        method(pruned, pictures, 1, "act"), plain, atol=1e-5)
+        method(pruned, pictures, 1, "act"), plain, atol=_ROUNDING)
 
 
 if __name__ == "__main__":

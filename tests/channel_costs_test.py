@@ -68,6 +68,7 @@ class CostsTest(parameterized.TestCase):
         removed[generator.permutation(part)[:count]] = True
       small = slice_model(model, graph, removed)
       slice_weights(model, graph, removed, small)
+      # Whole numbers of float64 shares; a wrong count is off by 1 or more.
       self.assertAlmostEqual(counted.left(gone), {
           "filters": sum(map(len, parts)) - gone.sum(),
           "weights": costs.count_zeros(small)[1],

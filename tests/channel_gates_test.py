@@ -35,12 +35,14 @@ class ScoreContributionsTest(parameterized.TestCase):
       # A channel's share in the score, its mean times its weight.
       shares = features.mean((1, 2)) * kernel[:, classes].T
       got = score_contributions(model, graph, images, targets, batch_size=4)
+      # Float32 means over 36 positions and six images.
       np.testing.assert_allclose(
           of_layer(model, graph, got, "act"), np.abs(shares).mean(0),
           rtol=1e-4, atol=1e-6)
       # And its share in the sum of the map before its rectifier, which weights
       # it by the sensitivity, a sum over positions.
       sensitivity = kernel[:, classes].T
+      # The same in sums over positions, 36 times as large.
       np.testing.assert_allclose(
           np.abs(np.einsum("bhwc,bc->bc", features, sensitivity)).mean(0),
           of_layer(model, graph, got, "act") * tiny.SIZE ** 2, rtol=1e-4,
@@ -75,7 +77,10 @@ class ScoreContributionsTest(parameterized.TestCase):
     step = 1e-5
     slopes = [(score(one, 1 + step) - score(one, 1 - step)) / (2 * step)
               for one in channels]
+    # A thousand times the absolute tolerance: not all slopes are zero.
     self.assertGreater(np.abs(slopes).max(), 0.01)
+    # Gates are float32, and so are their gradients; a ReLU's kink may lie
+    # inside a step.
     np.testing.assert_allclose(
         got[channels], np.abs(slopes), rtol=1e-3, atol=1e-5)
 
@@ -85,6 +90,7 @@ class ScoreContributionsTest(parameterized.TestCase):
     images = nets.pictures(model, 7)
     one, other = (score_contributions(model, graph, images, batch_size=size)
                   for size in (7, 2))
+    # Float32 convolutions of batches of another size.
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
 
   def test_leaves_the_model(self):
@@ -174,6 +180,7 @@ class MapContributionsTest(parameterized.TestCase):
         map_contributions(model, graph, tiny.images(4), target)
         for target in (0, 1, 0))
     np.testing.assert_array_equal(one, again)
+    # The same class gives 0, as asked just now.
     self.assertGreater(np.abs(one - other).max(), 1e-3)
 
   def test_refuses_a_layer(self):

@@ -140,6 +140,7 @@ class RankChannelsTest(parameterized.TestCase):
       _, costs = rank_channels(
           model, graph, graph.uses["first"].outputs, 5, reader_moments(
               model, graph, tiny.images(40, size=nets.SIZE), 32))
+    # With a damping of 1e-12 alone H's condition multiplies float64 rounding.
     self.assertAlmostEqual(costs.sum(), 1.0, places=5)
 
   def test_no_reader_to_refit(self):
@@ -194,8 +195,10 @@ class PruneFiltersTest(parameterized.TestCase):
       student = prune_filters(model, {"first": 0.5}, criterion="obs",
                               reconstruct=True, images=images)
     unseen = tiny.images(5, size=nets.SIZE, seed=4)
+    # What a damping of 1e-6 holds back where inputs hardly vary, and float32.
     np.testing.assert_allclose(student(unseen), model(unseen), atol=1e-3)
     without = prune_filters(model, {"first": 0.5}, images=images)
+    # Control: without a refit the twin's share is missing.
     self.assertGreater(np.abs(without(unseen) - model(unseen)).max(), 0.1)
 
   def test_readers_are_refitted_from_what_pruned_layers_give(self):
@@ -218,6 +221,7 @@ class PruneFiltersTest(parameterized.TestCase):
     slope += layer_moments.DAMPING * np.sum(np.square(seen)) / (
         old.shape[0]) * (new - kept)
     self.assertLess(np.abs(slope).max(), 1e-3 * np.abs(wanted @ old).sum())
+    # Control: the refit moved weights, which would else be equal to the bit.
     self.assertGreater(np.abs(new - kept).max(), 0.01)
 
   def test_a_layer_called_twice_and_a_transposed_one_stay(self):
@@ -263,6 +267,7 @@ class PruneFiltersTest(parameterized.TestCase):
     images = tiny.images(20, size=nets.SIZE)
     student = prune_filters(model, {"first": 0.5}, criterion="obs",
                             images=images)
+    # Sums of float32 without the zeros of dead channels, in another order.
     np.testing.assert_allclose(student(images), model(images), atol=1e-5)
 
   def test_bad_settings(self):
@@ -302,6 +307,7 @@ class FilterSparsitiesTest(parameterized.TestCase):
       student = prune_filters(self.model(), found, criterion="obs",
                               reconstruct=True, images=images)
     unseen = tiny.images(5, size=nets.SIZE, seed=4)
+    # What a damping of 1e-6 holds back where inputs hardly vary, and float32.
     np.testing.assert_allclose(
         student(unseen), self.model()(unseen), atol=1e-3)
 
@@ -371,6 +377,8 @@ class PretrainedTest(absltest.TestCase):
     unseen = pretrained.voc(2, 200, 96)[128:] / 255
     maps, others = (kap.attribution.grad_cam(net, unseen, 1, "activation_22")
                     for net in (model, student))
+    # A floor for what the refit keeps, a mean over unseen images. A trained
+    # model has no exact value.
     self.assertGreater(
         (tiny.unit(maps) * tiny.unit(others)).sum(1).mean(), 0.97)
     self.assertLess(student.count_params(), model.count_params() / 3)

@@ -24,6 +24,7 @@ class PicturesTest(parameterized.TestCase):
     (self.folder / "notes.txt").write_text("no picture")
     got = load_pictures(str(self.folder), (1, 1, 3), ["-1", "1"])
     self.assertEqual(got.dtype, np.float32)
+    # Float32 scales by 2 / 255, which rounds.
     np.testing.assert_allclose(
         got, [[[[1, -1, -1]]], [[[-1, -0.6, 1]]]], atol=1e-6)
     np.testing.assert_allclose(
@@ -40,17 +41,20 @@ class PicturesTest(parameterized.TestCase):
   def test_grey_and_colour(self):
     self.write("a.png", [[[100], [200]]])  # A grey file.
     for channels in (1, 3):
+      # The weights of grey add up to .9999: 200 comes out as 199.98.
       np.testing.assert_allclose(
           load_pictures(str(self.folder), (1, 2, channels), ["0", "255"]),
           np.float32([100, 200]).reshape(1, 1, 2, 1).repeat(channels, -1),
           atol=0.1)
     self.write("a.png", [[[100, 100, 100], [255, 0, 0]]])
+    # The weights of grey add up to .9999, of which red's is .2989.
     np.testing.assert_allclose(
         load_pictures(str(self.folder), (1, 2, 1), ["0", "255"]).ravel(),
         [100, 0.2989 * 255], atol=0.1)
 
   def test_other_formats(self):
     self.write("a.jpg", np.full((8, 8, 3), 100), tf.io.encode_jpeg)
+    # JPEG rounds colours and coefficients: two of 255 levels.
     np.testing.assert_allclose(load_pictures(
         str(self.folder), (8, 8, 3), ["0", "255"]), 100, atol=2)
 

@@ -303,6 +303,7 @@ class TrainingTest(_CompressionTest):
     self.fit_maps_alone(student, name, layer="act", epochs=1)
     for one, old in zip(tail, before):
       alive = old != 0
+      # Without a gradient nothing moves; Adam's first step is about .02.
       self.assertGreater(
           np.abs(one.numpy() - old)[alive].max(), 1e-5, one.name)
 
@@ -334,7 +335,10 @@ class FileTest(_CompressionTest):
     maps, _ = kap.export.Interpreter(content).explain(self.pictures)
     floats = kap.attribution.grad_cam(student, self.pictures, layer="act2")
     alive = floats.max(axis=(1, 2)) > 0
+    # Most maps are alive, or the median below says nothing.
     self.assertGreater(alive.mean(), 0.5)
+    # Steps of 8 bits in features and weights. Faint maps are few steps high, so
+    # the median passes over them.
     self.assertGreater(np.median(export_helpers.cosines(
         maps[alive], floats[alive])), 0.98)
 
@@ -377,6 +381,7 @@ class FileTest(_CompressionTest):
           self.pictures, self.labels, batch_size=8, epochs=3, verbose=0,
           callbacks=[*callbacks, preserve]).history
       self.assertTrue(np.isfinite(history["attr_agreement"]).all())
+      # A coarse floor: each compression turns the maps, by how much differs.
       self.assertGreater(history["attr_agreement"][-1], 0.7)
 
     student = sparsity.prune_low_magnitude(
@@ -465,6 +470,7 @@ class TrapsTest(_CompressionTest):
     student.save(path)
     with clustering.cluster_scope():
       loaded = keras.models.load_model(path)
+    # Far above rounding: one that loads as it was gives the same to the bit.
     self.assertGreater(tiny.relative_error(
         loaded(self.pictures), student(self.pictures)), 0.05)
 
@@ -512,6 +518,7 @@ class TrapsTest(_CompressionTest):
         _sparse(), sparsity.ConstantSparsity(0.2, 0, frequency=1))
     self.fit(student, "constant")
     kernels = _float_kernels(sparsity.strip_pruning(student))
+    # Below the half that was zero: a fifth is asked for, and the rest wakes.
     self.assertLess(max((one == 0).mean() for one in kernels), 0.45)
 
 

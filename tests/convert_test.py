@@ -269,6 +269,7 @@ class QuantizeAwareTest(parameterized.TestCase):
     # But they tell how near the maps are.
     self.assertIsNone(plain.metadata["median_cosine"])
     self.assertIn("not measured", plain.metadata["reason"])
+    # Steps of 8 bits, as in COSINES for int8 at the mean.
     self.assertGreater(given.metadata["median_cosine"], 0.999)
 
   def test_an_integer_backward_pass_needs_representative_images(self):
@@ -297,6 +298,7 @@ class QuantizeAwareTest(parameterized.TestCase):
     quantized.fit(helpers.images(), np.zeros([8, 3]), epochs=2, verbose=0)
     content = kap.export.convert(
         quantized, helpers.wcam("ewa"), mode="int8")
+    # A hundredth below what was pruned; zeros that train leave far fewer.
     self.assertGreaterEqual(kap.export.file_sizes(content)["sparsity"], 0.74)
 
 
@@ -339,6 +341,7 @@ class PrunedTest(absltest.TestCase):
         1e-5, 1e-5)
     np.testing.assert_allclose(
         interpreter.explain(images).maps, want, 1e-4, 1e-6)
+    # A hundredth below the half that was pruned; weights that wake would show.
     self.assertGreaterEqual(kap.export.file_sizes(content)["sparsity"], 0.49)
     self.assertEqual(interpreter.metadata["layer"], "act")
 

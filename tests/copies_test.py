@@ -36,10 +36,13 @@ class StreamingTest(parameterized.TestCase):
     method, settings, _ = _METHODS[name]
     model, pictures = tiny.conv_net(tail="flatten"), tiny.images(5)
     want = method(model, pictures, [0, 1, 2, 0, 1], batch_size=1, **settings)
+    # Control: maps that are all zero would agree at any batch size.
     self.assertGreater(np.abs(want).max(), 1e-4)
     for size in (2, 3, 13, None):
       got = method(model, pictures, [0, 1, 2, 0, 1], batch_size=size,
                    **settings)
+      # Float32 sums over copies, grouped in another way; for values near 0,
+      # where summands cancel, an absolute bound.
       np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-7)
 
   @parameterized.parameters(*_METHODS)
@@ -135,6 +138,7 @@ class StreamingTest(parameterized.TestCase):
     calls.clear()
     before = attribution.occlusion(model, tiny.images(3), 1, batch_size=4)
     self.assertLen(calls, 1)
+    # Differences of float32 scores, of a graph and of plain calls.
     np.testing.assert_allclose(
         before, attribution.occlusion(
             lambda batch: model(batch), tiny.images(3), 1), atol=1e-5)
@@ -142,6 +146,7 @@ class StreamingTest(parameterized.TestCase):
     calls.clear()
     after = attribution.occlusion(model, tiny.images(3), 1, batch_size=4)
     self.assertEmpty(calls)
+    # Far above rounding: a graph that keeps old weights would give `before`.
     self.assertGreater(np.abs(after - before).max(), 1e-2)
 
 

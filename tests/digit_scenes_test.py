@@ -71,7 +71,9 @@ class ScenesTest(parameterized.TestCase):
     self.assertEqual(label_maps.shape, (COUNT, 64, 64))
     self.assertEqual((images.dtype, labels.dtype, label_maps.dtype),
                      (np.float32, np.float32, np.uint8))
+    # Of 120 crops of photographs some hold a pixel that is nearly black.
     self.assertBetween(images.min(), 0, 0.1)
+    # And some hold a nearly white one: the range is 0..1, not 0..255.
     self.assertBetween(images.max(), 0.9, 1)
     self.assertEqual(set(labels.flat), {0, 1})
     self.assertContainsSubset(
@@ -103,6 +105,7 @@ class ScenesTest(parameterized.TestCase):
       solid = (label_map > 0) & (label_map < 255)
       contrasts.append(np.abs(
           image[solid].mean(0) - image[label_map == 0].mean(0)).max())
+    # Solid strokes cover by half or more, so that not all of the .4 is left.
     self.assertGreater(np.median(contrasts), 0.3)
 
   def test_void_is_the_edge_of_strokes(self):

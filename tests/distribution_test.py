@@ -139,8 +139,11 @@ class _DistributionTest(parameterized.TestCase):
   def assert_moved(self, run):
     """A test of equal runs says something only where they train."""
     agreement = run["history"]["attr_agreement"]
+    # A move of 100 times SINGLE: runs that stand still are equal anyway.
     self.assertGreater(np.ptp(agreement), 1e-3)
+    # Near 1 little is left to learn.
     self.assertLess(max(agreement), 0.9999)
+    # Near 0 the maps share nothing.
     self.assertGreater(min(agreement), 0.01)
 
 
@@ -190,6 +193,7 @@ class MirroredTest(_DistributionTest):
     for name, weights in (("layers", [1.5, 2.5]), ("agreement", None)):
       _, replicas = self.runs(name)
       if weights is not None:
+        # Float32 weights of a step; the step before has one .5 less.
         np.testing.assert_allclose(
             replicas["history"]["attr_weight"], weights, atol=1e-6)
       self.assertLen(replicas["history"]["attr_weight"], 2)

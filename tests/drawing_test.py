@@ -34,6 +34,7 @@ class SideBySideTest(parameterized.TestCase):
     scaled = (images - images.min()) / np.ptp(images) * 255
     if channels != 3:
       scaled = np.repeat(scaled.mean(-1, keepdims=True), 3, -1)
+    # Rounding to whole greys: half a step.
     np.testing.assert_allclose(drawn[:, :, :90], scaled, atol=0.51)
 
   def test_colours_by_hand(self):

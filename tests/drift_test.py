@@ -22,6 +22,10 @@ from tests import drift_nets, export_helpers, tiny
 
 IMAGES = drift_nets.images()
 WCAM = drift_nets.WCAM
+# Float32 sums over a kernel in another order, as a share of the features.
+FLOAT32 = 1e-5
+# One less a cosine is half the square of such an error.
+SQUARED = 1e-9
 
 
 def row(found, layer):
@@ -37,10 +41,10 @@ class ExactTest(parameterized.TestCase):
         [one.layer for one in found.in_order],
         ["(input)", "act1", "act2", "act3", "act4", "pool", "logits"])
     for one in found.rows:
-      self.assertLess(one.error, 1e-5)
-      self.assertLess(one.added, 1e-5)
-      self.assertLess(one.harm, 1e-9)
-      self.assertGreater(one.cosine, 1 - 1e-9)
+      self.assertLess(one.error, FLOAT32)
+      self.assertLess(one.added, FLOAT32)
+      self.assertLess(one.harm, SQUARED)
+      self.assertGreater(one.cosine, 1 - SQUARED)
       self.assertEqual(one.matched, "numbers")
     for one in found.in_order[1:5]:
       self.assertGreater(one.map, 1 - 1e-6)
@@ -55,17 +59,20 @@ class ExactTest(parameterized.TestCase):
     found = drift(drift_nets.good_chain(), content, WCAM, IMAGES)
     wrong, order = f"act{number}", found.in_order
     self.assertEqual(found.rows[0].layer, wrong)
+    # The doubled channel is one of six; rounding adds less than FLOAT32.
     self.assertGreater(found.rows[0].added, 0.01)
+    # Rounding does less than SQUARED.
     self.assertGreater(found.rows[0].harm, 1e-4)
     for one in order:
       if one.layer != wrong:
-        self.assertLess(one.added, 1e-5)
-        self.assertLess(one.harm, 1e-9)
+        self.assertLess(one.added, FLOAT32)
+        self.assertLess(one.harm, SQUARED)
     place = found.rows[0].place
     # What arrives: nothing before it, all of it behind.
     for one in order[:place]:
-      self.assertLess(one.error, 1e-5)
+      self.assertLess(one.error, FLOAT32)
     for one in order[place:]:
+      # What the doubled channel leaves behind it; rounding is below FLOAT32.
       self.assertGreater(one.error, 1e-3)
     # At the wrong layer alone arrival and addition are one.
     self.assertAlmostEqual(
@@ -127,6 +134,7 @@ class ExactTest(parameterized.TestCase):
     self.assertGreater(found.rows[0].harm, 10 * found.rows[1].harm)
     good = drift(drift_nets.good_chain(), drift_nets.converted(False, "int8"),
                  WCAM, IMAGES)
+    # Half a step of int8 a tensor; a bad layer leaves most channels no steps.
     self.assertLess(good.rows[0].harm, 0.01)
 
 
@@ -143,6 +151,7 @@ class KindsTest(parameterized.TestCase):
     for one in found.rows:
       self.assertLess(one.error, limit)
       self.assertLess(one.added, limit)
+    # Int8: half a step a tensor, and ReLUs that flip. Float32 comes near 1.
     self.assertGreater(found.facts["sensitivity"], 0.9)
     self.assertGreater(found.facts["map"], 0.9)
 
@@ -153,7 +162,9 @@ class KindsTest(parameterized.TestCase):
     content = kap.export.convert(net, kap.WCAM("act"), mode="float32")
     found = drift(net, content, kap.WCAM("act"), export_helpers.images())
     for one in found.rows:
+      # Float32 sums in another order, with batch norms folded into kernels.
       self.assertLess(one.error, 1e-4)
+      # Between that rounding, squared, and a wrong layer's 1e-4 (ExactTest).
       self.assertLess(one.harm, 1e-6)
 
   def test_ewa(self):
@@ -161,6 +172,7 @@ class KindsTest(parameterized.TestCase):
     found = drift(net, export_helpers.converted(mode="int8", method="ewa"),
                   export_helpers.wcam("ewa"), export_helpers.images())
     act = row(found, "act")
+    # Half a step of int8 in features and map.
     self.assertGreater(act.map, 0.99)
     self.assertTrue(math.isnan(act.sensitivity))
     self.assertIsNone(found.facts["sensitivity"])
@@ -189,8 +201,8 @@ class KindsTest(parameterized.TestCase):
     self.assertNotIn("(input)", [one.layer for one in found.rows])
     self.assertLen(found.rows, 6)
     for one in found.rows:
-      self.assertLess(one.error, 1e-5)
-      self.assertLess(one.harm, 1e-9)
+      self.assertLess(one.error, FLOAT32)
+      self.assertLess(one.harm, SQUARED)
 
   @pytest.mark.slow
   def test_nested_net(self):
@@ -201,13 +213,17 @@ class KindsTest(parameterized.TestCase):
     found = drift(net, content, kap.WCAM("act"), export_helpers.images())
     self.assertIn("act", [one.layer for one in found.rows])
     for one in found.rows:
+      # Float32 sums in another order, with batch norms folded into kernels.
       self.assertLess(one.added, 1e-4)
 
   def test_quantize_aware(self):
     student = export_helpers.quantize_aware()
     content = kap.export.convert(student, kap.WCAM("act"), mode="int8")
     found = drift(student, content, kap.WCAM("act"), export_helpers.images())
+    # The file rounds where the fake quantizers do: a sum near half a step may
+    # land on the next one.
     self.assertLess(row(found, "act").error, 0.05)
+    # The same steps, in the map.
     self.assertGreater(found.facts["map"], 0.99)
 
   def test_a_layer_too_far_off_is_told_by_its_name(self):
@@ -228,6 +244,8 @@ class KindsTest(parameterized.TestCase):
         selective=0.9995)
     found = drift(net, content, kap.WCAM("act2"), IMAGES)
     self.assertNotIn("conv2", [one.layer for one in found.rows])
+    # In floats `act2` does little; in int8 its first channel takes the range
+    # and leaves the others no steps.
     self.assertLess(row(found, "act2").harm, 1e-3)
     self.assertEqual(found.rows[0].layer, "act3")
 

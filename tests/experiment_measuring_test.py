@@ -10,6 +10,9 @@ from examples.experiment.fitting import in_range
 from examples.experiment.measuring import Judge, task_figures
 from tests.experiment_compressing_test import net
 
+# Of the same weights judged twice: float32 rounding of their maps and scores.
+PLACES = 5
+
 
 def split(count: int, classes: int = 3, seed: int = 0) -> Split:
   rng = np.random.default_rng(seed)
@@ -71,12 +74,13 @@ class JudgeTest(absltest.TestCase):
 
   def test_a_teacher_agrees_with_itself(self):
     row = self.judge.judge_model(kap.clone_model(self.teacher))
-    self.assertAlmostEqual(row["cosine_mean"], 1, places=5)
-    self.assertAlmostEqual(row["cosine_p5"], 1, places=5)
+    self.assertAlmostEqual(row["cosine_mean"], 1, places=PLACES)
+    self.assertAlmostEqual(row["cosine_p5"], 1, places=PLACES)
     self.assertEqual(row["same_top_class"], 1)
     self.assertEqual(row["dead"], 0)
     for key in ("map", "roc_auc", "pointing", "pointing_15"):
-      self.assertAlmostEqual(row[key], self.judge.teacher_row[key], places=5)
+      self.assertAlmostEqual(row[key], self.judge.teacher_row[key],
+                             places=PLACES)
 
   def test_localization_is_that_of_the_library_over_all_pairs(self):
     images = in_range(self.part.images, (-1, 1))
@@ -86,6 +90,7 @@ class JudgeTest(absltest.TestCase):
         maps, self.part.label_maps == (classes + 1)[:, None, None],
         self.part.label_maps != 255)
     for key in ("roc_auc", "pointing", "energy_inside"):
+      # The same maps: all that is left is the rounding of a mean over images.
       self.assertAlmostEqual(
           self.judge.teacher_row[key], found[key].mean(), places=6)
 
@@ -95,8 +100,11 @@ class JudgeTest(absltest.TestCase):
     row = self.judge.judge_file(content, self.teacher)
     # Floats on another runtime.
     self.assertGreater(row["cosine_mean"], 0.9999)
+    # Differences of nearly equal scores, in which rounding weighs more.
     self.assertGreater(row["occlusion_cosine_mean"], 0.999)
+    # Of the Keras model that the file was made of, here the teacher itself.
     self.assertGreater(row["gradient_cosine_mean"], 0.9999)
+    # Of ranks alone: equal, unless rounding has two scores change places.
     self.assertAlmostEqual(row["map"], self.judge.teacher_row["map"], places=6)
     self.assertEqual(row["bytes"], len(content))
     self.assertEqual(row["road"], "tail")
@@ -106,6 +114,7 @@ class JudgeTest(absltest.TestCase):
     other = net()
     other.set_weights([one[..., ::-1] for one in other.get_weights()])
     row = self.judge.judge_model(other)
+    # Below the 1 of a judge that holds the teacher against itself.
     self.assertLess(row["cosine_mean"], 0.99)
 
   def test_a_class_without_a_mask_is_not_judged_against_one(self):
@@ -117,7 +126,7 @@ class JudgeTest(absltest.TestCase):
     one = judge(self.teacher, bare)
     self.assertNotIn("roc_auc", one.teacher_row)
     row = one.judge_model(self.teacher)
-    self.assertAlmostEqual(row["cosine_mean"], 1, places=5)
+    self.assertAlmostEqual(row["cosine_mean"], 1, places=PLACES)
     self.assertNotIn("roc_auc", row)
 
 

@@ -36,6 +36,7 @@ class BuildTest(parameterized.TestCase):
     self.assertEqual(logits.shape, (2, 3))
     self.assertEqual(net.layers[-1].name, "logits")
     self.assertTrue(np.isfinite(logits).all())
+    # Scores that are all equal would differ by 0.
     self.assertGreater(np.ptp(logits), 1e-6)
 
     layer = nets.layer_of(name, size)
@@ -191,6 +192,7 @@ class WeightsTest(absltest.TestCase):
     # in an order of its own.
     net, theirs = map(_in_double_precision, (net, theirs))
     images = pictures(32, 0, 255).astype(np.float64)
+    # Float64 sums in another order; probabilities are 1 at most.
     np.testing.assert_allclose(
         keras.activations.softmax(net(images)), theirs(images), atol=1e-12)
 

@@ -57,6 +57,7 @@ class TradeOffTest(parameterized.TestCase):
     got = curves(axes)
     self.assertEqual([*got], ["plain", "swa"])
     np.testing.assert_allclose(got["plain"][1], [0.65, 0.5])
+    # The half of a difference of float64 heights of size 1.
     np.testing.assert_allclose(got["plain"][2], [math.sqrt(0.005), 0],
                                atol=1e-9)
     np.testing.assert_allclose(got["swa"][1], [0.75])

@@ -60,6 +60,7 @@ class FitHeadTest(parameterized.TestCase):
       self.assertTrue(tiny.weights_equal(layer.get_weights(), weights))
     figures = teaching.teacher_figures(
         model, data.validation, CLASSES, recipe(data))
+    # Average precision goes by ranks, of float32 scores summed in another way.
     self.assertAlmostEqual(figures["map"], found, places=6)
     self.assertGreater(found, 0.8)  # Measured: .94 and .92.
 
@@ -84,6 +85,7 @@ class FitHeadTest(parameterized.TestCase):
     want = theirs.decision_function((unseen - mean) / scale)
     got = teaching.predict(model, data.test.images, (0, 1))
     odds = got[:, 1] if data.multi_label else got[:, 1] - got[:, 0]
+    # The head's float32 kernel is divided by spreads that may be near 0.
     np.testing.assert_allclose(odds, want, atol=2e-3)
 
   def test_what_cannot_be_fitted(self):
@@ -110,6 +112,7 @@ class FitTeacherTest(parameterized.TestCase):
     # Measured: .21 and .05; .69 and 1.1 is a guess's.
     self.assertLess(logs["loss"], 0.4)
     found = teaching.teacher_figures(model, data.train, CLASSES, recipe(data))
+    # A guess's is near a class's share, a third or .4.
     self.assertGreater(found["map"], 0.8)
     self.assertFalse(tiny.weights_equal(before, norms(model)))
 

@@ -20,12 +20,14 @@ class KerasExplainerTest(parameterized.TestCase):
     file = kap.export.Interpreter(helpers.converted(tail, "float32", method))
     images = helpers.images(5)
     self.assertEqual(ours.input_shape, file.input_shape)
+    # Float32 sums of LiteRT's kernels and TensorFlow's, in another order.
     np.testing.assert_allclose(
         ours.predict(images), file.predict(images, logits=True), atol=1e-5)
     for targets in (None, 1, [0, 1, 2, 1, 0], np.float32(
         [[1, -1, 0]] * 5)):
       for one, other in zip(ours.explain(images, targets),
                             file.explain(images, targets)):
+        # The same, of maps: products of features and sums of gradients.
         np.testing.assert_allclose(one, other, atol=1e-4)
 
   @parameterized.parameters("softmax", "sigmoid", "softmax_layer")
@@ -33,6 +35,7 @@ class KerasExplainerTest(parameterized.TestCase):
     images = helpers.images(5)
     want = helpers.net().predict(images, verbose=0)
     got = KerasExplainer(helpers.net(head=head), "act")
+    # Float32 logits from before another head, by another graph.
     np.testing.assert_allclose(got.predict(images), want, atol=1e-5)
     np.testing.assert_allclose(got.explain(images).logits, want, atol=1e-5)
     with self.assertRaisesRegex(ValueError, "logits must be True"):
@@ -42,8 +45,11 @@ class KerasExplainerTest(parameterized.TestCase):
     """Its logits are those before the last quantizer, as `grad_cam`'s."""
     net, images = helpers.quantize_aware(), helpers.images(4)
     maps, logits = KerasExplainer(net, "act").explain(images)
+    # Float32 maps of batches of another size.
     np.testing.assert_allclose(
         maps, kap.attribution.grad_cam(net, images, None, "act"), rtol=1e-5)
+    # Two steps of .05, of 8 bits for -6..6: a value half way may take either
+    # step once sums come in another order.
     np.testing.assert_allclose(
         logits, net.predict(images, verbose=0), atol=0.1)
 

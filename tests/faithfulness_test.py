@@ -42,10 +42,13 @@ class CurvesTest(parameterized.TestCase):
     image[0, 8, 8] = 1
     curves = insertion(lambda batch: batch.max((1, 2)), image,
                        image[..., 0], 1, steps=1)
+    # A Gaussian of deviation 2 leaves .04 of a lone pixel; without a blur 1
+    # is left, from zeros 0.
     self.assertBetween(curves.scores[0, 0], 0.01, 0.2)
     self.assertEqual(curves.scores[0, 1], 1)
     flat = insertion(lambda batch: batch.mean((1, 2)), np.full(
         [1, 9, 7, 1], 3.0), np.ones([1, 9, 7]), 1)
+    # The Gaussian's weights sum to 1 but for float32 rounding.
     np.testing.assert_allclose(flat.scores, 3, rtol=1e-5)
 
   def test_maps_are_enlarged_and_classes_are_each_images_own(self):
@@ -56,7 +59,9 @@ class CurvesTest(parameterized.TestCase):
                        batch[:, 4:].sum((1, 2, 3))], 1)
     upper = np.repeat([[[1.0, 1.0], [0.0, 0.0]]], 3, 0)
     curves = deletion(predict, images, upper, [0, 1, 0], steps=2, batch_size=2)
+    # Zeros sum up to 0; pixels that were left in the half would add tenths.
     np.testing.assert_allclose(curves.scores[[0, 2], 1], 0, atol=1e-6)
+    # Float32 sums of the same 64 values; a pixel less would be a hundredth.
     np.testing.assert_allclose(
         curves.scores[1, 1], curves.scores[1, 0], rtol=1e-5)
 
@@ -73,6 +78,7 @@ class CurvesTest(parameterized.TestCase):
     zeros = deletion(rough, image, one, 1, steps=steps).scores[0, :2]
     filled = road(rough, image, one, 1, steps=steps, noise=0.0).scores[0, :2]
     self.assertGreater(zeros[1], 2 * zeros[0])
+    # A ramp is its neighbours' mean and comes back; zeros multiply the score.
     np.testing.assert_allclose(filled[1], filled[0], rtol=0.05)
 
   def test_bad_arguments(self):
@@ -96,6 +102,7 @@ class SensitivityTest(absltest.TestCase):
     images = rng.uniform(1, 2, [2, 2, 2, 1])
     maps = images[..., 0] * WEIGHTS
     got = sensitivity_n(_linear, images, maps, 0, shares=(0.25, 0.5))
+    # The score sees float32 images, the maps were made of float64 ones.
     np.testing.assert_allclose(got, 1, atol=1e-6)
     np.testing.assert_allclose(
         sensitivity_n(_linear, images, -maps, 0, shares=(0.25,)), -1, atol=1e-6)
@@ -121,6 +128,7 @@ class ImputeTest(absltest.TestCase):
     rng = np.random.default_rng(1)
     image, missing = rng.uniform(size=[9, 11, 3]), rng.uniform(
         size=[9, 11]) < 0.6
+    # The solver's residual, far below the 1e-6 that the means are held to.
     filled = impute(image, missing, tolerance=1e-10)
     for row, column in np.argwhere(missing):
       total, weight = 0.0, 0.0
@@ -130,6 +138,7 @@ class ImputeTest(absltest.TestCase):
           if (down, right) != (0, 0) and 0 <= r < 9 and 0 <= c < 11:
             share = 1 / 6 if 0 in (down, right) else 1 / 12
             total, weight = total + share * filled[r, c], weight + share
+      # What the solver leaves; stopped at its usual 1e-4 it would be too much.
       np.testing.assert_allclose(filled[row, column], total / weight, rtol=1e-6)
     with self.assertRaisesRegex(ValueError, "must leave a pixel"):
       impute(image, np.ones([9, 11], bool))

@@ -80,6 +80,7 @@ class _FaultsTest(parameterized.TestCase):
     self.assertEmpty([one for one in vars(model) if "attr_preserve" in one])
     path = tiny.folder(self) / "model.h5"
     model.save(path)
+    # The same weights in other functions: float32 sums in another order.
     np.testing.assert_allclose(
         keras.models.load_model(path)(self.pictures), model(self.pictures),
         atol=1e-6)
@@ -114,6 +115,7 @@ class NotFiniteTest(_FaultsTest):
       other = _compiled(tiny.conv_net(seed=1, size=4))
       self.fit(other, x=self.pictures[:2], y=self.labels[:2])
       for one, two in zip(model.get_weights(), other.get_weights()):
+        # Two steps are one function: its float32 sums may be ordered otherwise.
         np.testing.assert_allclose(one, two, atol=1e-6)
       self.assertTrue(all(
           np.isfinite(one).all() for one in model.get_weights()))
@@ -324,6 +326,7 @@ class OddDataTest(_FaultsTest):
   def test_one_picture_at_a_time(self):
     history = self.fit(_compiled(self.net), batch_size=1, epochs=2)
     self.assertTrue(np.isfinite(history["loss"]).all())
+    # Maps that are dead would count 0.
     self.assertBetween(history["attr_agreement"][1], 1e-3, 1)
 
   @parameterized.parameters("softmax", "linear")
@@ -333,6 +336,7 @@ class OddDataTest(_FaultsTest):
         seed, classes=1, head=head) for seed in (0, 1))
     model.compile("sgd", "mse")
     history = self.fit(model, y=self.labels[:, :1])
+    # Maps of what the softmax gives, a constant, would be dead and count 0.
     self.assertBetween(history["attr_agreement"][0], 1e-3, 1)
 
   def test_whole_numbers(self):
@@ -342,6 +346,7 @@ class OddDataTest(_FaultsTest):
       model = _compiled(tiny.conv_net(seed=1, size=4))
       found.append(self.fit(model, x=pictures.astype(kind)))
     for name in found[0]:
+      # Whole numbers are exact in float32; sums may come in another order.
       np.testing.assert_allclose(
           found[0][name], found[1][name], rtol=1e-5, err_msg=name)
 

@@ -45,6 +45,7 @@ class RangesTest(parameterized.TestCase):
     file = self.opened(mode, preprocess=lambda images: (images + 1) * 127.5)
     maps, _ = file.explain(self.images, 1)
     want = grad_cam(self.net, self.images, 1, "act")
+    # Steps of 8 bits in uint8, in images too; float32 comes far nearer.
     self.assertGreater(helpers.cosines(maps, want).min(), 0.99)
 
   def test_a_range_that_makes_it_worse(self):
@@ -68,6 +69,7 @@ class OtherTrainingTest(parameterized.TestCase):
     file = opened(content=content)
     self.assertIn("their numbers are not the teacher's", file.source)
     maps, _ = file.explain(images, 1)
+    # Steps of 8 bits in int8; float32 comes far nearer.
     self.assertGreater(helpers.cosines(
         maps, grad_cam(net, images, 1, "act")).min(), 0.998)
 

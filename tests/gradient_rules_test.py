@@ -20,6 +20,11 @@ from keras_attr_preserve.gradient_rules import (
 VALUES = np.float32([[-9.0, -1.0], [2.0, 9.0]])
 UPSTREAM = np.float32([[1.0, 2.0], [3.0, 4.0]])
 CLIPPED = np.float32([[0.0, 2.0], [3.0, 0.0]])
+# A few float64 roundings, of 1e-16 each.
+FLOAT64 = 1e-12
+# Float32 statistics of a batch, fused or by formula, and gradients through
+# them.
+FLOAT32 = 1e-4
 
 
 def _with_args(x):
@@ -148,8 +153,8 @@ class MomentsTest(parameterized.TestCase):
         (MOMENTS, [[-2 / 3], [0], [2 / 3]]),
         ({}, [[2 / 3], [4 / 3], [6 / 3]])):  # The trap: as if nothing moved.
       first, second = self._second(variance, x, rules)
-      np.testing.assert_allclose(first, [[-4 / 3], [-2 / 3], [2]], rtol=1e-12)
-      np.testing.assert_allclose(second, want, atol=1e-12)
+      np.testing.assert_allclose(first, [[-4 / 3], [-2 / 3], [2]], rtol=FLOAT64)
+      np.testing.assert_allclose(second, want, atol=FLOAT64)
 
   @parameterized.parameters(((7, 4), [0]), ((3, 4, 5, 2), [0, 1, 2]),
                             ((6, 5), [-1]), ((3, 4, 5, 2), [1, 2]))
@@ -198,7 +203,7 @@ class MomentsTest(parameterized.TestCase):
     for got in (gradients(x, y, MOMENTS), traced(x, y)):
       for a, b in zip(got, want):
         self.assertEqual(a.shape, b.shape)
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+        np.testing.assert_allclose(a, b, rtol=FLOAT64)
 
 
 class BatchIsConstantTest(parameterized.TestCase):
@@ -237,13 +242,14 @@ class BatchIsConstantTest(parameterized.TestCase):
       want_score = score((x - mean) * factor + layer.beta)
       still = score((x - tf.stop_gradient(mean)) * tf.stop_gradient(factor)
                     + layer.beta)
-    np.testing.assert_allclose(got_score, want_score, atol=1e-4)
+    np.testing.assert_allclose(got_score, want_score, atol=FLOAT32)
     with gradient_rules(SENSITIVITY_RULES):
       got = tape.gradient(got_score, x)
-    np.testing.assert_allclose(got, tape.gradient(still, x), atol=1e-4)
+    np.testing.assert_allclose(got, tape.gradient(still, x), atol=FLOAT32)
     # And without the rules, the images are mixed.
     mixed = tape.gradient(want_score, x)
-    np.testing.assert_allclose(tape.gradient(got_score, x), mixed, atol=1e-4)
+    np.testing.assert_allclose(tape.gradient(got_score, x), mixed, atol=FLOAT32)
+    # Far more than FLOAT32.
     self.assertGreater(np.abs(got - mixed).max(), 0.05)
 
   def test_one_image_alone(self):
@@ -256,6 +262,7 @@ class BatchIsConstantTest(parameterized.TestCase):
       first = scores[0]
     with gradient_rules(SENSITIVITY_RULES):
       together, alone = tape.gradient(scores, x), tape.gradient(first, x)
+    # Float32 sums of one score's gradient; the other scores add nothing.
     np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
     self.assertEqual(np.abs(alone[1:]).max(), 0)
 

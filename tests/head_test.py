@@ -236,6 +236,7 @@ class HeadTest(parameterized.TestCase):
                      outputs["features"].position)
     want, features = self.hidden["hidden_flatten"]
     seed = np.random.default_rng(0).normal(size=(len(features), CLASSES))
+    # Float32 sums over 64 positions and the hidden units, in another order.
     np.testing.assert_allclose(
         head.sensitivity(features, seed), np.einsum("ik,ikc->ic", seed, want),
         atol=1e-4)

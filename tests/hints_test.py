@@ -17,6 +17,11 @@ from keras_attr_preserve import (
 from keras_attr_preserve.hints import feature_distance
 from tests import tiny
 
+# Float32 rounding of distances of size 1, from sums over a map's features.
+FLOAT32 = 1e-6
+# The same of losses and metrics: sums over a batch in another order, weighted.
+PLACES = 5
+
 
 def _features(channels=3, height=4, width=5, count=2, seed=0):
   rng = np.random.default_rng(seed)
@@ -34,7 +39,7 @@ class FeatureDistanceTest(parameterized.TestCase):
     teacher = tf.constant([[[[1.0, 0.0], [0.0, 0.0]]]])
     student = tf.constant([[[[3.0, 0.0], [4.0, 0.0]]]])
     np.testing.assert_allclose(
-        feature_distance(teacher, student), [1 - 3 / 5], rtol=1e-6)
+        feature_distance(teacher, student), [1 - 3 / 5], rtol=FLOAT32)
 
   def test_position_by_position_by_hand(self):
     # A = (1, 2): A A^T = (1 2; 2 4). B = (1 0; 0 1): B B^T = identity.
@@ -42,19 +47,19 @@ class FeatureDistanceTest(parameterized.TestCase):
     student = tf.constant([[[[1.0, 0.0], [0.0, 1.0]]]])
     want = 1 - (1 + 4) / (5 * np.sqrt(2))
     np.testing.assert_allclose(
-        feature_distance(teacher, student), [want], rtol=1e-6)
+        feature_distance(teacher, student), [want], rtol=FLOAT32)
 
   def test_against_numpy(self):
     teacher, student = _features(), _features(seed=1)
     cosine = (tiny.unit(teacher) * tiny.unit(student)).sum(1)
     np.testing.assert_allclose(
-        feature_distance(teacher, student), 1 - cosine, atol=1e-6)
+        feature_distance(teacher, student), 1 - cosine, atol=FLOAT32)
     thin = student[..., :2]
     products = [np.einsum("bhwc,bijc->bhwij", one, one)
                 for one in (teacher, thin)]
     cosine = (tiny.unit(products[0]) * tiny.unit(products[1])).sum(1)
     np.testing.assert_allclose(
-        feature_distance(teacher, thin), 1 - cosine, atol=1e-6)
+        feature_distance(teacher, thin), 1 - cosine, atol=FLOAT32)
 
   def test_other_channels_know_no_rotation(self):
     teacher = _features(channels=3)
@@ -62,7 +67,8 @@ class FeatureDistanceTest(parameterized.TestCase):
     turned, _ = np.linalg.qr(_features(4, 4, 1, 1)[0, :, 0])
     student = 2 * teacher @ turned[:3]
     np.testing.assert_allclose(
-        feature_distance(teacher, student), 0, atol=1e-6)
+        feature_distance(teacher, student), 0, atol=FLOAT32)
+    # Rows in reverse are no rotation of channels, so a distance is left.
     self.assertGreater(
         float(tf.reduce_min(feature_distance(teacher, student[:, ::-1]))), 0.1)
 
@@ -72,7 +78,7 @@ class FeatureDistanceTest(parameterized.TestCase):
     self.assertEqual(pooled[0].shape[1:3], [10, 10])
     np.testing.assert_allclose(
         feature_distance(teacher, student), feature_distance(*pooled),
-        atol=1e-6)
+        atol=FLOAT32)
 
   @parameterized.parameters(3, 2)
   def test_dead_features_have_finite_gradients(self, channels):
@@ -80,14 +86,14 @@ class FeatureDistanceTest(parameterized.TestCase):
     with tf.GradientTape() as tape:
       tape.watch(student)
       distance = feature_distance(_features(), student)
-    np.testing.assert_allclose(distance, 0.5, atol=1e-6)
+    np.testing.assert_allclose(distance, 0.5, atol=FLOAT32)
     self.assertTrue(np.isfinite(tape.gradient(distance, student)).all())
 
   def test_half_precision_is_computed_in_float32(self):
     got = feature_distance(_features().astype(np.float16),
                            _features().astype(np.float16))
     self.assertEqual(got.dtype, tf.float32)
-    np.testing.assert_allclose(got, 0, atol=1e-6)
+    np.testing.assert_allclose(got, 0, atol=FLOAT32)
 
 
 class HintsTest(parameterized.TestCase):
@@ -134,11 +140,11 @@ class StepTest(parameterized.TestCase):
                         training=False)
     distance = self._distance(student, teacher, pictures).numpy()
     want = 3 * (distance * [1, 2, 0, 1]).sum() / 4
-    self.assertAlmostEqual(float(loss), want, places=5)
+    self.assertAlmostEqual(float(loss), want, places=PLACES)
     means = {one.name: float(one.result()) for one in step.metrics}
-    self.assertAlmostEqual(means["hint_loss"], want, places=5)
+    self.assertAlmostEqual(means["hint_loss"], want, places=PLACES)
     self.assertAlmostEqual(
-        means["hint_agreement"], 1 - distance.mean(), places=5)
+        means["hint_agreement"], 1 - distance.mean(), places=PLACES)
 
   def test_channels_that_are_left_by_numpy(self):
     """Beside a layer that is whole and one of which no one says."""
@@ -156,7 +162,8 @@ class StepTest(parameterized.TestCase):
     cosine = (tiny.unit(one[..., kept]) * tiny.unit(other)).sum(1)
     want = (np.mean(1 - cosine) + np.mean(
         self._distance(student, teacher, pictures, "act2"))) / 2
-    self.assertAlmostEqual(float(loss), want, places=5)
+    self.assertAlmostEqual(float(loss), want, places=PLACES)
+    # Of all channels it is another distance, or the test could not tell.
     self.assertNotAlmostEqual(np.mean(1 - cosine), np.mean(
         self._distance(student, teacher, pictures)), places=2)
 
@@ -167,7 +174,7 @@ class StepTest(parameterized.TestCase):
     step = TrainStep(tiny.compiled(student), teacher,
                      hints=Hints("act", weight=1.0, channels=channels))
     loss, _ = step.loss(tiny.images(4), np.zeros(4), training=False)
-    self.assertAlmostEqual(float(loss), 0, places=5)
+    self.assertAlmostEqual(float(loss), 0, places=PLACES)
 
   def test_beside_maps_and_scores(self):
     """Each term is what it is alone."""
@@ -182,7 +189,9 @@ class StepTest(parameterized.TestCase):
           pictures, zeros, training=False)[0])
 
     parts = [loss(wcam), loss(hints=hints), loss(distillation=scores)]
+    # Far above the rounding allowed below, so that no term can be missing.
     self.assertGreater(min(parts), 0.01)
+    # Three float32 terms, each of a run of its own, added outside.
     self.assertAlmostEqual(
         loss(wcam, hints=hints, distillation=scores), sum(parts), places=4)
 
@@ -196,6 +205,7 @@ class StepTest(parameterized.TestCase):
 
   def test_auto_alone_goes_by_the_task(self):
     weight, step = self._means()
+    # A quotient of two float32 means, one of them taken from 1.
     self.assertAlmostEqual(weight, 8 * 0.25, places=4)
     self.assertTrue(hasattr(step.state, "hint_task_loss"))
 
@@ -205,6 +215,7 @@ class StepTest(parameterized.TestCase):
       ({"weight": 3.0, "agreement": 0.9}, 3.0))
   def test_auto_beside_maps_is_their_weight(self, settings, want):
     weight, step = self._means(WCAM("act", **settings))
+    # A quotient of two float32 means, one of them taken from 1.
     self.assertAlmostEqual(weight, want, places=4)
     self.assertFalse(hasattr(step.state, "hint_task_loss"))
 

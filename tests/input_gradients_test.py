@@ -43,6 +43,8 @@ class InputGradientsTest(parameterized.TestCase):
         one[0][place] += sign * step
       high, low = (model(one).numpy()[0, 1] for one in moved)
       slopes[place] = (high - low) / (2 * step)
+    # A central difference of step 1e-2: truncation of order 1e-4, and float32
+    # round-off of 1e-5.
     np.testing.assert_allclose(got, np.abs(slopes).max(-1), atol=5e-4)
 
   @parameterized.parameters(False, True)
@@ -57,6 +59,7 @@ class InputGradientsTest(parameterized.TestCase):
       tape.watch(pictures)
       score = tf.reduce_sum(model(pictures)[:, 1])
     want = np.abs(tape.gradient(score, pictures)).max(-1)
+    # Float32 gradients, by a graph and eagerly, in another order of sums.
     np.testing.assert_allclose(
         attribution.saliency(model, pictures.numpy(), 1), want, rtol=1e-4,
         atol=1e-6)
@@ -64,6 +67,7 @@ class InputGradientsTest(parameterized.TestCase):
   def test_gradient_x_input_of_a_linear_net_is_its_score(self):
     model = _dense([[[2], [-3]]])
     picture = np.float32([[[[5], [1]]]])
+    # Small whole numbers, which float32 holds exactly.
     np.testing.assert_allclose(
         attribution.gradient_x_input(model, picture, 1), [[[10, -3]]],
         rtol=1e-6)
@@ -74,19 +78,26 @@ class InputGradientsTest(parameterized.TestCase):
     model = _dense([[[1], [1]], [[1]]], [[-1], [0]])
     picture = np.float32([[[[1], [2]]]])
     got = attribution.integrated_gradients(model, picture, 1, steps=3000)
+    # The kink may cost half an interval: 2 / 6000; the rest is float32 sums of
+    # 3001 points.
     np.testing.assert_allclose(got, [[[2 / 3, 4 / 3]]], atol=1e-3)
     # From (1, 0) the way is (0, 2 t), alive all along.
     got = attribution.integrated_gradients(
         model, picture, 1, baseline=np.float32([[[1], [0]]]), steps=10)
+    # The first point lies on the kink, where the gradient is 0: half an
+    # interval of ten is missing, .1 of 2.
     np.testing.assert_allclose(got, [[[0, 2]]], atol=0.11)
 
   def test_integrated_gradients_add_up(self):
     model = tiny.conv_net(tail="block", activation="softplus")
     report = attribution.integrated_gradients_completeness(
         model, tiny.images(4), 2, baseline=0.25, steps=200)
+    # Ten times the residual allowed below: a map of zeros would be seen.
     self.assertGreater(np.abs(report.difference).min(), 1e-3)
+    # The trapezoid rule's error on 200 intervals, and float32 sums.
     np.testing.assert_allclose(report.residual, 0, atol=1e-4)
     start = model(np.full_like(tiny.images(1), 0.25)).numpy()[0, 2]
+    # Float32 logits of batches of another size.
     np.testing.assert_allclose(
         report.difference, model(tiny.images(4)).numpy()[:, 2] - start,
         atol=1e-5)
@@ -101,14 +112,19 @@ class InputGradientsTest(parameterized.TestCase):
     pictures = 0.5 + np.abs(tiny.images(3, size=4))[..., :1]
     theirs = attribution.tf_explain(model, pictures, 1, steps=500)
     ours = attribution.integrated_gradients(model, pictures, 1, steps=500)
+    # Means of 500 points and of 500 intervals part by 1 / 500 of how far the
+    # gradient changes on the way.
     np.testing.assert_allclose(
         np.abs(ours / pictures[..., 0]), theirs, rtol=1e-2, atol=1e-3)
 
   def test_smooth_grad_without_noise_is_saliency(self):
     model, pictures = tiny.conv_net(tail="flatten"), tiny.images(3)
+    # Float32 means of two equal gradients; batches of another size.
     np.testing.assert_allclose(
         attribution.smooth_grad(model, pictures, 1, noise=0.0, samples=2),
         attribution.saliency(model, pictures, 1), rtol=1e-5)
+    # Equal gradients part by float32 rounding, 1e-7 of size 1; this is its
+    # square.
     np.testing.assert_allclose(
         attribution.var_grad(model, pictures, 1, noise=0.0, samples=3), 0,
         atol=1e-12)
@@ -117,10 +133,12 @@ class InputGradientsTest(parameterized.TestCase):
     model, pictures = tiny.conv_net(tail="flatten"), tiny.images(5)
     for method in (attribution.smooth_grad, attribution.var_grad):
       whole = method(model, pictures, 1, samples=4)
+      # Float32 means and variances, gathered from other batches.
       np.testing.assert_allclose(
           method(model, pictures, 1, samples=4, batch_size=2), whole,
           rtol=1e-3, atol=1e-6)
       other = method(model, pictures, 1, samples=4, seed=1)
+      # A hundred times the atol above: other noise, not another order of sums.
       self.assertGreater(np.abs(other - whole).max(), 1e-4)
 
   def test_var_grad_of_a_kink(self):
@@ -128,6 +146,8 @@ class InputGradientsTest(parameterized.TestCase):
     model = _dense([[[1], [0]], [[1]]])
     picture = np.float32([[[[0], [1]]]])
     got = attribution.var_grad(model, picture, 1, samples=400)
+    # Of 400 draws the share that is alive, p, is off by .025, one sigma, and
+    # p (1 - p) by the square of that.
     np.testing.assert_allclose(got, [[[0.25, 0]]], atol=0.01)
 
   def test_guided_backprop_by_hand(self):
@@ -145,12 +165,15 @@ class InputGradientsTest(parameterized.TestCase):
     model, pictures = tiny.conv_net(), tiny.images(3)
     got = method(model, pictures, [2, 0, 1])
     self.assertEqual((got.dtype, got.shape), (np.float32, (3, 6, 6)))
+    # A dead map is 0; what is compared below may be off by 1e-6.
     self.assertGreater(np.abs(got).max(), 1e-6)
     for row, target in enumerate([2, 0, 1]):
       if row == 0:  # Noise goes by an image's place.
+        # Float32 gradients of a batch of another size.
         np.testing.assert_allclose(
             method(model, pictures[:1], target)[0], got[0], rtol=1e-3,
             atol=1e-6)
+    # Float32 gradients of other graphs, gathered in another order.
     np.testing.assert_allclose(
         method(tiny.conv_net(head="softmax"), pictures, [2, 0, 1]), got,
         rtol=1e-3, atol=1e-6)

@@ -128,6 +128,8 @@ class ExplainTest(parameterized.TestCase):
     want = grad_cam(helpers.net(tail), weights)
     alive = want.max((1, 2)) > 0
     self.assertGreaterEqual(alive.sum(), 4)
+    # Int8 rounds features and gradients, of weak scores to few steps; float32
+    # files are held to the same.
     self.assertGreater(helpers.cosines(maps[alive], want[alive]).min(), 0.99)
     # Nothing weighted is nothing explained, not the file's top class.
     self.assertFalse(maps[2::4].any())
@@ -165,6 +167,8 @@ class ExplainTest(parameterized.TestCase):
     maps, _ = interpreter(tail, mode).explain(helpers.images(), target)
     want = grad_cam(helpers.net(tail), target)
     self.assertGreater(want.max((1, 2)).min(), 0)
+    # Allows 8-bit rounding of features, kernels and gradients, in the mean of
+    # eight maps.
     self.assertGreater(helpers.cosines(maps, want).mean(), 0.99)
     # Units, too: the mean of the maps. The int8 backward pass has one step for
     # the gradients of all classes: .06 off was measured for the weakest.
@@ -202,6 +206,8 @@ class ExplainTest(parameterized.TestCase):
     alive = want.max((1, 2)) > 0
     self.assertTrue(alive.any())
     self.assertTrue(maps[alive].any((1, 2)).all())
+    # Int8 rounds the backward pass, seen in the worst map; a weight clipped to
+    # nothing fails above.
     self.assertGreater(
         helpers.cosines(maps[alive], want[alive]).min(), 0.98)
 
@@ -212,7 +218,11 @@ class ExplainTest(parameterized.TestCase):
         helpers.net("block"), helpers.images(), layer=helpers.LAYER)
     if mode == "float32":
       np.testing.assert_allclose(maps, want, 1e-5, 1e-6)
+    # Without a backward pass int8 rounds features alone, and the mean over 16
+    # channels evens that out.
     self.assertGreater(helpers.cosines(maps, want).min(), 0.999)
+    # Rounding evens out in the mean; clipping of images brighter than the
+    # calibration's does not.
     self.assertAlmostEqual(maps.mean() / want.mean(), 1, delta=0.02)
 
   def test_targets_in_one_subgraph(self):
@@ -353,11 +363,14 @@ class TflmTest(parameterized.TestCase):
       # Features, and so maps: equal to the last bit.
       np.testing.assert_array_equal(ours.maps, theirs.maps)
     else:
+      # The int8 backward pass may differ by a step here and there.
       self.assertGreater(helpers.cosines(ours.maps, theirs.maps).min(), 0.999)
     # Of the logits 0.2 to 1 % are a step apart (ai-edge-litert 2.3).
     step = micro.signatures["explain"].outputs["logits"].scale
     apart = np.abs(ours.logits - theirs.logits) / step
+    # One step; the hundredth is for float32 rounding of the quotient.
     self.assertLess(apart.max(), 1.01)
+    # Several times the share above, for other versions of the kernels.
     self.assertLess((apart > 0).mean(), 0.05)
 
   @parameterized.parameters(("gap", "softmax"), ("block", "linear"))

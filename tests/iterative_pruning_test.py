@@ -33,11 +33,13 @@ class ScheduleTest(parameterized.TestCase):
       for step in (1, 2, 3):
         begins, sparsity = schedule(3 * number + step)
         self.assertEqual(bool(begins), step == 1)
+        # A power of .8 in float32.
         self.assertAlmostEqual(float(sparsity), want, places=6)
         self.assertEqual(sparsity.dtype, tf.float32)
     for step in (49, 50, 52, 1000):  # 16 rounds of 3 steps are over.
       begins, sparsity = schedule(step)
       self.assertFalse(begins)
+      # A power of .8 in float32.
       self.assertAlmostEqual(float(sparsity), SPARSITIES[-1], places=6)
 
   def test_begin_and_other_numbers(self):
@@ -154,6 +156,7 @@ class FitTest(parameterized.TestCase):
           counts, [max(1, round(size * (1 - sparsity))) for size in sizes])
     if not run_eagerly:
       self.assertEqual(left[-1], [4, 16, 1])  # Of 744: 97.2 %.
+      # The paper's 97.2 % has three digits.
       self.assertAlmostEqual(1 - sum(left[-1]) / 744, 0.972, places=3)
     self.assertTrue(np.isfinite(history["attr_agreement"]).all())
     self.assertTrue(tiny.weights_equal(self.teacher.get_weights(), before))

@@ -49,6 +49,7 @@ class ScoresTest(parameterized.TestCase):
       want = kap.evaluation.agreement(ours, theirs)
       for score, values in want.items():
         got = report.scores[f"{name}_{score}"]
+        # Float32 logits of batches of another size.
         np.testing.assert_allclose(got[:4], values, atol=1e-4)
         self.assertTrue(np.isnan(got[4:]).all())
       self.assertLess(want["cosine"].mean(), 0.95)  # Another net.
@@ -61,6 +62,7 @@ class ScoresTest(parameterized.TestCase):
       report = kap.export.verify(
           helpers.converted(tail, head=head), helpers.net(tail, head=head),
           helpers.wcam(), helpers.images(3), judges=BOTH)
+    # Float32 rounding; ranks may change places where maps are flat.
     report.require(
         occlusion_cosine_worst=1 - 1e-6, rise_cosine_worst=1 - 1e-6,
         occlusion_spearman=0.999, rise_pearson=0.999)
@@ -74,6 +76,7 @@ class ScoresTest(parameterized.TestCase):
               helpers.wcam(), helpers.images(3), judges=BOTH)
           for head in ("linear", "softmax"))
     for name in ("occlusion_ssim", "rise_ssim"):
+      # Float32 rounding of logits, read before the softmax in both.
       np.testing.assert_allclose(
           linear.scores[name], sure.scores[name], atol=1e-4)
 

@@ -92,6 +92,8 @@ class _Keras3Test(parameterized.TestCase):
     self.assertEqual(len(want), len(got))
     for one, other in zip(want, got):
       self.assertGreater(np.ptp(one), 0)
+      # Of the largest output alone: both Keras add up float32 sums in their own
+      # order.
       np.testing.assert_allclose(
           other, one, rtol=0, atol=1e-5 * np.abs(one).max())
     self.assertEqual(made.name, model.name)
@@ -229,8 +231,10 @@ class LayersTest(_Keras3Test):
 
   def test_hard_sigmoid_is_that_of_keras_3(self):
     made = from_keras3(_chain(layers.Activation("hard_sigmoid"), shape=(2,)))
+    # Float32 rounding of 4 / 6.
     np.testing.assert_allclose(
         made(np.float32([[1, -3]])), [[4 / 6, 0]], rtol=1e-6)
+    # Float32 rounding of 0.2 + 0.5.
     self.assertAlmostEqual(
         float(tf_keras.activations.hard_sigmoid(tf.constant(1.0))), 0.7,
         places=6)
@@ -500,6 +504,8 @@ class UseTest(_Keras3Test):
         callbacks.insert(0, tfmot.sparsity.keras.UpdatePruningStep())
       logs = student.fit(pictures, labels, batch_size=2, verbose=0,
                          callbacks=callbacks).history
+      # Half of the weights are gone, or quantizers' ranges untrained: agreement
+      # falls by that; dead maps have 0.
       self.assertGreater(logs["attr_agreement"][0], 0.3)
       self.assertTrue(np.isfinite(logs["attr_loss"][0]))
 

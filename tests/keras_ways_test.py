@@ -23,6 +23,8 @@ from tests import tiny
 COUNT = 6
 BATCHES = (slice(0, 3), slice(3, 6))
 layers = keras.layers
+# Float32 maps, their cosines and means, and NumPy's sums in another order.
+PLACES = 4
 
 
 def _cross_entropy():
@@ -107,7 +109,7 @@ class _WaysTest(parameterized.TestCase):
   def assert_agreement(self, history):
     """A fit with a learning rate of 0 found what NumPy finds."""
     self.assertAlmostEqual(
-        history["attr_agreement"][0], self.cosines().mean(), places=4)
+        history["attr_agreement"][0], self.cosines().mean(), places=PLACES)
 
 
 class ModelsTest(_WaysTest):
@@ -164,11 +166,11 @@ class ModelsTest(_WaysTest):
         y=y, sample_weight=weights, output="logits", batch_size=COUNT,
         distillation=Distillation(alpha=0.5, temperature=1.0))
     self.assertAlmostEqual(history["attr_loss"][0], 3 * np.mean(
-        np.arange(COUNT) * distances), places=4)
+        np.arange(COUNT) * distances), places=PLACES)
     p, q = (tf.nn.log_softmax(one).numpy() for one in (
         self.teacher(self.pictures), self.net(self.pictures, training=True)))
     self.assertAlmostEqual(history["distill_loss"][0], np.mean(
-        np.arange(COUNT) * (np.exp(p) * (p - q)).sum(1)), places=4)
+        np.arange(COUNT) * (np.exp(p) * (p - q)).sum(1)), places=PLACES)
     self.assertContainsSubset({"size_loss", "logits_loss"}, history)
 
   @parameterized.named_parameters(
@@ -254,6 +256,7 @@ class SettingsTest(_WaysTest):
         other.trainable_variables, gradients)]
     _fit(model, self.teacher, batch_size=COUNT)
     for got, one in zip(model.trainable_variables, want):
+      # Float32 sums in another order, in one step of 1e-3 to 1e-2 in size.
       np.testing.assert_allclose(got, one, atol=1e-6)
 
   def test_an_optimizer_with_everything(self):
@@ -270,6 +273,8 @@ class SettingsTest(_WaysTest):
               "act", weight=0.0))] * preserve)
       found.append(model.get_weights())
     for one, other in zip(*found):
+      # Four steps of 1e-2: AdamW divides by a gradient's size, which enlarges
+      # float32 rounding.
       np.testing.assert_allclose(one, other, atol=1e-5)
 
   def test_partly_frozen(self):
@@ -314,6 +319,8 @@ class SettingsTest(_WaysTest):
       found.append(_fit(
           student, teacher, wcam, epochs=2, batch_size=COUNT))
     for name in found[0]:
+      # XLA sums float32 in another order; a fake quantizer may then round to
+      # the next step.
       np.testing.assert_allclose(
           found[1][name], found[0][name], rtol=1e-3, err_msg=name)
 
@@ -372,7 +379,7 @@ class OwnLoopTest(_WaysTest):
       logs = run(self.pictures[:3], self.labels[:3], return_dict=True)
       self.assertAlmostEqual(logs["attr_agreement"], tiny.swa_cosines(
           self.net, self.teacher, self.pictures[:3],
-          training=run == model.train_on_batch).mean(), places=4)
+          training=run == model.train_on_batch).mean(), places=PLACES)
 
   def test_accumulated_gradients(self):
     """With an optimizer of its own, whose count is not the model's."""
@@ -399,6 +406,8 @@ class OwnLoopTest(_WaysTest):
       update(tf.constant(number))
       logs = {metric.name: float(metric.result()) for metric in step.metrics}
       found.append(logs["attr_agreement"])
+      # The weight, 30 to 10, times the float32 error of a distance. The next
+      # step's weight is 1 less.
       self.assertAlmostEqual(
           logs["attr_loss"], float(schedule(number)) * distance, places=2)
     self.assertGreater(found[-1], found[0] + 0.05)
@@ -430,6 +439,7 @@ class CallbacksTest(_WaysTest):
             keras.callbacks.CSVLogger(str(folder / "log.csv"))])
     agreements = history["val_attr_agreement"]
     self.assertLen(agreements, 3)
+    # The optimizer keeps its rate in float32.
     np.testing.assert_allclose(rates, [0.05, 0.05, 0.025], rtol=1e-5)
     rows = (folder / "log.csv").read_text().splitlines()
     self.assertLen(rows, 4)
@@ -441,7 +451,7 @@ class CallbacksTest(_WaysTest):
     for best in (keras.models.load_model(folder / saved["h5"]),
                  keras.models.load_model(folder / saved["model"]), plain):
       self.assertAlmostEqual(max(agreements), tiny.swa_cosines(
-          best, self.teacher, self.pictures).mean(), places=4)
+          best, self.teacher, self.pictures).mean(), places=PLACES)
     for path in folder.rglob("*"):  # It loads where this library is not.
       if path.is_file():
         self.assertNotIn(b"keras_attr_preserve", path.read_bytes(), path)

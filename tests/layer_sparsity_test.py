@@ -34,6 +34,7 @@ class LampScoresTest(absltest.TestCase):
 
   def test_scale_does_not_count(self):
     kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 5))
+    # Float64 sums of at most 90 squares, scaled by a million.
     np.testing.assert_allclose(
         lamp_scores(kernel), lamp_scores(1000 * kernel), rtol=1e-12)
 
@@ -130,6 +131,7 @@ class ReachingTest(parameterized.TestCase):
         sparsity, rounds=rounds, steps_per_round=3, begin_step=4)
     self.assertEqual((schedule.rounds, schedule.begin_step), (rounds, 4))
     _, found = schedule(schedule.end_step)
+    # A float32 power of up to 16 rounds.
     self.assertAlmostEqual(float(found), sparsity, places=6)
 
   @parameterized.parameters(

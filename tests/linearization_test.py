@@ -9,6 +9,8 @@ from keras_attr_preserve.attribution.linearization import linearize
 from tests import channel_nets, tiny
 
 _layers = keras.layers
+# The last bits of small whole numbers, which float32 holds exactly.
+WHOLE = 1e-6
 
 
 class LinearizeTest(parameterized.TestCase):
@@ -21,10 +23,10 @@ class LinearizeTest(parameterized.TestCase):
     model.set_weights([np.float32([[2, -1], [-1, 0]]), np.float32([1, 0]),
                        np.float32([[3], [5]]), np.float32([-1])])
     form = linearize(model, np.float32([[[[1], [1]]]]))
-    np.testing.assert_allclose(form.weights.ravel(), [6, -3], rtol=1e-6)
-    np.testing.assert_allclose(form.offset, [[2]], rtol=1e-6)
-    np.testing.assert_allclose(form.scores, [[5]], rtol=1e-6)
-    np.testing.assert_allclose(form.residual, [[0]], atol=1e-6)
+    np.testing.assert_allclose(form.weights.ravel(), [6, -3], rtol=WHOLE)
+    np.testing.assert_allclose(form.offset, [[2]], rtol=WHOLE)
+    np.testing.assert_allclose(form.scores, [[5]], rtol=WHOLE)
+    np.testing.assert_allclose(form.residual, [[0]], atol=WHOLE)
     np.testing.assert_allclose(
         form.contributions(np.float32([[[[1], [1]]]])), [[[[6, -3]]]])
 
@@ -42,23 +44,29 @@ class LinearizeTest(parameterized.TestCase):
     model = channel_nets.net(build)
     pictures = tiny.images(4, size=8)
     form = linearize(model, pictures, batch_size=3)
+    # Float32 through the layers, and weights summed over 128 values.
     np.testing.assert_allclose(form.residual, 0, atol=1e-4)
+    # The same float32 sums in another function, maybe in another order.
     np.testing.assert_allclose(form.scores, model(pictures), atol=1e-5)
+    # Without offsets the residual would say nothing of them.
     self.assertGreater(np.abs(form.offset).max(), 1e-3)
     # The same picture, moved a little, is on the same piece.
     moved = pictures + 1e-4 * np.sign(tiny.images(4, 5, 8))
     change = np.einsum("ikhwc,ihwc->ik", form.weights, moved - pictures)
+    # Both scores are rounded to float32, and so is their difference.
     np.testing.assert_allclose(
         model(moved).numpy() - form.scores, change, atol=2e-5)
 
   def test_a_curved_net_has_a_residual(self):
     form = linearize(tiny.conv_net(activation="softplus"), tiny.images(3))
+    # Rounding stays below 1e-4; the curvature is what is left.
     self.assertGreater(np.abs(form.residual).max(), 1e-2)
 
   def test_chosen_classes_and_wrapped_nets(self):
     model, pictures = tiny.conv_net(tail="block"), tiny.images(3)
     whole, some = linearize(model, pictures), linearize(
         tiny.prune(tiny.copy_of(model), 0.0), pictures, [2, 0])
+    # The wrapped model is another function: float32 sums in another order.
     np.testing.assert_allclose(some.weights, whole.weights[:, [2, 0]],
                                atol=1e-5)
     np.testing.assert_allclose(some.offset, whole.offset[:, [2, 0]], atol=1e-5)
@@ -76,15 +84,18 @@ class FullGradTest(absltest.TestCase):
         _layers.GlobalAveragePooling2D()])
     model.set_weights([np.float32([[[[2]]]]), np.float32([1])])
     np.testing.assert_allclose(
-        full_grad(model, np.float32([[[[1], [3]]]]), 1), [[[0, 1]]], atol=1e-6)
+        full_grad(model, np.float32([[[[1], [3]]]]), 1), [[[0, 1]]], atol=WHOLE)
     # A dead second pixel: its bias has no gradient, the first one's does.
     np.testing.assert_allclose(
-        full_grad(model, np.float32([[[[1], [-3]]]]), 1), [[[2, 0]]], atol=1e-6)
+        full_grad(model, np.float32([[[[1], [-3]]]]), 1), [[[2, 0]]],
+        atol=WHOLE)
 
   def test_wrapped_nets(self):
     pictures = tiny.images(3)
     got = full_grad(tiny.conv_net(tail="block"), pictures, [0, 1, 2])
     self.assertEqual(got.shape, (3, 6, 6))
+    # Each channel is divided by its range: float32 rounding of the gradients
+    # grows where that is small.
     np.testing.assert_allclose(
         full_grad(tiny.prune(tiny.conv_net(tail="block"), 0.0), pictures,
                   [0, 1, 2]), got, rtol=1e-3, atol=1e-4)

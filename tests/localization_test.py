@@ -54,6 +54,7 @@ class ThresholdsTest(parameterized.TestCase):
     got = localization(maps, masks, valid)
     for i in range(len(maps)):
       hits, known = masks[i][valid[i]], maps[i][valid[i]].astype(np.float32)
+      # Float64 sums of at most 42 terms in another order; ratios of counts.
       self.assertAlmostEqual(
           got["average_precision"][i],
           metrics.average_precision_score(hits, known), places=10)
@@ -88,6 +89,7 @@ class LocalizationTest(parameterized.TestCase):
     # From 3, at (0, 1), to 2, at (1, 0), it is sqrt(2): more than one pixel.
     self.assertEqual(
         localization(maps, masks, valid, tolerance=1)["pointing"][0], 0)
+    # The pointing game's own tolerance, in pixels.
     self.assertEqual(
         localization(maps, masks, valid, tolerance=2)["pointing"][0], 1)
 
@@ -97,6 +99,7 @@ class LocalizationTest(parameterized.TestCase):
     got = localization(maps, masks, valid)["roc_auc"]
     self.assertEqual(got.dtype, np.float64)
     for i in range(len(maps)):
+      # Float64: ours counts ranks, scikit-learn sums trapezoids.
       self.assertAlmostEqual(got[i], metrics.roc_auc_score(
           masks[i][valid[i]], maps[i][valid[i]]), places=12)
 
@@ -108,6 +111,7 @@ class LocalizationTest(parameterized.TestCase):
     masks[:, 0, 0] = True
     got = localization(maps, masks, valid, tolerance=tolerance)["pointing"]
     want = [_pointing(*row, tolerance) for row in zip(maps, masks, valid)]
+    # Shares of tied pixels, float64 ratios of small counts.
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
   @parameterized.parameters(
@@ -119,6 +123,7 @@ class LocalizationTest(parameterized.TestCase):
     maps[:, -1, -1] = 2
     got = localization(maps, masks, valid, tolerance=tolerance)["pointing"]
     want = [_pointing(*row, tolerance) for row in zip(maps, masks, valid)]
+    # Shares of tied pixels, float64 ratios of small counts.
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
   def test_the_allowed_pixels_are_round(self):
@@ -128,6 +133,7 @@ class LocalizationTest(parameterized.TestCase):
     for place in np.ndindex(13, 13):
       maps = np.zeros((1, 13, 13))
       maps[(0, *place)] = 1
+      # The pointing game's own tolerance, in pixels.
       got = localization(maps, masks, tolerance=5)["pointing"][0]
       self.assertEqual(
           got, (place[0] - 6) ** 2 + (place[1] - 6) ** 2 <= 25, place)
@@ -138,6 +144,7 @@ class LocalizationTest(parameterized.TestCase):
     maps[:, 0, 0] = 1
     masks = np.zeros((2, 5, 5), bool)
     masks[0, 0, 0] = masks[1, 4, 4] = True
+    # The pointing game's own tolerance, in pixels.
     np.testing.assert_array_equal(
         localization(maps, masks, tolerance=1)["pointing"], [1, 0])
 
@@ -153,6 +160,7 @@ class LocalizationTest(parameterized.TestCase):
     other = maps.copy()
     other[~valid] = 100.0
     flipped = np.where(valid, masks, ~masks)
+    # The pointing game's own tolerance, in pixels.
     want, got = (localization(maps, masks, valid, tolerance=1),
                  localization(other, flipped, valid, tolerance=1))
     for name in want:
@@ -258,6 +266,7 @@ class CentrePriorTest(absltest.TestCase):
     self.assertEqual((got.shape, got.dtype), ((8, 20), np.float32))
     down = (np.arange(8) + 0.5 - 4) / 2
     across = (np.arange(20) + 0.5 - 10) / 5
+    # A float64 product of exponentials, rounded to float32: 6e-8.
     np.testing.assert_allclose(got, np.exp(
         -(down[:, None] ** 2 + across**2) / 2), rtol=1e-5)
 
@@ -265,6 +274,7 @@ class CentrePriorTest(absltest.TestCase):
     got = centre_prior(5, 7)
     self.assertEqual(got[2, 3], 1)
     self.assertEqual((got == 1).sum(), 1)
+    # Mirrored places are computed alike, up to the last bit of float32.
     np.testing.assert_allclose(got, got[::-1, ::-1], rtol=1e-6)
 
 

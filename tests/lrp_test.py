@@ -16,6 +16,11 @@ from keras_attr_preserve.attribution.lrp import (
 from tests import channel_nets, tiny
 
 _layers = keras.layers
+# Numbers by hand: float32 rounding, and a stabilizer of 1e-6 in denominators
+# of 3 to 10.
+BY_HAND = 1e-4
+# Float32 sums in another order, of another graph or batch size.
+FLOAT32 = 1e-5
 
 
 def _matrix(layers, shape):
@@ -113,7 +118,10 @@ class LrpTest(parameterized.TestCase):
     for target in (0, 2):
       want = _by_matrices(model, image, target, [inner, inner, dense, dense])
       got = lrp(model, image[None], target, preset=preset, epsilon=1e-9)
+      # A relevance of nothing would agree with nothing: scores are of size 1.
       self.assertGreater(np.abs(want).max(), 1e-3)
+      # The matrices are differences of float32 outputs, and denominators near
+      # zero magnify their rounding.
       np.testing.assert_allclose(
           got[0], want.sum(-1), rtol=2e-3, atol=1e-4 * np.abs(want).max())
 
@@ -125,6 +133,7 @@ class LrpTest(parameterized.TestCase):
     features = keras.Model(model.input, model.layers[3].output)(image).numpy()
     got = lrp(model, image, 1, name, preset="epsilon", epsilon=1e-9)
     want = _by_matrices(tail, features[0], 1, ["epsilon"] * 3).sum(-1)
+    # As above: differences of float32 outputs, over small denominators.
     np.testing.assert_allclose(got[0], want, rtol=2e-3, atol=1e-5)
 
   @parameterized.parameters("z_plus", "epsilon_plus", "epsilon_plus_flat",
@@ -135,7 +144,10 @@ class LrpTest(parameterized.TestCase):
         channel_nets.conv(channel_nets.conv(x, 16, "a"), 16, "b")))
     pictures = np.abs(tiny.images(5, size=8))
     report = lrp_conservation(model, pictures, preset=preset, bias=False)
+    # Stabilizers of 1e-9 and 1e-6 in denominators take a little, and float32
+    # sums over the map round.
     np.testing.assert_allclose(report.share, 1, atol=1e-3)
+    # The same scores, traced into a graph: float32 sums in another order.
     np.testing.assert_allclose(
         report.sent, model(pictures).numpy().max(1), rtol=1e-4)
 
@@ -152,6 +164,7 @@ class LrpTest(parameterized.TestCase):
       nets.append(tiny.shake(keras.Model(inputs, x)))
     pictures = 1 + np.abs(tiny.images(3, size=5))
     one, other = (lrp(net, pictures, preset=preset) for net in nets)
+    # Float32 sums over the same pixels in another order.
     np.testing.assert_allclose(
         other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
 
@@ -167,10 +180,10 @@ class LrpTest(parameterized.TestCase):
     picture = np.float32([[[[1], [2], [-1]]]])
     for target, want in ((0, [0.8, -1.2, 2]), (1, [-1.6, 0.8, -2.4])):
       got = lrp(model, picture, target, preset="gamma", gamma=1.0)
-      np.testing.assert_allclose(got, [[want]], rtol=1e-4)
+      np.testing.assert_allclose(got, [[want]], rtol=BY_HAND)
     # Without the bias: 2 / (4 - 6 + 10) = .25 of 1, and all of it arrives.
     got = lrp(model, picture, 0, preset="gamma", gamma=1.0, bias=False)
-    np.testing.assert_allclose(got, [[[1, -1.5, 2.5]]], rtol=1e-4)
+    np.testing.assert_allclose(got, [[[1, -1.5, 2.5]]], rtol=BY_HAND)
 
   def test_gamma_lies_between_epsilon_and_z_plus(self):
     model = _chain()
@@ -180,8 +193,12 @@ class LrpTest(parameterized.TestCase):
     pictures = np.abs(tiny.images(4, size=6))
     def maps(preset, gamma=0.25):
       return lrp(model, pictures, preset=preset, gamma=gamma, bias=False)
+    # The same formula in two parts: denominators near zero magnify float32
+    # rounding.
     np.testing.assert_allclose(
         maps("gamma", 0.0), maps("epsilon"), rtol=1e-3, atol=1e-4)
+    # A gamma of 1e6 leaves a millionth of what z+ drops, besides float32
+    # rounding over small denominators.
     np.testing.assert_allclose(
         maps("gamma", 1e6), maps("z_plus"), rtol=1e-3, atol=1e-4)
 
@@ -191,10 +208,10 @@ class LrpTest(parameterized.TestCase):
     model.set_weights([np.float32([[1], [2]]), np.float32([3])])
     picture = np.float32([[[[1], [1]]]])
     np.testing.assert_allclose(
-        lrp(model, picture, 1, preset="epsilon"), [[[1, 2]]], rtol=1e-4)
+        lrp(model, picture, 1, preset="epsilon"), [[[1, 2]]], rtol=BY_HAND)
     np.testing.assert_allclose(
         lrp(model, picture, 1, preset="epsilon", bias=False),
-        [[[2, 4]]], rtol=1e-4)
+        [[[2, 4]]], rtol=BY_HAND)
 
   @parameterized.named_parameters(
       ("residual", lambda x: _layers.ReLU()(_layers.Add()([
@@ -220,6 +237,8 @@ class LrpTest(parameterized.TestCase):
       self.assertTrue(np.isfinite(maps).all())
     report = lrp_conservation(
         model, pictures, preset="epsilon_plus", bias=False)
+    # Stabilizers take more where few channels make a small sum; a branch left
+    # out would take a large share.
     np.testing.assert_allclose(report.share, 1, atol=1e-2)
 
   def test_wrapped_nets(self):
@@ -227,11 +246,13 @@ class LrpTest(parameterized.TestCase):
     pictures = tiny.images(3)
     plain = lrp(model, pictures, 1)
     pruned = tiny.prune(tiny.copy_of(model), 0.0)
-    np.testing.assert_allclose(lrp(pruned, pictures, 1), plain, atol=1e-5)
+    np.testing.assert_allclose(lrp(pruned, pictures, 1), plain, atol=FLOAT32)
     quantized = tiny.quantize(tiny.copy_of(model))
     for _ in range(3):
       quantized(pictures, training=True)
     close = lrp(quantized, pictures, 1)
+    # Steps of 8 bits move the map, and so do moving statistics after three
+    # batches of training.
     self.assertGreater(
         np.sum(close * plain) / np.linalg.norm(close) / np.linalg.norm(plain),
         0.9)
@@ -241,13 +262,13 @@ class LrpTest(parameterized.TestCase):
     pictures = tiny.images(3)
     np.testing.assert_allclose(
         lrp(tiny.conv_net(head=head), pictures, 2),
-        lrp(tiny.conv_net(), pictures, 2), atol=1e-5)
+        lrp(tiny.conv_net(), pictures, 2), atol=FLOAT32)
 
   def test_a_class_for_each_image(self):
     model, pictures = tiny.conv_net(), tiny.images(3)
     got = lrp(model, pictures, [2, 0, 1], batch_size=2)
     each = [lrp(model, pictures[[i]], k)[0] for i, k in enumerate([2, 0, 1])]
-    np.testing.assert_allclose(got, each, atol=1e-5)
+    np.testing.assert_allclose(got, each, atol=FLOAT32)
 
   def test_an_operation_without_a_rule(self):
     inputs = keras.Input([4, 4, 2])
@@ -277,6 +298,7 @@ class ExcitationBackpropTest(absltest.TestCase):
     model.set_weights([np.float32([[2, 0], [1, 0], [-4, 1]]),
                        np.float32([9, 9])])
     picture = np.float32([[[[1], [3], [2]]]])
+    # Float32 rounding of three terms; the stabilizer is 1e-9.
     np.testing.assert_allclose(
         excitation_backprop(model, picture, 0), [[[0.4, 0.6, 0]]], atol=1e-6)
     np.testing.assert_allclose(
@@ -288,7 +310,10 @@ class ExcitationBackpropTest(absltest.TestCase):
     got = excitation_backprop(model, image[None], 1)
     score = model(image[None]).numpy()[0, 1]
     want = _by_matrices(model, image, 1, ["z_plus"] * 4).sum(-1) / score
+    # The matrices are differences of float32 outputs; z+ sums have one sign,
+    # so nothing cancels.
     np.testing.assert_allclose(got[0], want, rtol=1e-3, atol=1e-6)
+    # Float32 sums over 36 pixels; no part of the walk ends on its way.
     self.assertAlmostEqual(float(got.sum()), 1, places=4)
 
 

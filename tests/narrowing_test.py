@@ -63,6 +63,7 @@ class NarrowTest(parameterized.TestCase):
     kernels = [net.get_layer("s0_a").kernel.numpy()
                for net in (model, one, other, again)]
     for i, j in ((0, 1), (1, 2), (0, 2)):
+      # Kernels that were copied, or drawn alike, would differ by 0.
       self.assertGreater(np.abs(kernels[i] - kernels[j]).max(), 0.01)
     np.testing.assert_array_equal(kernels[1], kernels[3])
     norm = one.get_layer("stem_bn")
@@ -77,6 +78,7 @@ class NarrowTest(parameterized.TestCase):
     images = 3 + tiny.images(2, size=8, seed=1)
     np.testing.assert_array_equal(
         student.get_layer("norm")(images), norm(images))
+    # It takes off a mean of about 3; a norm that is not adapted takes nothing.
     self.assertGreater(np.abs(norm(images) - images).min(), 0.1)
 
   def test_is_taught(self):

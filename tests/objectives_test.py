@@ -10,6 +10,11 @@ from keras_attr_preserve import PreserveAttribution, TrainStep, objectives
 from keras_attr_preserve.attribution import grad_cam
 from tests import tiny
 
+# A few float32 roundings, of 6e-8 each.
+FLOAT32 = 1e-6
+# Float32 sums over a map's 25 positions in another order.
+PLACES = 5
+
 
 def _logits(count=5, classes=4, scale=3.0):
   rng = np.random.default_rng(0)
@@ -24,11 +29,12 @@ class SoftmaxDivergenceTest(parameterized.TestCase):
     student = tf.constant([[1.0, 1.0]])  # A half each.
     want = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
     np.testing.assert_allclose(
-        objectives.softmax_divergence(teacher, student, 1.0), [want], rtol=1e-6)
+        objectives.softmax_divergence(teacher, student, 1.0), [want],
+        rtol=FLOAT32)
     # Twice the logits at twice the temperature: the same, times 4.
     np.testing.assert_allclose(
         objectives.softmax_divergence(2 * teacher, 2 * student, 2.0),
-        [4 * want], rtol=1e-6)
+        [4 * want], rtol=FLOAT32)
 
   @parameterized.parameters(1.0, 4.0, 20.0)
   def test_against_scipy(self, temperature):
@@ -49,6 +55,7 @@ class SoftmaxDivergenceTest(parameterized.TestCase):
       loss = objectives.softmax_divergence(teacher, student, 4.0)
     q, p = (special.softmax(np.asarray(one) / 4, axis=1)
             for one in (student, teacher))
+    # Float32 softmaxes of size 1, times 4.
     np.testing.assert_allclose(
         tape.gradient(loss, student), 4 * (q - p), atol=1e-5)
 
@@ -56,7 +63,7 @@ class SoftmaxDivergenceTest(parameterized.TestCase):
     teacher = tf.constant([[1e4, -1e4], [0.0, 0.0]])
     student = tf.constant([[-1e4, 1e4], [0.0, 0.0]])
     got = objectives.softmax_divergence(teacher, student, 1.0)
-    np.testing.assert_allclose(got, [2e4, 0], rtol=1e-6)
+    np.testing.assert_allclose(got, [2e4, 0], rtol=FLOAT32)
 
 
 class SigmoidDivergenceTest(parameterized.TestCase):
@@ -67,7 +74,8 @@ class SigmoidDivergenceTest(parameterized.TestCase):
     # Of the first class that of 3/4 from a half, of the second nothing.
     want = (0.75 * np.log(1.5) + 0.25 * np.log(0.5)) / 2
     np.testing.assert_allclose(
-        objectives.sigmoid_divergence(teacher, student, 1.0), [want], rtol=1e-6)
+        objectives.sigmoid_divergence(teacher, student, 1.0), [want],
+        rtol=FLOAT32)
 
   @parameterized.product(temperature=[1.0, 4.0], classes=[1, 4])
   def test_against_scipy(self, temperature, classes):
@@ -76,6 +84,7 @@ class SigmoidDivergenceTest(parameterized.TestCase):
             for one in (teacher, student))
     want = temperature**2 * (
         special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q)).mean(1)
+    # Differences of float32 logarithms of size 1, times T^2.
     np.testing.assert_allclose(
         objectives.sigmoid_divergence(teacher, student, temperature), want,
         rtol=1e-5, atol=1e-7 * temperature**2)
@@ -83,7 +92,7 @@ class SigmoidDivergenceTest(parameterized.TestCase):
   def test_finite_for_extreme_logits(self):
     got = objectives.sigmoid_divergence(
         tf.constant([[1e4], [0.0]]), tf.constant([[-1e4], [0.0]]), 1.0)
-    np.testing.assert_allclose(got, [1e4, 0], rtol=1e-6)
+    np.testing.assert_allclose(got, [1e4, 0], rtol=FLOAT32)
 
 
 class DistillationTest(parameterized.TestCase):
@@ -153,9 +162,9 @@ class RivalsTest(parameterized.TestCase):
     want = 1000 / 2 * ((one - other)**2).mean(1).mean()
     loss, logs = _loss(
         nets, pictures, objectives.AttentionTransfer("act"))
-    self.assertAlmostEqual(loss / want, 1, places=5)
+    self.assertAlmostEqual(loss / want, 1, places=PLACES)
     self.assertAlmostEqual(
-        logs["attr_agreement"], (one * other).sum(1).mean(), places=5)
+        logs["attr_agreement"], (one * other).sum(1).mean(), places=PLACES)
 
   def test_attention_transfer_sums_over_layers(self):
     nets, pictures, ((teacher, _), (student, _)) = _nets()
@@ -167,7 +176,7 @@ class RivalsTest(parameterized.TestCase):
       want += 6 / 2 * ((one - other)**2).mean(1).mean()
     loss, _ = _loss(nets, pictures, objectives.AttentionTransfer(
         ["act", "conv"], weight=6.0))
-    self.assertAlmostEqual(loss, want, places=5)
+    self.assertAlmostEqual(loss, want, places=PLACES)
 
   def test_e2kd_is_one_minus_the_cosine_of_grad_cam(self):
     nets, pictures, _ = _nets()
@@ -176,7 +185,7 @@ class RivalsTest(parameterized.TestCase):
     one, other = map(_unit, maps)
     loss, _ = _loss(nets, pictures, objectives.E2KD("act", weight=2.0))
     self.assertAlmostEqual(
-        loss, 2 * (1 - (one * other).sum(1)).mean(), places=5)
+        loss, 2 * (1 - (one * other).sum(1)).mean(), places=PLACES)
 
   def test_cat_kd_matches_signed_maps_of_every_class(self):
     nets, pictures, found = _nets(positive=False)
@@ -192,6 +201,7 @@ class RivalsTest(parameterized.TestCase):
                   for each in pooled)
     want = 3 * ((one - other)**2).sum(-1).mean()
     loss, _ = _loss(nets, pictures, objectives.CATKD("act", weight=3.0))
+    # Float32 sums over channels and windows, of both signs: they cancel.
     self.assertAlmostEqual(loss, want, places=4)
 
   @parameterized.parameters("AttentionTransfer", "E2KD", "CATKD")
@@ -232,7 +242,9 @@ class RivalsTest(parameterized.TestCase):
           continue
         entries = np.arange(8)
         want = tiny.slopes(run, kernel, 1e-5, entries)
+        # Slopes of next to nothing would be compared with round-off.
         self.assertGreater(np.abs(want).max(), 1e-5)
+        # Float64's 1e-16 over a step of 1e-5 is 1e-6 of a slope of 1e-5.
         self.assertLess(
             tiny.relative_error(np.ravel(got)[entries], want), 1e-5)
 

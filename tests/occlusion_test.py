@@ -81,6 +81,7 @@ class OcclusionTest(parameterized.TestCase):
     for size in (1, 7, 1000):
       got = occlusion(predict, images, [3, 0, 2], patch=patch, stride=stride,
                       batch_size=size)
+      # Falls of scores within 1; maps become float32.
       np.testing.assert_allclose(got, want, atol=1e-5)
       self.assertEqual((got.dtype, got.shape), (np.float32, images.shape[:3]))
 
@@ -99,6 +100,7 @@ class OcclusionTest(parameterized.TestCase):
     for baseline in (0.5, np.float32([1, 2, 3]), images[::-1], blurred,
                      rng.normal(size=(4, 4, 3)), [[[1, 2, 3]]], 3):
       cover = np.broadcast_to(np.float32(baseline), images.shape)
+      # Float32 sums of 48 products in batches of another size.
       np.testing.assert_allclose(
           occlusion(predict, images, 0, patch=2, baseline=baseline),
           by_definition(predict, images, [0, 0], (2, 2), (1, 1), cover),
@@ -116,6 +118,7 @@ class OcclusionTest(parameterized.TestCase):
           occlusion(predict, images, patch=1))
     predict, images = tiny.conv_net(), tiny.images(4)
     pair = np.float32([[1, -1, 0]] * 4)  # Why the one and not the other.
+    # Maps become float32 before their difference is taken, or after.
     np.testing.assert_allclose(
         occlusion(predict, images, pair, patch=3),
         occlusion(predict, images, 0, patch=3)
@@ -137,16 +140,19 @@ class OcclusionTest(parameterized.TestCase):
     runner = kap.export.Interpreter(helpers.converted("block"))
     want = occlusion(net, images)  # A model is a callable.
     self.assertTrue(want.any((1, 2)).all())
+    # Float32 sums of XNNPACK and of TensorFlow, batch norms folded or not.
     np.testing.assert_allclose(
         occlusion(runner.predict, images), want, atol=1e-4)
 
   def test_softmax_is_not_the_logit(self):
     images = helpers.images(3)
     logits = occlusion(helpers.net(), images, 0)
+    # Float32 sums of XNNPACK and of TensorFlow, batch norms folded or not.
     np.testing.assert_allclose(
         occlusion(lambda batch: kap.export.Interpreter(helpers.converted(
             head="softmax")).predict(batch, logits=True), images, 0,
                   batch_size=1000), logits, atol=1e-4)
+    # Probabilities fall by other amounts than logits, far beyond rounding.
     self.assertFalse(np.allclose(
         occlusion(helpers.net(head="softmax"), images, 0), logits, atol=1e-2))
 

@@ -71,6 +71,8 @@ class OwnRulesTest(parameterized.TestCase):
         images, np.eye(3)[np.arange(32) % 3], batch_size=8, verbose=0,
         callbacks=[kap.PreserveAttribution(
             teacher, kap.WCAM("last"), hints=kap.Hints())]).history
+    # Steps of 8 bits in every layer turn maps by some; four small training
+    # steps mend little of it.
     self.assertGreater(logs["attr_agreement"][-1], 0.8)
 
     content = kap.export.convert(
@@ -82,6 +84,8 @@ class OwnRulesTest(parameterized.TestCase):
         student, images, scores.argmax(1), "last")
     cosines = kap.evaluation.agreement(
         wanted, maps, scores=("cosine",))["cosine"]
+    # The file rounds where fake quantizers do, but sums near half a step may go
+    # the other way, and a sensitivity with them.
     self.assertGreater(cosines.mean(), 0.9)
 
   @parameterized.parameters(

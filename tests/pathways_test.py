@@ -78,6 +78,7 @@ class SelectTest(parameterized.TestCase):
     path = select_pathway(model, pictures, 1, keep=0.2, batch_size=3)
     total = np.concatenate(
         [one.reshape(4, -1) for one in path.units.values()], 1)
+    # Rounded up to whole units of 288; ties and dead units move some.
     np.testing.assert_allclose(total.mean(1), 0.2, atol=0.02)
     np.testing.assert_array_equal(path.overlap(path), 1)
     other = select_pathway(model, pictures, 0, keep=0.2)
@@ -88,6 +89,7 @@ class SelectTest(parameterized.TestCase):
     np.testing.assert_allclose(overlap, both / either)
     pruned = select_pathway(
         tiny.prune(tiny.copy_of(model), 0.0), pictures, 1, keep=0.2)
+    # Less than one of 58 units, which is .017 or more.
     np.testing.assert_allclose(path.overlap(pruned), 1, atol=0.01)
     with self.assertRaisesRegex(ValueError, "ReLUs of the same shapes"):
       path.overlap(select_pathway(tiny.conv_net(), pictures))
@@ -106,6 +108,7 @@ class GradientTest(absltest.TestCase):
 
   def test_everything_kept_is_saliency(self):
     model, pictures = tiny.conv_net(tail="flatten"), tiny.images(3)
+    # Float32 gradients of another graph.
     np.testing.assert_allclose(
         pathway_gradient(model, pictures, 1, keep=1.0),
         attribution.saliency(model, pictures, 1), rtol=1e-4, atol=1e-6)

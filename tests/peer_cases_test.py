@@ -19,6 +19,8 @@ from tests import tiny
 layers = keras.layers
 AT_LAYER = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam",
             "score_cam", "equal_weighted")
+# Float32 rounding of a few small numbers.
+FLOAT32 = 1e-6
 
 
 class PairCasesTest(absltest.TestCase):
@@ -41,7 +43,8 @@ class PairCasesTest(absltest.TestCase):
     want = np.zeros([5, 5])
     want[1] = want[3] = [1, 2, 3, 2, 1]
     np.testing.assert_allclose(
-        attribution.grad_cam(net, picture, 1, "lines")[0], want / 5, rtol=1e-6)
+        attribution.grad_cam(net, picture, 1, "lines")[0], want / 5,
+        rtol=FLOAT32)
 
   def test_occlusion_of_two_dots(self):
     """A score of three times the sum, windows of three: 3 for each dot."""
@@ -53,7 +56,7 @@ class PairCasesTest(absltest.TestCase):
     sums = np.array([[3, 6, 6, 3, 0], [6, 15, 18, 12, 3], [6, 18, 24, 18, 6],
                      [3, 12, 18, 15, 6], [0, 3, 6, 6, 3]])
     windows = np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1])
-    np.testing.assert_allclose(got, sums / windows, rtol=1e-6)
+    np.testing.assert_allclose(got, sums / windows, rtol=FLOAT32)
 
   def test_integrated_gradients_of_separate_variables(self):
     """5 x + y^2 + sin z: each one's share is what its own part rises by."""
@@ -90,7 +93,7 @@ class XpliqueCasesTest(parameterized.TestCase):
                0.25 / (0.5 + 0.125 * 0.5) * 0.5]
     picture = np.moveaxis(features, 0, -1)[None]
     got = attribution.grad_cam_plus_plus(net, picture, 1, "features")
-    np.testing.assert_allclose(got[0], picture[0] @ weights, rtol=1e-6)
+    np.testing.assert_allclose(got[0], picture[0] @ weights, rtol=FLOAT32)
 
   def test_guided_backprop_of_a_falling_parabola(self):
     """-relu(x)^2: no gradient is positive, and the net is left as it was."""
@@ -125,6 +128,7 @@ class XpliqueCasesTest(parameterized.TestCase):
     found = evaluation.sensitivity_n(
         lambda batch: np.repeat(batch.sum((1, 2)), 2, axis=1), pictures,
         sign * pictures[..., 0], 1)
+    # Float32 sums over 64 pixels; the correlation itself is 1.
     np.testing.assert_allclose(found, sign, atol=1e-6)
 
   def test_every_method_on_oblong_pictures(self):
@@ -151,6 +155,8 @@ class XpliqueCasesTest(parameterized.TestCase):
       side = pooled if name in AT_LAYER else shape[:2]
       self.assertEqual((maps.shape, maps.dtype), ((3, *side), np.float32))
       self.assertTrue(np.isfinite(maps).all(), name)
+      # Float32 sums of batches of other sizes; some methods divide by small
+      # ones.
       np.testing.assert_allclose(
           method(net, pictures, [0, 4, 2], batch_size=2, **settings), maps,
           rtol=1e-4, atol=1e-5, err_msg=name)

@@ -110,6 +110,7 @@ class SignatureTest(parameterized.TestCase):
     want = kap.attribution.grad_cam(
         helpers.net("block"), helpers.images(), weights, helpers.LAYER)
     maps = np.concatenate([one["map"] for one in outputs])
+    # Steps of 8 bits in int8; float32 comes far nearer.
     self.assertGreater(helpers.cosines(maps, want).min(), 0.998)
 
   @parameterized.parameters("float32", "int8")
@@ -183,6 +184,7 @@ class RoadsTest(parameterized.TestCase):
     np.testing.assert_array_equal(logits, runner.predict(helpers.images()))
     want = kap.attribution.grad_cam(
         helpers.net("block"), helpers.images(), 1, helpers.LAYER)
+    # Steps of 8 bits in the coarsest modes; float32 comes far nearer.
     self.assertGreater(helpers.cosines(maps, want).min(), 0.998)
 
   def test_past_the_layer(self):
@@ -197,6 +199,7 @@ class RoadsTest(parameterized.TestCase):
     want = kap.attribution.grad_cam(
         bypassed(), helpers.images(), [0, 1] * 4, helpers.LAYER)
     cosines = kap.evaluation.agreement(want, maps)["cosine"]
+    # Steps of 8 bits in the weights alone; the map is computed in floats.
     self.assertGreater(np.nanmedian(cosines), 0.995)
     np.testing.assert_array_equal(logits, runner.predict(helpers.images()))
     with self.assertRaisesRegex(
@@ -258,6 +261,7 @@ class RoadsTest(parameterized.TestCase):
     cosines = helpers.cosines(
         maps, kap.attribution.grad_cam(net, images, top, helpers.LAYER))
     found = kap.export.Interpreter(content).metadata
+    # The file keeps six decimals of it.
     self.assertAlmostEqual(
         found["median_cosine"], np.median(cosines), places=5)
     self.assertEqual(found["measured_on"], 32)

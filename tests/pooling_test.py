@@ -36,7 +36,9 @@ class PoolTest(parameterized.TestCase):
                 (-(missing[0] // 2), -(missing[1] // 2)), output)
     got = pool.apply(features)
     self.assertEqual(got.dtype, np.float32)
+    # Float32 means of at most nine values, summed in another order.
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    # Their sums, up to nine times as large, and so is the rounding.
     np.testing.assert_allclose(
         pool.sums(features), want * pool.count, rtol=1e-5, atol=1e-5)
 

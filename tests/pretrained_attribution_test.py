@@ -81,6 +81,7 @@ class ConservationTest(parameterized.TestCase):
       for bias in (True, False):
         report = kap.attribution.lrp_conservation(
             _net(name), _pictures(name), preset=preset, bias=bias)
+        # Float32 scores of up to 14, of batches of another size.
         np.testing.assert_allclose(
             report.sent, _logits(name).max(1), rtol=1e-3, atol=1e-3)
         share[preset, bias] = report.share
@@ -94,13 +95,16 @@ class ConservationTest(parameterized.TestCase):
     # ImageNet's MobileNet has a convolution in its place.
     absorbed = 0 if name.startswith("mobilenet") else (
         _bias(name) / _logits(name).max(1))
+    # Float32 relevance: a small score, which divides both, makes more of it.
     np.testing.assert_allclose(
         share["epsilon_plus_even", True], 1 - absorbed, atol=2e-3)
     for preset in ("z_plus", "epsilon_plus", "epsilon_plus_flat",
                    "epsilon_plus_box"):
       if name == "resnet":
+        # The table at the top has 1: nothing is lost but float32 digits.
         np.testing.assert_allclose(share[preset, False], 1, atol=1e-3)
       else:
+        # Measured: .34 at most, as in the table at the top.
         self.assertLess(np.median(share[preset, False]), 0.5)
 
   @parameterized.parameters("vww", "mobilenet_96")
@@ -119,6 +123,7 @@ class ConservationTest(parameterized.TestCase):
           "by depthwise ones", depthwise)
     # Measured of four of each: 1 and .998 at least; together .88 and .08.
     np.testing.assert_allclose(pointwise, 1, atol=0.01)
+    # Layers that lose nothing would keep 1.
     self.assertLess(depthwise.prod(), 0.92)
 
   @parameterized.parameters(*_NETS)
@@ -128,8 +133,10 @@ class ConservationTest(parameterized.TestCase):
     print(name, sums)
     self.assertGreaterEqual(maps.min(), 0)
     if name == "resnet":
+      # No walk ends on its way: float32 sums of chances over the image.
       np.testing.assert_allclose(sums, 1, atol=1e-3)
-    else:  # Measured: .18 to .35, and .02.
+    else:
+      # Measured: .18 to .35, and .02.
       self.assertBetween(sums.max(), 0.01, 0.5)
 
   @parameterized.parameters(*_NETS)
@@ -157,6 +164,7 @@ class CompletenessTest(parameterized.TestCase):
       misses.append(np.median(np.abs(one.total - one.difference)
                               / np.abs(one.difference)))
     print(name, np.round(misses, 4))
+    # The trapezoid rule steps over kinks of ReLUs: 256 steps may miss 5 %.
     self.assertLess(misses[-1], 0.05)
     self.assertLess(misses[-1], 0.5 * misses[0])
 
@@ -166,6 +174,7 @@ class CompletenessTest(parameterized.TestCase):
     form = kap.attribution.linearize(net, pictures, [0, 1])
     terms = np.abs(form.offset).max()
     print(name, np.abs(form.residual).max(), np.abs(form.scores).max(), terms)
+    # Float32 scores of up to 14, of batches of another size.
     np.testing.assert_allclose(form.scores, _logits(name)[:3, :2], atol=1e-4)
     # Measured: 6e-6, 2e-5, 1e-4, 7e-5 for scores of 3, 14, 12, 4.
     self.assertLess(np.abs(form.residual).max(), 5e-5 * max(terms, 1))
@@ -175,11 +184,13 @@ class CompletenessTest(parameterized.TestCase):
       tape.watch(x)
       logits = Tap(net)(x).logits[:, :2]
     jacobian = tape.batch_jacobian(logits, x).numpy()
+    # Float32 gradients, of a graph and of a batch Jacobian.
     self.assertLess(tiny.relative_error(form.weights, jacobian), 1e-3)
 
   @parameterized.parameters("vww", "resnet", "mobilenet_224")
   def test_cam(self, name):
     maps = kap.attribution.cam(_net(name), _pictures(name))
+    # Float32 means over positions, of scores of up to 14.
     np.testing.assert_allclose(
         maps.mean((1, 2)), _logits(name).max(1) - _bias(name), rtol=1e-4,
         atol=1e-3)
@@ -194,6 +205,7 @@ class CompletenessTest(parameterized.TestCase):
       self.assertTrue((few.units[unit] <= few.alive[unit]).all())
     count = sum(one.reshape(3, -1).sum(1) for one in few.units.values())
     size = sum(one[0].size for one in few.units.values())
+    # The share is rounded up to a whole unit, and ties with the last are in.
     np.testing.assert_allclose(count / size, 0.1, atol=2e-3)
     np.testing.assert_array_equal(few.overlap(few), 1)
     maps = kap.attribution.pathway_gradient(net, pictures, keep=0.3)
@@ -219,6 +231,7 @@ class WrappedTest(parameterized.TestCase):
       explain = getattr(kap.attribution, method)
       want = explain(net, pictures, 1)
       for other in (pruned, stripped, linear):
+        # The same weights and logits: float32 gradients in another graph.
         self.assertLess(
             tiny.relative_error(explain(other, pictures, 1), want), 1e-3,
             (method, other.name))
@@ -228,6 +241,7 @@ class WrappedTest(parameterized.TestCase):
       print(name, method, "quantize-aware cosine", np.round(cosine, 3))
       self.assertTrue(np.isfinite(close).all())
       if method in ("grad_cam", "lrp", "excitation_backprop"):
+        # Eight bits turn a map; four runs on three images set their ranges.
         self.assertGreater(np.nanmedian(cosine), 0.6)
 
 

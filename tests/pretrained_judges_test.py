@@ -51,6 +51,7 @@ class JudgedTest(parameterized.TestCase):
     # reference kernels: measured .984 and .991 of the logits equal.
     row = every.differences["reference", "tflm"]
     self.assertLessEqual(row["steps"], 1)
+    # A few logits below those two, for other versions of the kernels.
     self.assertGreater(row["equal_logits"], 0.95)
     folder = tiny.folder(self)
     every.save(folder)

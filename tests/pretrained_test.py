@@ -109,10 +109,12 @@ class _ModelTest(parameterized.TestCase):
     self.assertBetween(predictions.min(), 0, 1 / predictions.shape[1])
     self.assertLessEqual(predictions.max(), 1)
     if mode == "float32":
+      # Probabilities: two runtimes' float32 sums, in another order.
       np.testing.assert_allclose(
           predictions, net.predict(images, verbose=0), atol=1e-5)
     logits = runner.predict(images, logits=True)
     np.testing.assert_array_equal(logits, runner.explain(images, 0).logits)
+    # More than the 1 that probabilities reach: these are logits.
     self.assertGreater(np.abs(logits).max(), 1.5)
     return content
 
@@ -309,6 +311,7 @@ class MobileNet160Test(_MobileNetTest):
         target="microcontroller")
     facts = kap.export.Interpreter(content).metadata
     self.assertEqual(facts["road"], "gradient")
+    # Below what is required in the next lines, and the .99 promised of int8.
     self.assertLess(facts["median_cosine"], 0.95)
     with self.assertRaisesRegex(
         kap.evaluation.ShortfallError, "cosine 0.*, at least 0.95 required"):
@@ -373,7 +376,9 @@ class ForeignFilesTest(parameterized.TestCase):
         self.check(folder / name, sounds)
         for name in ("kws_ref_model.tflite", "kws_ref_model_float32.tflite"))
     self.assertEqual(integers.shape, (8, 12))
+    # Twelve probabilities, each off by at most one step of 1/256.
     np.testing.assert_allclose(integers.sum(1), 1, atol=0.05)
+    # Twelve in float32, which round when they are made and summed.
     np.testing.assert_allclose(floats.sum(1), 1, atol=1e-5)
 
   def test_an_old_uint8_file(self):

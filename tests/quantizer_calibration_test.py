@@ -77,6 +77,7 @@ class CalibrateQuantizersTest(parameterized.TestCase):
       if "kernel_max" in values:
         # Of a convolution each channel's own, of Dense one for all.
         axes = (0, 1, 2) if values["kernel"].ndim == 4 else None
+        # Largest magnitudes in float32, of which nothing is summed.
         np.testing.assert_allclose(
             values["kernel_max"], np.abs(values["kernel"]).max(axes), rtol=1e-6)
         np.testing.assert_allclose(

@@ -138,6 +138,7 @@ class QuickstartTest(absltest.TestCase):
                 else other["results"]["preserved"])
       self.assertEqual(set(part), set(theirs))
       for key, value in part.items():
+        # Runs repeat but for rounding; of too few scenes figures part by .01.
         self.assertAlmostEqual(value, theirs[key], places=4, msg=key)
 
 

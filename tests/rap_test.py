@@ -20,6 +20,7 @@ class RapTest(absltest.TestCase):
         _layers.Flatten(input_shape=(1, 2, 1)), _layers.Dense(1)])
     model.set_weights([np.float32([[2], [-2]]), np.float32([5])])
     picture = np.float32([[[[3], [1]]]])
+    # Float32 products and quotients of a few small numbers.
     np.testing.assert_allclose(rap(model, picture, 1), [[[3, 1]]], rtol=1e-5)
 
   def test_a_middle_layer_by_hand(self):
@@ -35,6 +36,7 @@ class RapTest(absltest.TestCase):
     model.set_weights([np.ones([1, 1, 1, 1], np.float32),
                        np.float32([[2], [1], [-1], [5]]), np.float32([[1]])])
     picture = np.float32([1, 2, 1, 0]).reshape(1, 1, 4, 1)
+    # Float32 products and quotients of a few small numbers.
     np.testing.assert_allclose(
         rap(model, picture, 1, "features"), [[[1.3, 1.3, 0.4, 0]]], rtol=1e-5)
 
@@ -48,6 +50,8 @@ class RapTest(absltest.TestCase):
     for target in (0, 1):
       maps = rap(model, pictures, target)
       self.assertTrue((maps < 0).any())
+      # Float32: relevance of either sign is some times the score and cancels in
+      # the sum over the pixels.
       np.testing.assert_allclose(
           maps.sum((1, 2)), (features @ kernel)[:, target], rtol=1e-3,
           atol=1e-4)

@@ -16,6 +16,8 @@ from keras_attr_preserve.layer_fitting import prune_linear
 from tests import tiny
 
 _LAYERS = keras.layers
+# In float64: conjugate gradients end where 1e-9 of the residual is left.
+FITTED = 1e-6
 
 
 def _sums(seen, wanted=None):
@@ -43,19 +45,20 @@ class PruneLinearTest(parameterized.TestCase):
     with mock.patch.object(layer_moments, "DAMPING", 1e-6):
       fitted = prune_linear(np.array([[3.0], [1.0]]), _sums(seen), kept=1)
     self.assertEqual(np.count_nonzero(fitted), 1)
+    # The damping of 1e-6 holds the sum back by a share like it.
     np.testing.assert_allclose(fitted.sum(), 4.0, rtol=1e-5)
 
   def test_apart_from_each_other_the_smallest_go_and_others_stay(self):
     weights = np.array([[3.0, -0.1], [0.2, -2.0], [-1.0, 0.5]])
     fitted = prune_linear(weights, _sums(np.eye(3)), kept=3)
     np.testing.assert_allclose(
-        fitted, [[3, 0], [0, -2], [-1, 0]], rtol=1e-6)
+        fitted, [[3, 0], [0, -2], [-1, 0]], rtol=FITTED)
 
   def test_what_an_input_carries_counts(self):
     # .5 on an input ten times as large moves the output more than 3 does.
     seen = np.diag([1.0, 10.0])
     fitted = prune_linear(np.array([[3.0], [0.5]]), _sums(seen), kept=1)
-    np.testing.assert_allclose(fitted, [[0], [0.5]], rtol=1e-6)
+    np.testing.assert_allclose(fitted, [[0], [0.5]], rtol=FITTED)
 
   @parameterized.parameters(*range(5))
   def test_that_goes_which_the_others_best_make_up_for(self, seed):
@@ -70,6 +73,7 @@ class PruneLinearTest(parameterized.TestCase):
                    seen @ weights - seen[:, some] @ refitted(some)))
     fitted = prune_linear(weights, _sums(seen), kept=4)
     self.assertEqual(tuple(np.flatnonzero(fitted)), left)
+    # The condition of the inputs' products multiplies the residual of 1e-9.
     np.testing.assert_allclose(
         fitted[list(left)], refitted(left), rtol=1e-5)
 
@@ -81,6 +85,7 @@ class PruneLinearTest(parameterized.TestCase):
     self.assertEqual(np.count_nonzero(fitted), 9)
     for column in range(4):
       rows = fitted[:, column] != 0
+      # The same with weights of float32, which round once more.
       np.testing.assert_allclose(
           fitted[rows, column], np.linalg.lstsq(
               seen[:, rows], wanted @ weights[:, column], rcond=None)[0],
@@ -89,7 +94,7 @@ class PruneLinearTest(parameterized.TestCase):
   def test_all_of_them_kept_nothing_changes(self):
     weights = np.random.default_rng(0).normal(size=(5, 3))
     np.testing.assert_allclose(
-        prune_linear(weights, _sums(_rows()), kept=15), weights, rtol=1e-6)
+        prune_linear(weights, _sums(_rows()), kept=15), weights, rtol=FITTED)
 
   def test_inputs_that_are_always_zero(self):
     seen = _rows()
@@ -97,7 +102,7 @@ class PruneLinearTest(parameterized.TestCase):
     weights = np.random.default_rng(0).normal(size=(5, 3))
     weights[2] = 100.0
     np.testing.assert_allclose(
-        prune_linear(weights, _sums(seen), kept=15)[2], 100, rtol=1e-6)
+        prune_linear(weights, _sums(seen), kept=15)[2], 100, rtol=FITTED)
     self.assertFalse(prune_linear(weights, _sums(seen), kept=12)[2].any())
 
   def test_inputs_that_are_all_zero_leave_the_largest(self):
@@ -117,6 +122,7 @@ class WindowsTest(parameterized.TestCase):
     inputs = np.random.default_rng(0).normal(size=(2, *size, 3)).astype("f")
     wanted = layer(inputs).numpy()
     windows = layer_inputs._windows(inputs, layer)
+    # Float32 sums of at most 27 products, in another order.
     np.testing.assert_allclose(
         np.einsum("bhwklc,klco->bhwo", windows, layer.kernel.numpy()),
         wanted, atol=1e-5)
@@ -191,12 +197,14 @@ class PruneWithReconstructionTest(parameterized.TestCase):
     seen, wanted = (
         keras.Model(net.inputs, net.get_layer("hidden").input)(
             pictures).numpy().astype(np.float64) for net in (student, teacher))
+    # Control: "hidden" takes other inputs than before, which a refit must see.
     self.assertGreater(np.abs(seen - wanted).max(), 0.1)
     old, new = (net.get_layer("hidden").get_weights()[0].astype(np.float64)
                 for net in (teacher, student))
     # Where least squares ends: the slope is nothing but the damping's.
     damping = layer_moments.DAMPING * np.mean(np.square(seen)) * len(seen)
     slope = seen.T @ (seen @ new - wanted @ old) + damping * (new - old)
+    # Weights are stored in float32: their rounding times sums over 40 images.
     np.testing.assert_allclose(slope[new != 0], 0, atol=1e-3)
     self.assertGreater(np.abs(slope[new == 0]).max(), 1)
 
@@ -312,6 +320,7 @@ class HoldZerosTest(parameterized.TestCase):
         old = layer.get_weights()[0]
         new = stripped.get_layer(layer.name).get_weights()[0]
         np.testing.assert_array_equal(old == 0, new == 0)
+        # Control: a kernel that does not train stays to the last bit.
         self.assertGreater(np.abs(old - new).max(), 1e-4)
 
   def test_nothing_to_hold(self):

@@ -10,6 +10,9 @@ from keras_attr_preserve import WCAM
 from keras_attr_preserve.regularizer import Match
 from keras_attr_preserve.tap import Tapped
 
+# Cosines in float32: sums over up to 10 channels and 16 positions.
+COSINE = 1e-6
+
 
 def _tapped(features, kernel):
   """A net whose logits are the sum over positions of features @ kernel."""
@@ -215,15 +218,15 @@ class MatchTest(parameterized.TestCase):
     got = _match(
         WCAM("a"), *_tapped(teacher, kernel), *_tapped(student, kernel))
     # Maps (3, 4) and (4, 3), whose cosine is 24/25.
-    np.testing.assert_allclose(got.distance, [0.04], atol=1e-6)
-    np.testing.assert_allclose(got.agreement, [0.96], atol=1e-6)
+    np.testing.assert_allclose(got.distance, [0.04], atol=COSINE)
+    np.testing.assert_allclose(got.agreement, [0.96], atol=COSINE)
     np.testing.assert_array_equal(got.dead, [0])
     np.testing.assert_array_equal(got.valid, [1])
     got = _match(WCAM("a", method="ewa"),
         None, Tapped([tf.constant(teacher[0])], tf.zeros([1, 1]), None),
         None, Tapped([tf.constant(student[0])], tf.zeros([1, 1]), None))
     # Maps (9, 16) / 2 and (16, 9) / 2: 288 / 337.
-    np.testing.assert_allclose(got.agreement, [288 / 337], atol=1e-6)
+    np.testing.assert_allclose(got.agreement, [288 / 337], atol=COSINE)
 
   @parameterized.parameters("teacher", "label")
   def test_sensitivity_weighted_against_numpy(self, target):
@@ -238,8 +241,8 @@ class MatchTest(parameterized.TestCase):
     want = _cosine(
         _swa(teacher, kernel, classes), _swa(student, other, classes))
     self.assertTrue((want > 0).all())
-    np.testing.assert_allclose(got.agreement, want, atol=1e-6)
-    np.testing.assert_allclose(got.distance, 1 - want, atol=1e-6)
+    np.testing.assert_allclose(got.agreement, want, atol=COSINE)
+    np.testing.assert_allclose(got.distance, 1 - want, atol=COSINE)
 
   def test_equal_weighted_against_numpy(self):
     (teacher, kernel), (student, other) = _random(0), _random(1)
@@ -247,7 +250,7 @@ class MatchTest(parameterized.TestCase):
         *_tapped([teacher], kernel), *_tapped([student], other))
     np.testing.assert_allclose(
         got.agreement,
-        _cosine((teacher**2).mean(-1), (student**2).mean(-1)), atol=1e-6)
+        _cosine((teacher**2).mean(-1), (student**2).mean(-1)), atol=COSINE)
 
   def test_several_layers_count_alike(self):
     (one, kernel), (two, _) = _random(0), _random(2, size=(4, 4))
@@ -256,8 +259,8 @@ class MatchTest(parameterized.TestCase):
         *_tapped([one, two], kernel), *_tapped([other_one, other_two], other))
     want = (_cosine((one**2).mean(-1), (other_one**2).mean(-1))
             + _cosine((two**2).mean(-1), (other_two**2).mean(-1))) / 2
-    np.testing.assert_allclose(got.agreement, want, atol=1e-6)
-    np.testing.assert_allclose(got.distance, 1 - want, atol=1e-6)
+    np.testing.assert_allclose(got.agreement, want, atol=COSINE)
+    np.testing.assert_allclose(got.distance, 1 - want, atol=COSINE)
 
   def test_layers_with_weights_of_their_own(self):
     (one, kernel), (two, _) = _random(0), _random(2, size=(4, 4))
@@ -267,7 +270,7 @@ class MatchTest(parameterized.TestCase):
         *_tapped([one, two], kernel), *_tapped([other_one, other_two], other))
     want = (3 * _cosine((one**2).mean(-1), (other_one**2).mean(-1))
             + _cosine((two**2).mean(-1), (other_two**2).mean(-1))) / 4
-    np.testing.assert_allclose(got.distance, 1 - want, atol=1e-6)
+    np.testing.assert_allclose(got.distance, 1 - want, atol=COSINE)
 
   @parameterized.parameters(("all", [0, 1, 2]), ("top_k", None))
   def test_several_classes(self, target, classes):
@@ -283,6 +286,8 @@ class MatchTest(parameterized.TestCase):
                _swa(student, other, [k] * 3)[i:i + 1]) for k in chosen]
       self.assertTrue(all(a.any() and b.any() for a, b in maps))
       want.append(np.mean([_cosine(*pair) for pair in maps]))
+    # Float32 sums of both signs cancel, and the maps keep what is above 0:
+    # fewer digits than COSINE allows for.
     np.testing.assert_allclose(got.agreement, want, atol=1e-5)
 
   def test_every_class_that_is_present(self):
@@ -298,10 +303,10 @@ class MatchTest(parameterized.TestCase):
               for k in np.flatnonzero(row)]
       want[i] = np.mean(each) if each else 0
     self.assertTrue(np.isfinite(want).all())
-    np.testing.assert_allclose(got.agreement, want, atol=1e-6)
+    np.testing.assert_allclose(got.agreement, want, atol=COSINE)
     # An image without any class counts nowhere.
     np.testing.assert_allclose(
-        got.distance, [1 - want[0], 1 - want[1], 0], atol=1e-6)
+        got.distance, [1 - want[0], 1 - want[1], 0], atol=COSINE)
     np.testing.assert_array_equal(got.valid, [1, 1, 0])
 
   def test_dead_maps(self):
@@ -313,8 +318,8 @@ class MatchTest(parameterized.TestCase):
         tf.constant([0, 0, 0, 0]))
     np.testing.assert_array_equal(got.valid, [1, 0, 1, 0])
     np.testing.assert_array_equal(got.dead, [0, 0, 1, 0])
-    np.testing.assert_allclose(got.agreement, [1, 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(got.distance, [0, 0.5, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(got.agreement, [1, 0, 0, 0], atol=COSINE)
+    np.testing.assert_allclose(got.distance, [0, 0.5, 0.5, 0], atol=COSINE)
 
   def test_one_dead_map_of_two(self):
     alive = np.ones((1, 2, 2, 1))
@@ -324,8 +329,8 @@ class MatchTest(parameterized.TestCase):
         *_tapped([-alive, alive], kernel))
     np.testing.assert_array_equal(got.valid, [1])
     np.testing.assert_array_equal(got.dead, [0.5])
-    np.testing.assert_allclose(got.agreement, [0.5], atol=1e-6)
-    np.testing.assert_allclose(got.distance, [0.25], atol=1e-6)
+    np.testing.assert_allclose(got.agreement, [0.5], atol=COSINE)
+    np.testing.assert_allclose(got.distance, [0.25], atol=COSINE)
 
   def test_maps_of_different_sizes(self):
     (teacher, kernel), (student, other) = (
@@ -333,6 +338,7 @@ class MatchTest(parameterized.TestCase):
     got = _match(WCAM("a", method="ewa"),
         *_tapped([teacher], kernel), *_tapped([student], other))
     self.assertEqual(got.distance.shape, (3,))
+    # Maps of squares are alike by being positive; a dead one would count 0.
     self.assertTrue((got.agreement.numpy() > 0.3).all())
 
   def test_dropping_touches_the_teacher_alone(self):
@@ -340,7 +346,7 @@ class MatchTest(parameterized.TestCase):
     wcam = WCAM("a", method="ewa", drop_rate=0.3)
     tapped = _tapped([features], kernel)
     same = _match(wcam, *tapped, *tapped)
-    np.testing.assert_allclose(same.agreement, np.ones(3), atol=1e-6)
+    np.testing.assert_allclose(same.agreement, np.ones(3), atol=COSINE)
     got = _match(wcam, *tapped, *tapped, None, tf.constant([5, 0]))
     # Which three channels it was, every triple tried.
     errors = []
@@ -348,7 +354,8 @@ class MatchTest(parameterized.TestCase):
       rest = np.delete(features, triple, axis=-1)
       want = _cosine((rest**2).sum(-1), (features**2).sum(-1))
       errors.append(np.abs(got.agreement - want).max())
-    self.assertLess(sorted(errors)[0], 1e-6)
+    self.assertLess(sorted(errors)[0], COSINE)
+    # Rounding must not turn another triple into the right one.
     self.assertGreater(sorted(errors)[1], 1e-4)
 
   def test_dropping_leaves_the_sensitivity(self):
@@ -364,7 +371,7 @@ class MatchTest(parameterized.TestCase):
             np.where(np.isin(np.arange(10), five), 0, features),
             kernel, classes), whole))).max()
         for five in itertools.combinations(range(10), 5))
-    self.assertLess(error, 1e-6)
+    self.assertLess(error, COSINE)
 
   def test_each_layer_draws_for_itself(self):
     features, kernel = _random(0, channels=30)
@@ -375,6 +382,7 @@ class MatchTest(parameterized.TestCase):
     one = _tapped([features], kernel)
     alone = _match(WCAM("a", method="ewa", drop_rate=0.5),
         *one, *one, None, seed).agreement
+    # Were one draw used for both layers, float32 rounding alone would remain.
     self.assertGreater(np.abs(both - alone).max(), 1e-4)
 
   def test_gradients_reach_the_student_alone(self):
@@ -391,6 +399,7 @@ class MatchTest(parameterized.TestCase):
       distance = tf.reduce_sum(_match(WCAM("a"), *tapes[0], *tapes[1]).distance)
     of_teacher, of_student = outer.gradient(distance, kernels)
     self.assertIsNone(of_teacher)
+    # A gradient that is stopped on its way would be 0 or rounding.
     self.assertGreater(np.abs(of_student).max(), 1e-3)
 
   def test_half_precision_is_matched_in_float32(self):
@@ -404,7 +413,7 @@ class MatchTest(parameterized.TestCase):
     got = _match(WCAM("a"), tape, tapped, tape, tapped)
     for value in got:
       self.assertEqual(value.dtype, tf.float32)
-    np.testing.assert_allclose(got.agreement, [1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(got.agreement, [1, 1, 1], atol=COSINE)
 
 
 if __name__ == "__main__":

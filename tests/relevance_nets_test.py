@@ -112,13 +112,16 @@ class ConservationTest(parameterized.TestCase):
       *[(net, "epsilon_plus_even") for net in ("depthwise", "split")])
   def test_even_presets_lose_nothing(self, net, preset):
     report = lrp_conservation(_net(net), _pictures(), preset=preset, bias=False)
+    # A score near 0 would make rounding a large share of itself.
     self.assertGreater(np.abs(report.sent).min(), 1e-3)
+    # Float32 sums through several layers, over scores of 1e-3 and more.
     np.testing.assert_allclose(report.share, 1, atol=1e-3)
 
   def test_what_z_plus_loses(self):
     # What this net was made for. Measured: .96 at most.
     share = lrp_conservation(_net("depthwise"), _pictures(),
                              preset="z_plus").share
+    # The even presets keep 1.
     self.assertLess(share.max(), 0.98)
 
   def test_even_is_z_plus_where_all_is_supported(self):
@@ -126,6 +129,7 @@ class ConservationTest(parameterized.TestCase):
         channel_nets.conv(channel_nets.conv(x, 16, "a"), 16, "b")))
     pictures = np.abs(_pictures())
     for one, other in zip(("z_plus", "epsilon_plus_flat"), _EVEN):
+      # Float32 divisions and sums; the even rules spread what these leave.
       np.testing.assert_allclose(
           lrp(model, pictures, preset=one), lrp(model, pictures, preset=other),
           rtol=1e-4, atol=1e-5)
@@ -138,12 +142,15 @@ class ConservationTest(parameterized.TestCase):
     kept = lrp_conservation(model, _pictures(), preset="z_plus_even").sent
     bias = model.get_layer("logits").bias.numpy()[
         model(_pictures()).numpy().argmax(1)]
+    # Float32 sums of relevance of both signs, larger than the score.
     np.testing.assert_allclose(
         rap(model, _pictures()).sum((1, 2)), kept - bias, atol=2e-3)
 
   def test_epsilon_is_gradient_times_input(self):
     # So it is for ReLU nets; a normalization ahead of its layer is one, too.
     for net in ("norm_first", "bottleneck", "split"):
+      # Float32 divisions by sums that may be near 0, which only cancel but for
+      # rounding.
       np.testing.assert_allclose(
           lrp(_net(net), _pictures(), preset="epsilon", epsilon=1e-9),
           gradient_x_input(_net(net), _pictures()), rtol=1e-3, atol=1e-4)
@@ -159,6 +166,7 @@ class ConservationTest(parameterized.TestCase):
     channel_nets.settle(as_conv)
     kernel, bias = as_conv.get_layer("logits").get_weights()
     as_dense.get_layer("logits").set_weights([kernel[0, 0], bias])
+    # Float32 sums of a convolution and of a Dense layer.
     np.testing.assert_allclose(
         lrp(as_conv, _pictures(), 1, preset="epsilon_plus"),
         lrp(as_dense, _pictures(), 1, preset="z_plus"), rtol=1e-4, atol=1e-6)
@@ -170,6 +178,7 @@ class ConservationTest(parameterized.TestCase):
           lambda x: _conv(_layers.ZeroPadding2D(1)(x), "a", 8))
       share = lrp_conservation(
           model, _pictures(), preset=preset, bias=False).share
+      # Float32 sums of relevance over the positions, as a share of the score.
       np.testing.assert_allclose(share, 1, atol=1e-3)
 
   def test_two_gates_or_none(self):
@@ -195,12 +204,14 @@ class PrecisionTest(absltest.TestCase):
       finally:
         keras.mixed_precision.set_global_policy("float32")
       form = linearize(model, _pictures())
+      # Float16 keeps 11 bits: each operation rounds by up to 5e-4 of a number.
       np.testing.assert_allclose(form.residual, 0, atol=1e-2)
       for name, got in {
           "lrp": lrp(model, _pictures(), 1), "weights": form.weights,
           "rap": rap(model, _pictures(), 1), "offset": form.offset,
           "full_grad": full_grad(model, _pictures(), 1)}.items():
         self.assertEqual(got.dtype, np.float32)
+        # That, layer after layer; a maximum may have another winner.
         self.assertLess(tiny.relative_error(
             got, want.setdefault(name, got)), 2e-2, (policy, name))
 
@@ -213,6 +224,7 @@ class LinearizationTest(parameterized.TestCase):
     form = linearize(model, _pictures())
     self.assertLess(np.abs(form.residual).max(),
                     1e-5 * max(1, np.abs(form.offset).max()))
+    # Float32 sums of a graph and of an eager run.
     np.testing.assert_allclose(form.scores, model(_pictures()), atol=1e-5)
 
   def test_weights_are_slopes(self):
@@ -221,6 +233,8 @@ class LinearizationTest(parameterized.TestCase):
       form, way = linearize(model, pictures), tiny.images(1, 9, 8)
       for step in (1e-4, -1e-4):
         slope = (model(pictures + step * way).numpy() - form.scores) / step
+        # Float32 scores of size 1 over a step of 1e-4 are off by some 1e-3; a
+        # kink within the step adds to it.
         np.testing.assert_allclose(
             slope, np.einsum("ikhwc,ihwc->ik", form.weights, way), rtol=2e-2,
             atol=5e-3)
@@ -229,7 +243,9 @@ class LinearizationTest(parameterized.TestCase):
     model = channel_nets.net(
         lambda x: _layers.LayerNormalization()(_conv(x, "a")))
     form = linearize(model, _pictures())
+    # Far more than the 1e-5 of a piecewise linear model.
     self.assertGreater(np.abs(form.residual).max(), 1e-2)
+    # Float32 sums of a graph and of an eager run.
     np.testing.assert_allclose(form.scores, model(_pictures()), atol=1e-5)
 
 

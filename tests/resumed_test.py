@@ -83,12 +83,15 @@ class ResumedTest(parameterized.TestCase):
         # Two whole epochs were behind it.
         self.assertLen(got["loss"], _EPOCHS - 2)
         if "agreement" in run[2]:  # The weight has long left its start.
+          # By .005 or more, or a weight that begins anew would go unnoticed.
           self.assertNotAlmostEqual(want["attr_weight"][2], 4.0, places=2)
         for name in want:
           whole = want[name][2 if run[3] == "epoch" else 3:]
+          # Part of it ran in another process: float32 sums in another order.
           np.testing.assert_allclose(
               got[name][-len(whole):], whole, rtol=1e-5, err_msg=name)
         for one, other in zip(got_weights, want_weights):
+          # The same rounding, after twelve steps with momentum.
           np.testing.assert_allclose(one, other, atol=1e-6)
 
 

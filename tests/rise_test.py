@@ -26,9 +26,11 @@ class FormulaTest(parameterized.TestCase):
     masks, got = seen_masks(masks=30, cells=3, keep=keep, batch_size=7)
     self.assertEqual(masks.shape, (30, 8, 8))
     scores = np.arange(1, 31)  # 0 was the picture itself.
+    # Float32 masks and maps.
     np.testing.assert_allclose(
         got, np.einsum("n,nhw->hw", scores, masks) / (keep * 30), 1e-5)
     _, centred = seen_masks(masks=30, cells=3, keep=keep, centred=True)
+    # Float32 masks and maps; most of each sum cancels once centred.
     np.testing.assert_allclose(
         centred, np.einsum("n,nhw->hw", scores - scores.mean(), masks)
         / (keep * 30), atol=1e-4)
@@ -45,12 +47,14 @@ class FormulaTest(parameterized.TestCase):
     self.assertEqual(set(shifts.ravel()), {0, 1})
     for mask, grid, (down, across) in zip(masks, grids, shifts):
       want = (bend @ grid @ bend.T)[down:down + 4, across:across + 4]
+      # Bilinear weights in float32, masks of 0 to 1.
       np.testing.assert_allclose(mask, want, atol=1e-6)
 
   def test_masks_keep_the_share(self):
     for keep in (0.3, 0.5):
       masks, _ = seen_masks((9, 7), masks=4000, cells=4, keep=keep)
       self.assertEqual((masks.min(), masks.max()), (0, 1))
+      # Of 4000 draws the share shown is off by .008, one sigma.
       np.testing.assert_allclose(masks.mean(0), keep, atol=0.03)
 
   def test_finds_the_pixel_that_counts(self):
@@ -70,8 +74,10 @@ class FormulaTest(parameterized.TestCase):
     def predict(batch):
       return np.full((len(batch), 1), 7.0)
     plain = rise(predict, images, masks=500, cells=3)
+    # The share that 500 masks show is off by some 2 %, of 7.
     self.assertAlmostEqual(float(plain.mean()), 7, delta=0.5)
     self.assertGreater(plain.std(), 0.01)  # The noise of 500 masks.
+    # Float32 sums of 64 masks against float64 ones; 7 cancels but for those.
     np.testing.assert_allclose(
         rise(predict, images, masks=500, cells=3, centred=True), 0, atol=1e-5)
 
@@ -82,16 +88,20 @@ class ProbesTest(parameterized.TestCase):
     picture = helpers.images(1)
     net = helpers.net("block")
     maps = rise(net, np.repeat(picture, 3, 0), 0, masks=20)
+    # Float32 convolutions of equal batches; nothing else may differ.
     np.testing.assert_allclose(maps[1:], maps[:1].repeat(2, 0), atol=1e-6)
     runner = kap.export.Interpreter(helpers.converted("block"))
+    # Float32 sums of LiteRT's kernels and TensorFlow's, in another order.
     np.testing.assert_allclose(
         rise(runner.predict, picture, 0, masks=20), maps[:1], atol=1e-4)
+    # A hundred times what the runtimes may part by: other masks must show.
     self.assertFalse(np.allclose(
         rise(net, picture, 0, masks=20, seed=1), maps[:1], atol=1e-2))
 
   @parameterized.parameters(1, 3, 64)
   def test_the_batch_size_does_not_matter(self, batch_size):
     net, images = tiny.conv_net(), tiny.images(3)
+    # Float32 convolutions of batches of another size.
     np.testing.assert_allclose(
         rise(net, images, masks=10, cells=2, batch_size=batch_size),
         rise(net, images, masks=10, cells=2), atol=1e-5)

@@ -43,6 +43,7 @@ class SensitivitiesTest(parameterized.TestCase):
     pictures = np.ones((2, 1, 2, 1), np.float32)
     seed = np.float32([[1, 0], [0, 2]])  # Class 0; twice class 1.
     tapped, (got,) = self._sensitivities(model, ["conv"], pictures, seed)
+    # Halves and small whole numbers, which float32 holds exactly.
     np.testing.assert_allclose(
         got, [[[[1, 3]]], [[[14, -10]]]], rtol=1e-6)
     with tf.GradientTape() as tape:
@@ -50,6 +51,7 @@ class SensitivitiesTest(parameterized.TestCase):
       tape.watch(pictures)
       tapped = tap.Tap(model, ["conv"])(pictures)
     gradient, = tap.feature_gradients(tape, tapped, seed)
+    # Halves and small whole numbers, which float32 holds exactly.
     np.testing.assert_allclose(
         gradient, [[[[0.5, 1.5]] * 2], [[[7, -5]] * 2]], rtol=1e-6)
 
@@ -78,7 +80,11 @@ class SensitivitiesTest(parameterized.TestCase):
     self.assertLen(tapped.features, 4)
     for name, one in zip(names, got):
       _, (alone,) = self._sensitivities(model, [name], pictures, seed)
+      # One backward pass for all layers or for each: float32 sums in another
+      # order.
       np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-6)
+      # A central difference without kinks: round-off of 1e-5, truncation of
+      # order 1e-4.
       self.assertLess(tiny.relative_error(one[:, 0, 0], self._differences(
           linear, name, pictures, seed, step=1e-2)), 1e-3)
 
@@ -90,6 +96,7 @@ class SensitivitiesTest(parameterized.TestCase):
         tiny.conv_net(), ["act"], tiny.images(3), seed)
     _, (got,) = self._sensitivities(
         tiny.conv_net(head=head), ["act"], tiny.images(3), seed)
+    # Float32 gradients of one graph up to the logits.
     np.testing.assert_allclose(got, want, atol=1e-6)
 
   @parameterized.parameters("gap", "flatten", "block", "depthwise")
@@ -113,6 +120,7 @@ class SensitivitiesTest(parameterized.TestCase):
     with tf.GradientTape(persistent=True) as tape:
       tape.watch(pictures)
       tapped = reader(pictures)
+    # The range -6..6 is moved onto whole steps of .05, by half a step.
     np.testing.assert_allclose(tapped.logits[:, :2], [[6, -6]] * 3, atol=0.1)
     seed = tf.constant([[1.0, 0, 0]] * 3)
     plain = tape.gradient(
@@ -122,6 +130,7 @@ class SensitivitiesTest(parameterized.TestCase):
     # A mean over the positions: the quantized kernel's column, 8 bits of -6..6
     # before the first training step, so steps of 0.05.
     kernel = net.get_layer("logits").kernel.numpy()
+    # Half a step, .024.
     np.testing.assert_allclose(
         got[:, 0, 0], [kernel[:, 0]] * 3, atol=0.03)
 

@@ -22,11 +22,15 @@ class IntervalTest(absltest.TestCase):
       low, high = confidence_interval(
           rng.normal(3, 1, 60), draws=300, seed=draw)
       held += low <= 3 <= high
+    # 200 intervals give a standard error of .015, and bootstraps of 60 values
+    # are a little narrow. At level .9 it would be .845.
     self.assertBetween(held / 200, 0.88, 0.99)
 
   def test_width_and_nan(self):
     values = np.r_[np.random.default_rng(1).normal(0, 2, 400), np.nan]
     low, high = confidence_interval(values)
+    # The deviation of 400 draws is known to 3.5 %, and percentiles of 2000
+    # resamplings scatter too. Level .9 would fall short by .1.
     self.assertAlmostEqual(high - low, 2 * 1.96 * 2 / 20, delta=0.06)
     self.assertEqual(confidence_interval(np.ones(5)), (1.0, 1.0))
     self.assertTrue(np.isnan(confidence_interval(np.full(3, np.nan))).all())
@@ -52,8 +56,11 @@ class FloorTest(absltest.TestCase):
       np.testing.assert_array_equal(
           random_floor(maps, seed=seed)["cosine"], 0)
     bright = 1 + 0.01 * np.random.default_rng(0).uniform(size=[4, 5, 5])
+    # Values of 1 to 1.01 are all but parallel, unlike the noise below.
     self.assertGreater(random_floor(bright)["cosine"].min(), 0.99)
     noise = random_floor(bright, kind="noise")["cosine"]
+    # Uniform noise and a flat map: sqrt(3) / 2 = .866, of a finite sample of
+    # four maps of 25 pixels.
     self.assertBetween(noise.mean(), 0.8, 0.95)
     with self.assertRaisesRegex(ValueError, "two images or more"):
       random_floor(maps[:1])
@@ -69,7 +76,9 @@ class SanityTest(absltest.TestCase):
             net, images, 1), seed=1)
     self.assertEqual(list(found)[:3], ["none", "logits", "bn2"])
     self.assertEqual(list(found)[-1], "conv")
+    # A correlation of ranks: two swapped of 36 would cost 2.6e-4 or more.
     np.testing.assert_allclose(found["none"], 1, atol=1e-6)
+    # The images alone keep some order; weights left as they were give 1.
     self.assertLess(np.mean(found["conv"]), 0.7)
     for one, other in zip(before, model.get_weights()):
       np.testing.assert_array_equal(one, other)
@@ -86,6 +95,7 @@ class SanityTest(absltest.TestCase):
     self.assertEqual(
         list(nested), ["none"] + [f"net/{name}" for name in list(plain)[1:]])
     for one, other in zip(plain.values(), nested.values()):
+      # A correlation of ranks: two swapped of 36 would cost 2.6e-4 or more.
       np.testing.assert_allclose(one, other, atol=1e-4)
     pruned = cascading_randomization(tiny.prune(inner), pictures, explain)
     self.assertLen(pruned, len(plain))  # No row for a layer without weights.

@@ -15,6 +15,8 @@ WRAPS = {
     "quantize": tiny.quantize,
     "quantize_sparse": tiny.quantize_sparse,
 }
+# Float32 sums of the same layers in another graph, nested or traced.
+FLOAT32 = 1e-5
 
 
 class TapTest(parameterized.TestCase):
@@ -59,7 +61,10 @@ class TapTest(parameterized.TestCase):
     np.testing.assert_array_equal(reader(pictures).logits, still.logits)
     np.testing.assert_array_equal(model.get_layer("bn").moving_mean, before)
     moved = reader(pictures, training=True)
+    # Rounding is far smaller; a batch's statistics are not those drawn by
+    # shake.
     self.assertGreater(np.abs(moved.logits - still.logits).max(), 0.01)
+    # Momentum .99 lets a hundredth of the difference in.
     self.assertGreater(
         np.abs(model.get_layer("bn").moving_mean - before).max(), 1e-4)
 
@@ -74,14 +79,15 @@ class TapTest(parameterized.TestCase):
     want = plain(pictures)
     reader = tap.Tap(model)
     got = reader(pictures)
+    # Equal weights, and one head cut off or replaced: float32 rounding.
     np.testing.assert_allclose(got.logits, want, atol=1e-6)
     squash = tf.sigmoid if head == "sigmoid" else tf.nn.softmax
     np.testing.assert_allclose(got.output, squash(want), atol=1e-6)
     self.assertFalse(reader.gives_logits)
     self.assertEqual(reader.classes, tiny.CLASSES)
+    traced = tf.function(reader)(pictures)
     # Float32 arithmetic in another order, through quantizers of steps of 12/255
     # that could turn that into one step; on these weights none does.
-    traced = tf.function(reader)(pictures)
     np.testing.assert_allclose(traced.logits, want, atol=1e-5)
 
   @parameterized.parameters(*WRAPS)
@@ -157,7 +163,9 @@ class TapTest(parameterized.TestCase):
     conv, normalized, act = inside(pictures)
     # 16 bits over -6..6, steps of 2e-4, on 18 weights.
     np.testing.assert_allclose(got.features[0], conv, atol=2e-3)
+    # Twice that: the normalization's slope stretches what went before.
     np.testing.assert_allclose(got.features[1], act, atol=4e-3)
+    # Far above both bounds, so that it is not the normalized convolution.
     self.assertGreater(np.abs(got.features[0] - normalized).max(), 0.1)
 
   def test_runs_the_model_once(self):
@@ -240,10 +248,10 @@ class NestedTest(parameterized.TestCase):
         other = run(pictures, training=training)
         for a, b in zip([*one.features, one.logits],
                         [*other.features, other.logits]):
-          np.testing.assert_allclose(a, b, atol=1e-5)
+          np.testing.assert_allclose(a, b, atol=FLOAT32)
         np.testing.assert_allclose(
             one.output, model(pictures, training=training)
-            if not settings else one.output, atol=1e-5)
+            if not settings else one.output, atol=FLOAT32)
 
   @parameterized.parameters("linear", "softmax", "softmax_layer")
   def test_layers_and_head_inside_others(self, head):
@@ -275,7 +283,7 @@ class NestedTest(parameterized.TestCase):
       found.append(tap.sensitivities(
           tape, tapped, tap.top_class_seed(tapped.logits))[0])
     for one in found[1:]:
-      np.testing.assert_allclose(one, found[0], atol=1e-5)
+      np.testing.assert_allclose(one, found[0], atol=FLOAT32)
 
   @parameterized.parameters("linear", "softmax")
   def test_a_subclass_around_a_core(self, head):
@@ -316,6 +324,7 @@ class NestedTest(parameterized.TestCase):
     pictures = tiny.images(2)
     tapped = tap.Tap(model, ["act"])(pictures)
     self.assertLen(model.losses, 1)
+    # A mean of six squares in float32, by TensorFlow and by NumPy.
     self.assertAlmostEqual(
         float(model.losses[0]), np.mean(tapped.logits.numpy()**2), places=5)
 
@@ -353,6 +362,7 @@ class OutputsTest(parameterized.TestCase):
     pictures = tiny.images(3)
     got = tap.Tap(model, ["act2"], output=name)(pictures)
     want = tap.Tap(net, ["act2"])(pictures)
+    # The same layers in a graph of one head more: float32 rounding.
     np.testing.assert_allclose(got.logits, want.logits, atol=1e-6)
     np.testing.assert_allclose(got.features[0], want.features[0], atol=1e-6)
     tf.nest.map_structure(

@@ -142,6 +142,8 @@ class CachedTrainingTest(parameterized.TestCase):
     got = self._fit(wcam, True, **settings)
     self.assertEqual(set(got), set(want))
     for name, values in want.items():
+      # The teacher's float32 sums were kept from batches of other images; nine
+      # steps carry that on.
       np.testing.assert_allclose(got[name], values, rtol=1e-4, err_msg=name)
 
   def test_present_classes(self):
@@ -149,6 +151,7 @@ class CachedTrainingTest(parameterized.TestCase):
     wcam = WCAM("act", target="present")
     want = self._fit(wcam, False, labels=labels)
     got = self._fit(wcam, True, labels=labels)
+    # The same, of maps of the present classes.
     np.testing.assert_allclose(got["attr_loss"], want["attr_loss"], rtol=1e-4)
 
   def test_the_teacher_runs_once_for_a_picture(self):
@@ -184,6 +187,7 @@ class CachedTrainingTest(parameterized.TestCase):
     # One flag, three logits and 16 positions of 4 bytes, and a key of 8.
     self.assertBetween(size, COUNT * (8 + 4 * 20), COUNT * (8 + 4 * 20) + 200)
     got = self._fit(WCAM("act"), path)
+    # The file keeps float32 as it is; the steps' own sums may vary in order.
     np.testing.assert_allclose(got["attr_loss"], want["attr_loss"], rtol=1e-5)
     for wcam, teacher in ((WCAM("conv"), self.teacher),
                           (WCAM("act"), tiny.smooth_net(3))):

@@ -36,6 +36,7 @@ class TeacherTailTest(parameterized.TestCase):
     features = keras.Model(net.input, net.get_layer(layer).output)(images)
     got = TeacherTail(net, layer).sensitivity(
         features.numpy(), weights, images)
+    # The same gradient by another graph: float32 sums in another order.
     np.testing.assert_allclose(
         got, own_sensitivity(net, layer, images, weights), atol=1e-5)
 
@@ -53,8 +54,12 @@ class TeacherTailTest(parameterized.TestCase):
       step[channel] = 1e-3
       ends = [rest(np.float32(moved + sign * step)).numpy().sum(1)
               for sign in (1, -1)]
+      # ReLUs of the tail may cross zero within the step, and float32 scores
+      # are rounded before they are subtracted.
       np.testing.assert_allclose(
           (ends[0] - ends[1]) / 2e-3, got[:, channel], atol=0.02, rtol=0.02)
+    # Moved by 0.1, ReLUs of the tail have changed sides; a tail deaf to its
+    # features would give 0 here.
     self.assertGreater(tiny.relative_error(got, tail.sensitivity(
         features.numpy(), weights, images)), 0.01)
 

@@ -34,7 +34,9 @@ class FindTest(parameterized.TestCase):
     self.assertEqual(match.tensor.operator, "CONV_2D")
     self.assertIn("act/", match.tensor.name.split(";")[0])
     integers = mode in foreign_files.INTEGERS
+    # Int8 steps; half floats of weights, 2^-11, and float32 sums.
     self.assertLess(match.error, 0.03 if integers else 1e-3)
+    # An error of .03 leaves .9995; another layer's features less.
     self.assertGreater(match.cosine, 0.999)
 
   @parameterized.parameters("float32", "int8")
@@ -81,6 +83,7 @@ class FindTest(parameterized.TestCase):
     match = find_tensor(
         foreign_files.converted("flatten", batch=batch),
         helpers.net("flatten"), "act", helpers.images(5))
+    # A float file: float32 sums in another order.
     self.assertLess(match.error, 1e-5)
 
   def test_several_outputs(self):
@@ -102,6 +105,7 @@ class FindTest(parameterized.TestCase):
         foreign_files.convert(source, "float32"), net, "act",
         helpers.images(4))
     self.assertEqual(match.layer, "act")
+    # What `find_tensor` itself takes for a match at most, of integers.
     self.assertLess(match.error, 0.5)
 
   def test_layers_of_a_nested_model(self):
@@ -116,6 +120,7 @@ class FindTest(parameterized.TestCase):
   def test_own_files_of_two_signatures(self):
     images, net = helpers.images(4), helpers.net("block")
     match = find_tensor(helpers.converted("block", "int8"), net, "act", images)
+    # Int8 steps, as above.
     self.assertLess(match.error, 0.03)
 
   def test_the_same_numbers_in_another_shape(self):
@@ -193,6 +198,7 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, "'bn' has no tensor.*relative error 0.1.*is 'act'"):
       find_tensor(content, net, "bn", images)
+    # Int8 steps; what the ReLU has not cut yet is off by .1.
     self.assertLess(find_tensor(content, net, "act", images).error, 0.03)
 
   def test_another_net_of_the_same_shape(self):

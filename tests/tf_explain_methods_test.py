@@ -15,6 +15,9 @@ from keras_attr_preserve.attribution.tf_explain_methods import (
 )
 from tests import tiny
 
+# Float32 convolutions of batches of another size.
+BATCHES = 1e-5
+
 
 def _tf_explain(model, pictures, target, steps):
   path = IntegratedGradients.generate_interpolations(pictures, steps)
@@ -39,6 +42,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
     # mean x + 3, so 4 + 5. Class 1: 6 and -7, by magnitude 13.
     for target, want in ((0, [[[9, 0]]]), (1, [[[0, 13]]])):
       got = integrated_gradients(model, picture, target, steps=2)
+      # Small whole numbers, all but exact in float32.
       np.testing.assert_allclose(got, want, rtol=1e-6)
       self.assertEqual(got.dtype, np.float32)
 
@@ -49,9 +53,8 @@ class IntegratedGradientsTest(parameterized.TestCase):
     got = integrated_gradients(
         model, pictures, target, steps=steps, batch_size=2)
     self.assertEqual(got.shape, (3, 6, 6))
-    # Float32 convolutions of batches of another size.
     np.testing.assert_allclose(
-        got, _tf_explain(model, pictures, target, steps), atol=1e-5)
+        got, _tf_explain(model, pictures, target, steps), atol=BATCHES)
 
   def test_a_class_for_each_image(self):
     model = tiny.conv_net()
@@ -60,11 +63,12 @@ class IntegratedGradientsTest(parameterized.TestCase):
     want = [_tf_explain(model, pictures[[i]], k, 10)[0]
             for i, k in enumerate(targets)]
     np.testing.assert_allclose(
-        integrated_gradients(model, pictures, targets), want, atol=1e-5)
+        integrated_gradients(model, pictures, targets), want, atol=BATCHES)
     np.testing.assert_allclose(
         integrated_gradients(model, pictures, np.eye(3)[targets]), want,
-        atol=1e-5)
+        atol=BATCHES)
     top = model(pictures).numpy().argmax(1)
+    # The same float32 sums for classes found and given.
     np.testing.assert_allclose(
         integrated_gradients(model, pictures),
         integrated_gradients(model, pictures, top), atol=1e-6)
@@ -73,6 +77,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
   def test_the_score_is_the_logit(self, head):
     """tf-explain itself takes the softmax, whose gradient fades."""
     pictures = tiny.images(3)
+    # The same float32 sums, whatever follows the logits.
     np.testing.assert_allclose(
         integrated_gradients(tiny.conv_net(head=head), pictures, 1),
         integrated_gradients(tiny.conv_net(), pictures, 1), atol=1e-6)
@@ -96,7 +101,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
     model, pictures = tiny.conv_net(), tiny.images(3)
     np.testing.assert_allclose(
         integrated_gradients(model, pictures, 0, batch_size=batch_size),
-        integrated_gradients(model, pictures, 0), atol=1e-5)
+        integrated_gradients(model, pictures, 0), atol=BATCHES)
 
   @parameterized.parameters(
       ({"layer": "act"}, "layer must be None, the input is expl.*; got 'act'"),
@@ -129,6 +134,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
         tape.watch(batch)
         score = tf.reduce_sum(model(batch) * np.eye(3)[targets])
       want = tape.gradient(score, batch) * (pictures if mine else 1)
+      # Float32 gradients of a graph and of an eager run.
       np.testing.assert_allclose(
           attribution.tf_explain(model, pictures, targets, method=method),
           np.abs(want).sum(-1), rtol=1e-4, atol=1e-6)

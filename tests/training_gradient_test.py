@@ -84,7 +84,9 @@ class GradientTest(parameterized.TestCase):
       entries = rng.permutation(size)[:12]
       want = tiny.slopes(objective.loss, variable, step, entries)
       if name in unused:
+        # Round-off: 1e-7 of a float32 loss of size 1 over a step of 5e-3.
         self.assertLess(np.abs(want).max(), 1e-4, name)
+        # What cancels leaves float32 rounding.
         self.assertTrue(got is None or np.abs(got).max() < 1e-4, name)
         continue
       self.assertIsNotNone(got, name)
@@ -92,6 +94,7 @@ class GradientTest(parameterized.TestCase):
       self.assertLess(tiny.relative_error(
           np.ravel(got)[entries], want), tolerance, name)
       largest = max(largest, np.abs(want).max())
+    # Some slope is far above round-off, or nothing was compared.
     self.assertGreater(largest, 0.02)
 
   @parameterized.parameters(
@@ -139,6 +142,7 @@ class GradientTest(parameterized.TestCase):
           keras.Model(inputs, layers.Dense(3, name="logits")(x)), seed)
     with tiny.float64():
       step = TrainStep(_compiled(net(2)), net(0), WCAM("act", weight=3.0))
+      # As in test_float64.
       self._check(_Objective(step), 1e-5, 1e-5)
 
   @parameterized.parameters(
@@ -152,6 +156,7 @@ class GradientTest(parameterized.TestCase):
       objective = _Objective(step)
       if "Dropout" in kind:
         objective.draw_alike()
+      # As in test_float64.
       self._check(objective, 1e-5, 1e-5)
 
   @parameterized.named_parameters(
@@ -172,6 +177,7 @@ class GradientTest(parameterized.TestCase):
       student = _compiled(_net(1, "depthwise"))
       step = TrainStep(
           student, _net(0, "depthwise"), WCAM(weight=3.0, **settings))
+      # As in test_float64.
       self._check(_Objective(step, labels), 1e-5, 1e-5, unused)
 
   def test_maps_of_different_sizes(self):
@@ -204,6 +210,7 @@ class GradientTest(parameterized.TestCase):
       self.assertLen(student.losses, 1)
       step = TrainStep(student, _net(0, "flatten"), WCAM("act", weight=4.0),
                        distillation=Distillation(alpha=0.6))
+      # As in test_float64.
       self._check(_Objective(step), 1e-5, 1e-5, unused=())
 
   @parameterized.parameters(
@@ -268,6 +275,7 @@ class GradientTest(parameterized.TestCase):
               objective.variables, objective.gradients()) if one is not None})
     self.assertEqual(gradients[0].keys(), gradients[1].keys())
     for name, one in gradients[0].items():
+      # The same float32 sums in another graph: masks of ones change none.
       np.testing.assert_allclose(one, gradients[1][name], atol=1e-5)
 
   def test_without_the_rules_quantization_kills_the_second_gradient(self):
@@ -300,11 +308,13 @@ class GradientTest(parameterized.TestCase):
     with tf.GradientTape(persistent=True) as tape:
       tapped = Tap(student, ["act"])(pictures)
       score = tf.reduce_max(tapped.logits, axis=1)
+    # The quantizer's bound is 6, less a step of 12/255 at most.
     self.assertGreater(score.numpy().min(), 5.9)
     plain = tape.gradient(score, tapped.features[0])
     self.assertEqual(np.abs(plain).max(), 0)  # The trap is real.
     seed = top_class_seed(tapped.logits)
     ours, = sensitivities(tape, tapped, seed)
+    # A plain gradient is 0; a live one is a kernel's entry over 16 positions.
     self.assertGreater(np.abs(ours).max(axis=(1, 2, 3)).min(), 1e-2)
 
     step = TrainStep(student, teacher, WCAM("act", target="label", weight=4.0))
@@ -313,11 +323,13 @@ class GradientTest(parameterized.TestCase):
     reached = {variable.name: one for variable, one in zip(
         student.trainable_variables, gradients)}
     for name in ("conv/kernel:0", "bn/gamma:0", "logits/kernel:0"):
+      # A gradient that dies on the bound is 0.
       self.assertGreater(np.abs(reached[name]).max(), 1e-4, name)
     for metric in step.metrics:
       metric.reset_state()
     logs = step.test((pictures, tf.constant(labels)))
     self.assertEqual(logs["attr_dead"], 0)
+    # A dead map counts as 0; live ones are positive, and agree more.
     self.assertGreater(logs["attr_agreement"], 0.3)
 
   def test_clipping_does_not_bend_the_gradient(self):
@@ -336,6 +348,8 @@ class GradientTest(parameterized.TestCase):
             step, np.zeros(COUNT, np.int32)).gradients())
     for one, other in zip(*gradients):
       if one is not None:
+        # Features are quantized alike, so that only float32 rounding is left;
+        # at the bound a plain gradient is 0.
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 

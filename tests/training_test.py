@@ -11,6 +11,8 @@ from keras_attr_preserve import WCAM, Distillation, TrainStep
 from tests import tiny
 
 COUNT = 6
+# Float32 means over images, of figures of size 1, summed in another order.
+PLACES = 5
 _cosines, _net, _unit = tiny.swa_cosines, tiny.smooth_net, tiny.unit
 _compiled, _cross_entropy, _no_task = (
     tiny.compiled, tiny.cross_entropy, tiny.no_task)
@@ -42,11 +44,13 @@ class SumsTest(parameterized.TestCase):
     step = TrainStep(self.student, self.teacher, WCAM("act", weight=3.0))
     cosines = _cosines(
         self.student, self.teacher, self.pictures, training=training)
+    # No map is dead or at a right angle to its teacher's.
     self.assertGreater(cosines.min(), 0.1)
     want = (_entropies(self.student, self.pictures, self.labels, training)
             + 3 * (1 - cosines)).mean()
     loss, output = step.loss(*self.data, training=training)
-    self.assertAlmostEqual(float(loss), want, places=5)
+    self.assertAlmostEqual(float(loss), want, places=PLACES)
+    # The same layers on the same images: float32 logits.
     np.testing.assert_allclose(
         output, self.student(self.pictures, training=training), atol=1e-5)
 
@@ -62,10 +66,10 @@ class SumsTest(parameterized.TestCase):
     want = (weights * (0.75 * task + 0.25 * divergence + 3 * match)).mean()
     loss, _ = step.loss(
         *self.data, tf.constant(weights.reshape(shape)), training=False)
-    self.assertAlmostEqual(float(loss), want, places=5)
+    self.assertAlmostEqual(float(loss), want, places=PLACES)
     self.assertAlmostEqual(
         float(self._logs(step)["distill_loss"]), (weights * divergence).mean(),
-        places=5)
+        places=PLACES)
 
   def _divergence(self, temperature):
     log_p, log_q = (_log_softmax(model(self.pictures) / temperature)
@@ -81,7 +85,8 @@ class SumsTest(parameterized.TestCase):
     loss, _ = step.loss(*self.data, training=False)
     task = _entropies(self.student, self.pictures, self.labels).mean()
     self.assertAlmostEqual(
-        float(loss), 0.1 * task + 0.9 * self._divergence(4.0).mean(), places=5)
+        float(loss), 0.1 * task + 0.9 * self._divergence(4.0).mean(),
+        places=PLACES)
 
   @parameterized.parameters(1, 3)
   def test_distillation_of_classes_that_do_not(self, classes):
@@ -103,6 +108,8 @@ class SumsTest(parameterized.TestCase):
     divergence = 9 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
     q = sigmoid(logit_q)
     task = -(labels * np.log(q) + (1 - labels) * np.log(1 - q))
+    # NumPy has the logits from float32 sigmoids, which lose digits near 1; and
+    # temperature 3 makes nine times as much of them.
     self.assertAlmostEqual(
         float(loss), 0.5 * task.mean() + 0.5 * divergence.mean(), places=4)
 
@@ -125,10 +132,11 @@ class SumsTest(parameterized.TestCase):
     penalty = (0.1 * (kernel**2).sum()
                + 0.2 * (logits.numpy()**2).sum() / COUNT)
     task = _entropies(student, self.pictures, self.labels).mean()
+    # Thousands of times what five places allow: a scaled penalty shows.
     self.assertGreater(penalty, 0.05)
     self.assertAlmostEqual(
         float(loss), (1 - alpha) * task + penalty
-        + alpha * self._divergence(4.0).mean(), places=5)
+        + alpha * self._divergence(4.0).mean(), places=PLACES)
 
   def test_what_a_model_adds_to_its_loss_is_counted_once(self):
     """Through `add_loss` on its own tensors, which makes a layer of it."""
@@ -139,7 +147,7 @@ class SumsTest(parameterized.TestCase):
     _compiled(student, _cross_entropy())
     step = TrainStep(student, self.teacher, WCAM("act", weight=0.0))
     loss, _ = step.loss(*self.data, training=False)
-    self.assertAlmostEqual(float(loss), want, places=5)
+    self.assertAlmostEqual(float(loss), want, places=PLACES)
 
   def test_images_without_a_class_add_nothing(self):
     student = _compiled(_net(1), keras.losses.BinaryCrossentropy(
@@ -152,9 +160,10 @@ class SumsTest(parameterized.TestCase):
     cosines = _cosines(student, self.teacher, self.pictures, [0, 1, 2, 0, 1, 2])
     logs = self._logs(step)
     self.assertAlmostEqual(
-        float(logs["attr_agreement"]), cosines[:3].mean(), places=5)
+        float(logs["attr_agreement"]), cosines[:3].mean(), places=PLACES)
     self.assertAlmostEqual(
-        float(logs["attr_loss"]), 3 * (1 - cosines[:3]).sum() / COUNT, places=5)
+        float(logs["attr_loss"]), 3 * (1 - cosines[:3]).sum() / COUNT,
+        places=PLACES)
 
   @parameterized.parameters(
       ("teacher", "sparse"), ("label", "sparse"), ("label", "column"),
@@ -168,7 +177,8 @@ class SumsTest(parameterized.TestCase):
     cosines = _cosines(self.student, self.teacher, self.pictures,
                        None if target == "teacher" else self.labels)
     self.assertAlmostEqual(
-        float(self._logs(step)["attr_agreement"]), cosines.mean(), places=5)
+        float(self._logs(step)["attr_agreement"]), cosines.mean(),
+        places=PLACES)
 
   @parameterized.parameters("teacher", "label", "present")
   def test_one_logit(self, target):
@@ -195,9 +205,9 @@ class SumsTest(parameterized.TestCase):
     self.assertGreater(both.sum(), 0)
     want = (_unit(maps[0][both]) * _unit(maps[1][both])).sum() / alive.sum()
     logs = self._logs(step)
-    self.assertAlmostEqual(float(logs["attr_agreement"]), want, places=5)
+    self.assertAlmostEqual(float(logs["attr_agreement"]), want, places=PLACES)
     self.assertAlmostEqual(
-        float(logs["attr_dead"]), 1 - both.sum() / alive.sum(), places=5)
+        float(logs["attr_dead"]), 1 - both.sum() / alive.sum(), places=PLACES)
 
 
 class StepTest(parameterized.TestCase):
@@ -223,6 +233,7 @@ class StepTest(parameterized.TestCase):
     self.assertEqual(int(self.student.optimizer.iterations), 1)
     for variable, start, gradient in zip(
         self.student.trainable_variables, before, gradients):
+      # A rate of 0.1 times the rounding of a float32 gradient, computed twice.
       np.testing.assert_allclose(
           variable, start - 0.1 * gradient, atol=1e-6, err_msg=variable.name)
 
@@ -240,7 +251,9 @@ class StepTest(parameterized.TestCase):
     for metric in step.metrics:
       metric.reset_state()
     end = float(step.test(self.data)["attr_agreement"])
+    # A student that does not learn stays where it starts, below .95.
     self.assertLess(start, 0.95)
+    # Sixty steps of Adam bring it near the teacher, not all the way.
     self.assertGreater(end, 0.99)
 
   @parameterized.parameters("copy_of", "quantize")
@@ -261,7 +274,9 @@ class StepTest(parameterized.TestCase):
       run(self.data)
     for metric in step.metrics:
       metric.reset_state()
+    # The two are far apart at the start.
     self.assertLess(start, 0.7)
+    # Matching through a batch's statistics would not reach inference.
     self.assertGreater(float(step.test(self.data)["attr_agreement"]), 0.85)
 
   def test_logs_are_means_over_the_epoch(self):
@@ -302,7 +317,7 @@ class StepTest(parameterized.TestCase):
     logs = step.test(self.data)
     self.assertEqual(float(logs["attr_dead"]), 1)
     self.assertEqual(float(logs["attr_agreement"]), 0)
-    self.assertAlmostEqual(float(logs["attr_loss"]), 2 * 0.5, places=5)
+    self.assertAlmostEqual(float(logs["attr_loss"]), 2 * 0.5, places=PLACES)
     self.assertTrue(np.isfinite(float(step(self.data)["loss"])))
 
   def test_dead_teacher_maps_are_left_out(self):
@@ -412,7 +427,7 @@ class StepTest(parameterized.TestCase):
       agreements.append(float(step.test((
           tf.constant(pictures.astype(kind)),
           self.data[1]))["attr_agreement"]))
-    self.assertAlmostEqual(*agreements, places=5)
+    self.assertAlmostEqual(*agreements, places=PLACES)
 
   @parameterized.parameters("tensors", "arrays")
   def test_a_loop_of_ones_own(self, kind):

@@ -39,10 +39,13 @@ class RuntimesTest(parameterized.TestCase):
     self.assertEqual(row["equal_logits"], (logits == other_logits).mean())
     step = kap.export.Interpreter(
         content).signatures["explain"].outputs["logits"].scale
+    # `steps` is a whole number; the ratio of float32 logits is off by their
+    # rounding alone.
     self.assertAlmostEqual(
         row["steps"], np.abs(logits - other_logits).max() / step, places=3)
     self.assertEqual(
         row["equal_maps"], (maps == others).all((1, 2)).mean())
+    # Kernels of two makes round int8 a step apart, which turns a map little.
     self.assertGreater(row["map_cosine_worst"], 0.99)
 
   def test_a_sequence_of_one_is_a_comparison_too(self):
@@ -120,12 +123,14 @@ class TeachersTest(parameterized.TestCase):
                     str(folder / "teacher.tflite")):
       got = kap.export.verify(
           content, teacher, helpers.wcam(), helpers.images())
+      # Other weights: scores that are all near 1 would be equal by themselves.
       self.assertLess(want.summary()["cosine"]["mean"], 0.99)
       self.assertEqual(
           (want.facts["teacher"], got.facts["teacher"]),
           ("net", "file " + hashlib.sha256(
               helpers.converted(tail)).hexdigest()))
       for name, values in want.scores.items():
+        # Scores of LiteRT's float32 maps and TensorFlow's, summed otherwise.
         np.testing.assert_allclose(got.scores[name], values, atol=1e-4)
 
   def test_it_must_explain_alike(self):
@@ -143,6 +148,7 @@ class TeachersTest(parameterized.TestCase):
     want = kap.export.verify(
         helpers.converted(seed=5), helpers.net(), helpers.wcam(),
         helpers.images(2), judges=["occlusion"])
+    # Float32 scores of LiteRT's kernels and TensorFlow's, summed otherwise.
     np.testing.assert_allclose(
         report.scores["occlusion_cosine"], want.scores["occlusion_cosine"],
         atol=1e-4)

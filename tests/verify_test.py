@@ -46,6 +46,8 @@ class ScoresTest(parameterized.TestCase):
     for i in np.flatnonzero(alive):
       one, other = (np.float64(side[i].ravel()) for side in (reference, maps))
       cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+      # The formulas are float64; both sides' float32 maps may be rounded anew
+      # in batches of another size.
       self.assertAlmostEqual(scores["cosine"][i], cosine, places=6)
       self.assertAlmostEqual(
           scores["pearson"][i], np.corrcoef(one, other)[0, 1], places=6)
@@ -55,7 +57,9 @@ class ScoresTest(parameterized.TestCase):
           scores["l2"][i], np.sqrt(2 - 2 * cosine), places=6)
     np.testing.assert_array_equal(
         scores["same_class"], logits.argmax(1) == file_logits.argmax(1))
+    # Images of both kinds: a wrong count would show.
     self.assertBetween(self.report.prediction_agreement, 0.01, 0.99)
+    # Another net's maps: at scores of 1 a wrong formula would not show.
     self.assertLess(self.report.summary()["cosine"]["mean"], 0.99)
 
   def test_both_explain_the_teacher_s_class(self):
@@ -298,6 +302,7 @@ class DeadMapsTest(absltest.TestCase):
     margin = np.median(logits[:, 0] - logits[:, 1:].max(1))
     teacher.get_layer("logits").bias.assign_sub([margin, 0, 0])
     top = teacher.predict(images, verbose=0).argmax(1)
+    # The median makes it half; away from the ends both kinds are many.
     self.assertBetween((top == 0).mean(), 0.3, 0.7)
     report = kap.export.verify(
         kap.export.convert(dead, helpers.wcam(), mode="float32"), teacher,

@@ -6,6 +6,9 @@ from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import wcam
 
+# Float32 sums over unit maps, whose figures are 1 at most.
+FLOAT32 = 1e-6
+
 
 def _rng(seed=0):
   return np.random.default_rng(seed)
@@ -144,6 +147,7 @@ class DropChannelsTest(parameterized.TestCase):
 class UnitMapTest(absltest.TestCase):
 
   def test_by_hand(self):
+    # Float32 rounds the norm and each quotient.
     np.testing.assert_allclose(
         wcam.unit_map(tf.constant([[[3.0, 4.0]]])), [[[0.6, 0.8]]], rtol=1e-6)
 
@@ -152,7 +156,7 @@ class UnitMapTest(absltest.TestCase):
     maps[1] = 0
     norms = np.linalg.norm(
         wcam.unit_map(maps).numpy().reshape(3, -1), axis=1)
-    np.testing.assert_allclose(norms, [1, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(norms, [1, 0, 1], atol=FLOAT32)
 
 
 class MapDistanceTest(parameterized.TestCase):
@@ -173,6 +177,7 @@ class MapDistanceTest(parameterized.TestCase):
 
   def test_opposite_signed_maps_are_two_apart(self):
     maps = _rng().normal(size=(1, 3, 3))
+    # Float64 sums of nine squares.
     np.testing.assert_allclose(_distance(maps, -maps), [2], rtol=1e-12)
 
   def test_the_paper_term_and_its_weight_of_100(self):
@@ -182,7 +187,9 @@ class MapDistanceTest(parameterized.TestCase):
       return maps / np.linalg.norm(maps.reshape(4, -1), axis=1)[:, None, None]
     paper = ((unit(teacher) - unit(student)) ** 2).mean((1, 2))
     ours = _distance(teacher, student)
+    # Float64 sums of 49 squares.
     np.testing.assert_allclose(paper, 2 * ours / 49, rtol=1e-12)
+    # 200 / 49 is 4.0816; the paper's weight is written as 4.08.
     np.testing.assert_allclose(100 * paper, 4.08 * ours, rtol=1e-3)
 
   @parameterized.parameters(1e-20, 1e-10, 1.0, 1e10, 1e20)
@@ -192,14 +199,14 @@ class MapDistanceTest(parameterized.TestCase):
     # The scales themselves round to float32, a relative 6e-8.
     got, got_slope = self._value_and_gradient(
         teacher, np.float32(scale) * student)
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    np.testing.assert_allclose(got, want, atol=FLOAT32)
     self.assertTrue(np.isfinite(got_slope).all())
     np.testing.assert_allclose(
-        np.float64(got_slope) * scale, slope, atol=1e-6)
+        np.float64(got_slope) * scale, slope, atol=FLOAT32)
     got, got_slope = self._value_and_gradient(
         np.float32(scale) * teacher, student)
-    np.testing.assert_allclose(got, want, atol=1e-6)
-    np.testing.assert_allclose(got_slope, slope, atol=1e-6)
+    np.testing.assert_allclose(got, want, atol=FLOAT32)
+    np.testing.assert_allclose(got_slope, slope, atol=FLOAT32)
 
   def _value_and_gradient(self, teacher, student):
     student = tf.constant(student)
@@ -259,6 +266,7 @@ class MapDistanceTest(parameterized.TestCase):
     distance = tf.function(wcam.map_distance, input_signature=[maps, maps])
     for size in (4, 8):
       teacher, student = _maps(0, 2, 4, 4), _maps(1, 2, size, size)
+      # Of unknown sizes tf.image.resize stands in for its own float32 matrices.
       np.testing.assert_allclose(
           distance(tf.constant(teacher), tf.constant(student)),
           _distance(teacher, student), atol=1e-6)

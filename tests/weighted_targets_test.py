@@ -14,6 +14,9 @@ from absl.testing import absltest, parameterized
 from keras_attr_preserve import attribution
 from tests import tiny
 
+# Float32 maps are summed by weights, or the head's columns before them. ATOL
+# is for sums of both signs that nearly cancel.
+RTOL, ATOL = 1e-4, 1e-5
 WEIGHTS = np.float32([[1, 1, 0], [0, 1, 1], [2, 0, -1], [0.5, -1, 0]])
 SETTINGS = {
     "integrated_gradients": dict(steps=5), "tf_explain": dict(steps=5),
@@ -55,8 +58,9 @@ class WeightedTargetsTest(parameterized.TestCase):
     single = np.stack([method(net, pictures, k) for k in range(3)])
     got = method(net, pictures, WEIGHTS)
     want = np.einsum("kihw,ik->ihw", single, WEIGHTS)
+    # Maps as small as ATOL would agree whatever they are.
     self.assertGreater(np.abs(want).max(), 1e-3)
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, want, rtol=RTOL, atol=ATOL)
 
   @parameterized.parameters(
       *LINEAR[:-2], *AT_LAYER, *OTHERS)
@@ -68,7 +72,7 @@ class WeightedTargetsTest(parameterized.TestCase):
     self.assertGreater(got.any((1, 2)).sum(), 2)
     for i, weights in enumerate(WEIGHTS):
       want = method(_summed(net, weights), pictures, 0)[i]
-      np.testing.assert_allclose(got[i], want, rtol=1e-4, atol=1e-5)
+      np.testing.assert_allclose(got[i], want, rtol=RTOL, atol=ATOL)
 
   def test_cam(self):
     net, pictures = _net("gap"), tiny.images(4)
@@ -76,7 +80,7 @@ class WeightedTargetsTest(parameterized.TestCase):
     for i, weights in enumerate(WEIGHTS):
       np.testing.assert_allclose(
           got[i], attribution.cam(_summed(net, weights), pictures, 0)[i],
-          rtol=1e-4, atol=1e-5)
+          rtol=RTOL, atol=ATOL)
 
   @parameterized.parameters("saliency", "grad_cam", "score_cam", "lrp",
                             "relative_attributing_propagation")
@@ -93,7 +97,7 @@ class WeightedTargetsTest(parameterized.TestCase):
     parts = attribution.linearize(net, pictures).contributions(pictures)
     np.testing.assert_allclose(
         attribution.gradient_x_input(net, pictures, WEIGHTS),
-        np.einsum("ikhw,ik->ihw", parts, WEIGHTS), rtol=1e-4, atol=1e-5)
+        np.einsum("ikhw,ik->ihw", parts, WEIGHTS), rtol=RTOL, atol=ATOL)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ class CarriedNetsTest(parameterized.TestCase):
         want = keras.Model(model.input, layer.output)(images).numpy()
         got = seen[0].detach().numpy() if want.ndim == 2 else (
             torch_nets.channels_last(seen[0]))
+        # Float32 features of size 1, summed in another order.
         np.testing.assert_allclose(got, want, atol=1e-5, err_msg=layer.name)
 
   def test_what_cannot_be_carried(self):
@@ -129,6 +130,7 @@ class PictureMapsTest(parameterized.TestCase):
         layers.Flatten(input_shape=(1, 2, 1)), layers.Dense(1)])
     model.set_weights([np.float32([[2], [3]]), np.float32([5])])
     picture = np.float32([[[[2], [1]]]])
+    # Float32 means over five points of a gradient that stays the same.
     np.testing.assert_allclose(
         attribution.integrated_gradients(model, picture, 1, steps=4),
         [[[4, 3]]], rtol=1e-6)
@@ -136,6 +138,7 @@ class PictureMapsTest(parameterized.TestCase):
     for steps in (2, 4, 50):
       got = _peer(peer.IntegratedGradients(net), picture, [0], n_steps=steps,
                   method="riemann_trapezoid")
+      # Captum's float32 sums over up to 50 points, whose weights round.
       np.testing.assert_allclose(
           got[..., 0], np.float32([[[4, 3]]]) * (steps - 1) / steps, rtol=1e-5)
 
@@ -315,6 +318,7 @@ class HandWorkedTest(absltest.TestCase):
 
   def check(self, ours, method, want, **options):
     got = ours(self.model, self.picture, 1)
+    # Whole numbers and quarters, which float32 convolutions may yet round.
     np.testing.assert_allclose(got[0], want, rtol=1e-5)
     theirs = _peer(method, self.picture, [0], **options)
     np.testing.assert_allclose(theirs[0, ..., 0], want, rtol=1e-5)

@@ -163,6 +163,7 @@ class PairTest(parameterized.TestCase):
     got = attribution.occlusion(
         net, pictures, weights, patch=size, stride=1, baseline=0.2)
     for channel in range(2):  # One value, in each channel again.
+      # Differences of float32 logits, summed over up to 16 windows.
       np.testing.assert_allclose(
           got * np.outer(along, along), want[..., channel], rtol=1e-4,
           atol=1e-5)
@@ -178,6 +179,7 @@ class PairTest(parameterized.TestCase):
     along = np.convolve(np.ones(4), np.ones(3))
     got = attribution.occlusion(
         net, picture[None], weights[:1], patch=3, stride=1, baseline=0.0)
+    # Pixels of about 100, not 1, make logits and their rounding larger.
     np.testing.assert_allclose(
         got[0] * np.outer(along, along), want[..., 0], rtol=1e-4, atol=1e-3)
 

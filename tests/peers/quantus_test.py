@@ -108,6 +108,7 @@ class FaithfulnessTest(parameterized.TestCase):
         net=net, pictures=pictures, maps=maps, classes=classes)
     got = evaluation.deletion(
         net, pictures, maps, classes, steps=36 // pixels, baseline=0.3)
+    # Float32 logits of batches of another size.
     np.testing.assert_allclose(
         got.scores[:, 1:], want, rtol=1e-4, atol=1e-5)
 
@@ -123,6 +124,7 @@ class FaithfulnessTest(parameterized.TestCase):
         features_in_step=4, perturb_baseline=0.0, **AS_IT_IS),
         net=net, pictures=pictures, maps=maps, classes=classes)
     got = evaluation.deletion(net, pictures, maps, classes, steps=18)
+    # Float32 logits of batches of another size.
     np.testing.assert_allclose(
         got.scores[:, 1:], want, rtol=1e-4, atol=1e-5)
 
@@ -137,7 +139,9 @@ class FaithfulnessTest(parameterized.TestCase):
           np.moveaxis(picture, -1, 0), missing, noise=0.0)
       gone = np.zeros(81, bool)
       gone[missing] = True
+      # Far below the 1e-8 beneath: the system's condition adds to a residual.
       got = impute(picture, gone.reshape(9, 9), tolerance=1e-12)
+      # Two float64 solvers of one system, a direct one and an iterative one.
       np.testing.assert_allclose(
           got, np.moveaxis(want, 0, -1), rtol=1e-8, atol=1e-8)
       # By default the iteration stops where the residual is 1e-4.
@@ -169,6 +173,7 @@ class FaithfulnessTest(parameterized.TestCase):
     curves = evaluation.road(net, pictures, maps, classes, steps=2, noise=0.0)
     for i, one in enumerate(maps):
       left = impute(pictures[i], one > np.median(one))
+      # Float32 logits of an image alone and in a batch.
       self.assertAlmostEqual(
           curves.scores[i, 1],
           float(net(np.float32(left[None]))[0, classes[i]]), places=4)
@@ -203,11 +208,13 @@ class FaithfulnessTest(parameterized.TestCase):
     tiny.shake(net)
     pictures, _, classes = _grey(count=8)
     maps = attribution.gradient_x_input(net, pictures, classes)
+    # A fall is the difference of two float32 logits, and loses digits.
     np.testing.assert_allclose(
         evaluation.sensitivity_n(net, pictures, maps, classes), 1, atol=1e-4)
     want = _ask(quantus.SensitivityN(
         perturb_baseline=0.0, return_aggregate=False, **AS_IT_IS),
         net=net, pictures=pictures, maps=maps, classes=classes)
+    # Were it the same measure, it would be 1.
     self.assertLess(np.mean(want), 0.9)
 
 
@@ -324,6 +331,7 @@ class SanityTest(absltest.TestCase):
           explain_func=again)
     self.assertEqual(list(want), ["original", *names[1:]])
     for name, values in want.items():
+      # Float64 correlations of ranks, which are whole numbers.
       np.testing.assert_allclose(
           got["none" if name == "original" else name], values, atol=1e-6)
 

@@ -60,7 +60,9 @@ class PeerTest(parameterized.TestCase):
     got = attribution.smooth_grad(
         net, pictures, weights, samples=samples, noise=noise)
     np.testing.assert_allclose(got, np.abs(want).max(-1), **CLOSE)
+    # Magnitudes' mean is no less than the mean's magnitude, but for rounding.
     self.assertGreater((larger - got).min(), -1e-6)
+    # The two means differ, or the test could not tell which one is ours.
     self.assertGreater(tiny.relative_error(larger, got), 0.05)
 
   @parameterized.parameters(*TAILS)
@@ -98,13 +100,16 @@ class PeerTest(parameterized.TestCase):
     square = gradients**2
     alphas = square / (2 * square + square * gradients * features.sum(
         (1, 2), keepdims=True))
+    # A quotient whose divisor may come near 0, where float32 rounding grows.
     np.testing.assert_allclose(
         got, _weighted(features, alphas, gradients), rtol=1e-3, atol=1e-5)
     alphas /= alphas.sum((1, 2), keepdims=True)
     size = np.exp(score(net(pictures)).numpy())[:, None, None]
+    # As above, and divided by the alphas' sum and by exp(score).
     np.testing.assert_allclose(
         want / size, _weighted(features, alphas, gradients), rtol=1e-3,
         atol=1e-4)
+    # The peer's maps are others: the sums of alphas are no common factor.
     self.assertLess(
         evaluation.agreement(got, np.asarray(want))["cosine"].min(), 0.9999)
 
@@ -124,6 +129,7 @@ class PeerTest(parameterized.TestCase):
     method = scorecam.Scorecam(net, clone=False)
     want = method(second, pictures, **PLAIN)
     features, _ = _read(net, pictures, np.ones([1, 3]))
+    # Float32 sums over channels, of features of another run.
     np.testing.assert_allclose(
         want, np.maximum(features @ np.concatenate(shown)[:, 1], 0),
         rtol=1e-4, atol=1e-5)
@@ -133,6 +139,7 @@ class PeerTest(parameterized.TestCase):
       method(second, pictures, **PLAIN)
     logits = np.concatenate(shown)[:, 1]
     shares = np.exp(logits - logits.max())
+    # The softmax makes rounding of the logits a relative error of the shares.
     np.testing.assert_allclose(
         attribution.score_cam(net, pictures, 1, "act"),
         np.maximum(features @ (shares / shares.sum()), 0), rtol=1e-4,

@@ -68,6 +68,7 @@ class RealNetsTest(parameterized.TestCase):
     model, net, images, *_ = _case(name)
     with torch.no_grad():
       logits = net(torch_nets.channels_first(images))
+    # Probabilities of a whole model in float32, summed in another order.
     np.testing.assert_allclose(
         torch.softmax(logits, 1).numpy(), model(images).numpy(), atol=1e-5)
 

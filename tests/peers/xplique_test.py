@@ -108,6 +108,8 @@ class GradientsTest(parameterized.TestCase):
     np.testing.assert_allclose(
         got, _maps(theirs.Saliency(cut)(pictures, weights)), **CLOSE)
     fading = _maps(theirs.Saliency(net)(pictures, weights))
+    # The softmax mixes and shrinks the gradients by much of their size; the
+    # logits' own are 1e-4 apart at most.
     self.assertGreater(tiny.relative_error(fading, got), 0.5)
     np.testing.assert_array_equal(fading, _maps(theirs.Saliency(
         net, output_layer="logits")(pictures, weights)))
@@ -222,8 +224,11 @@ class LayersTest(parameterized.TestCase):
     with mock.patch.object(
         theirs.GradCAMPP, "_compute_weights", staticmethod(summed)):
       want = theirs.GradCAMPP(net, conv_layer="act")(pictures, weights)
+    # Like CLOSE, for a quotient of float32 sums of squares and cubes.
     np.testing.assert_allclose(got, _maps(want), rtol=2e-4, atol=1e-6)
     plain = _maps(theirs.GradCAMPP(net, conv_layer="act")(pictures, weights))
+    # Means in place of sums give another map; rounding leaves a cosine of 1
+    # to six digits or more.
     self.assertLess(evaluation.agreement(got, plain)["cosine"].min(), 0.9999)
 
 
@@ -241,6 +246,8 @@ class BlackBoxTest(parameterized.TestCase):
                 for s in starts)
     got = attribution.occlusion(
         net, pictures, weights, patch=patch, stride=stride, baseline=0.3)
+    # A fall is the difference of two float32 scores of size 1; up to four are
+    # added.
     np.testing.assert_allclose(
         got * np.outer(along, along), want, rtol=1e-4, atol=1e-5)
 
@@ -253,6 +260,7 @@ class BlackBoxTest(parameterized.TestCase):
         net, pictures, weights, patch=4, stride=4, baseline=0.0)
     self.assertFalse(want[:, 4:].any())
     self.assertTrue(got[:, 4:].all())
+    # Differences of float32 scores of size 1, as above.
     np.testing.assert_allclose(
         got[:, :2, :2], want[:, :2, :2], rtol=1e-4, atol=1e-5)
 
@@ -279,6 +287,7 @@ class BlackBoxTest(parameterized.TestCase):
     got = attribution.rise(
         net, pictures, weights, masks=40, cells=3, keep=0.4)
     shown = masks[..., 0].sum(0) + float(theirs.Rise.EPSILON)
+    # Float32 sums over 40 masks in another order.
     np.testing.assert_allclose(
         got * 0.4 * 40 / shown, want, rtol=1e-4, atol=2e-6)
 
@@ -324,9 +333,12 @@ class CurvesTest(parameterized.TestCase):
     curves = getattr(evaluation, mode)(
         net, pictures, maps, weights, steps=steps, baseline=0.2)
     want = measure.detailed_evaluate(maps)
+    # Shares of 36 pixels are whole numbers but for rounding.
     np.testing.assert_allclose(curves.shares * 36, list(want), rtol=1e-6)
+    # Float32 scores of batches of other sizes; the mean is over four images.
     np.testing.assert_allclose(
         curves.scores.mean(0), list(want.values()), rtol=1e-4, atol=1e-5)
+    # The area under that curve, a mean of its float32 scores.
     self.assertAlmostEqual(
         curves.area.mean(), measure(maps), delta=1e-5)
 
@@ -362,6 +374,8 @@ class AgreementTest(absltest.TestCase):
     want = randomization.ssim(
         tf.constant(one[..., None]), tf.constant(other[..., None]),
         batched=True)
+    # Float32 sums over windows of 11 x 11, whose variances are differences of
+    # squares.
     np.testing.assert_allclose(
         evaluation.agreement(one, other)["ssim"], want, atol=1e-5)
 

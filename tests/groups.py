@@ -1,0 +1,31 @@
+"""The groups of slow tests, what each holds, and whose turn it is.
+
+    python tests/groups.py            # lists them
+    python tests/groups.py --turn=7   # names the group of the seventh commit
+"""
+
+import sys
+
+GROUPS = {
+    "training": "long fits, weights that move, every kind of compression",
+    "pruning": "filters and weights taken away from larger models",
+    "files": "conversions in every mode, damaged and merged files",
+    "firmware": "C sources, TFLite Micro, emulated boards",
+    "explaining": "every attribution method on every kind of model",
+    "pretrained": "pretrained models on photographs (KAP_MODEL_DIR)",
+    "experiments": "the experiment binaries and the quickstart",
+    "devices": "several devices and workers, Keras 3 models",
+}
+
+
+def turn(number: int) -> str:
+  """Names the group whose turn it is: each comes round."""
+  return tuple(GROUPS)[number % len(GROUPS)]
+
+
+if __name__ == "__main__":
+  if len(sys.argv) > 1:
+    print(turn(int(sys.argv[1].removeprefix("--turn="))))
+  else:
+    for name, holds in GROUPS.items():
+      print(f"  GROUP={name:<12} {holds}")
