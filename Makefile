@@ -9,12 +9,14 @@ TESTS ?= tests
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart bench test test-all arm-test peer-test lint wheel-test \
+.PHONY: help quickstart bench test test-all test-versions mutants arm-test peer-test lint wheel-test \
 	bazel-test clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST)
+	@echo "Groups of slow tests, such as make test-all GROUP=files:"
+	@$(PYTHON) tests/groups.py
 
 .venv/complete: setup.py tools/setup_venv.sh
 	@tools/setup_venv.sh $(PYTHON)
@@ -26,11 +28,17 @@ bench: .venv/complete ## What a train step and a map cost, in ratios of one run
 	@$(RUN) -m examples.bench_training
 	@$(RUN) -m examples.bench_attribution
 
-test: .venv/complete ## Run the tests (some 25 minutes on two cores)
+test: .venv/complete ## Run the library's contract (six minutes on two cores)
 	@$(TEST) -m "not slow" $(TESTS)
 
-test-all: .venv/complete ## Run the tests, the long ones too
-	@$(TEST) $(TESTS)
+test-all: .venv/complete ## Run every test, or with GROUP=... a group of slow tests
+	@$(TEST) $(if $(GROUP),-m slow --group=$(GROUP)) $(TESTS)
+
+test-versions: ## Run the contract on the oldest and newest versions
+	@tools/test_versions.sh
+
+mutants: .venv/complete ## Put 200 small faults in and see the tests fail
+	@$(RUN) tools/mutants.py
 
 arm-test: .venv/complete ## Run the C sources on emulated Cortex-M boards
 	@tools/setup_arm.sh

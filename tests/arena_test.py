@@ -130,7 +130,7 @@ class RealTest(parameterized.TestCase):
     with self.assertRaises(RuntimeError):
       runtime.Interpreter.from_bytes(content, arena_size=size - 16)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("firmware")
   @helpers.needs_tflm
   def test_other_people_s_files(self):
     """Measured: 11 of 11 planned to the byte."""
@@ -145,7 +145,7 @@ class RealTest(parameterized.TestCase):
         planned += 1
     self.assertGreaterEqual(planned, 11)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("firmware")
   @helpers.needs_tflm
   def test_many_odd_nets(self):
     for seed, mode in itertools.product(range(2, 20), ("float32", "int8")):

@@ -367,7 +367,7 @@ class FilterSparsitiesTest(parameterized.TestCase):
 
 class PretrainedTest(absltest.TestCase):
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pruning")
   def test_the_person_detector_spares_half_of_its_filters(self):
     model = pretrained.load(pretrained.VisualWakeWordsTest.path)
     images = pretrained.voc(2, 128, 96) / 255

@@ -251,7 +251,7 @@ class TrainingTest(_CompressionTest):
     self.check_maps_are_held(name)
 
   @_each(*SELDOM)
-  @pytest.mark.slow
+  @pytest.mark.slow("compressions")
   def test_maps_are_held_by_the_rest(self, name):
     self.check_maps_are_held(name)
 
@@ -285,7 +285,7 @@ class TrainingTest(_CompressionTest):
     self.check_that_the_tail_learns(name)
 
   @_each(*SELDOM)
-  @pytest.mark.slow
+  @pytest.mark.slow("compressions")
   def test_the_tail_of_the_rest_learns(self, name):
     self.check_that_the_tail_learns(name)
 
@@ -343,7 +343,7 @@ class FileTest(_CompressionTest):
         maps[alive], floats[alive])), 0.98)
 
   @_each("pqat", "cqat", "pcqat")
-  @pytest.mark.slow
+  @pytest.mark.slow("compressions")
   def test_plain_quantization_would_lose_it(self, name):
     net = {"pqat": _sparse, "cqat": lambda: _clustered(_net()),
            "pcqat": lambda: _clustered(_sparse(), preserve_sparsity=True)}[name]
@@ -368,7 +368,7 @@ class FileTest(_CompressionTest):
         with self.assertRaises(AssertionError, msg=name):
           check(kernels)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("compressions")
   def test_one_after_another(self):
     """The chain of docs/compressions.md."""
     wcam = kap.WCAM("act2")
@@ -403,7 +403,7 @@ class FileTest(_CompressionTest):
     _check_sparse_clusters(_int8_kernels(self.convert(student)))
 
 
-@pytest.mark.slow
+@pytest.mark.slow("compressions")
 class SavingTest(_CompressionTest):
 
   def saved(self, student, kind):
@@ -458,7 +458,7 @@ class SavingTest(_CompressionTest):
     CHECK[name](_int8_kernels(self.convert(loaded)))
 
 
-@pytest.mark.slow
+@pytest.mark.slow("compressions")
 class TrapsTest(_CompressionTest):
   """Of tfmot 0.8.1; docs/compressions.md warns of them."""
 

@@ -1,9 +1,35 @@
-"""What pytest checks around every test."""
+"""What pytest checks around every test, and the groups of slow ones."""
 
 import gc
 import sys
 
 import pytest
+
+from tests.groups import GROUPS
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+      "--group", choices=tuple(GROUPS),
+      help="run the slow tests of this group alone")
+
+
+def pytest_collection_modifyitems(config, items):
+  """Keeps the tests of the group asked for; each slow test has a group."""
+  group = config.getoption("--group")
+  kept, left_out = [], []
+  for item in items:
+    # The mark that stands nearest to the test.
+    mark = item.get_closest_marker("slow")
+    if mark is not None and mark.args[:1] not in {(name,) for name in GROUPS}:
+      raise pytest.UsageError(
+          f"{item.nodeid}: the mark slow takes the name of a group, "
+          f"{', '.join(GROUPS)}; got {mark.args}.")
+    belongs = group is None or (mark is not None and mark.args[0] == group)
+    (kept if belongs else left_out).append(item)
+  if left_out:
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -224,7 +224,7 @@ class QuantizeAwareTest(parameterized.TestCase):
   @parameterized.product(
       tail=("gap", "block", "depthwise"), sparse=(False, True),
       target=("phone", "microcontroller"))
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_int8_in_and_out_of_the_rest(self, tail, sparse, target):
     self.check_int8(tail, sparse, target)
 

@@ -225,7 +225,7 @@ class MemoryTest(parameterized.TestCase):
 
   @parameterized.parameters(
       "integrated_gradients", "smooth_grad", "var_grad", "occlusion", "rise")
-  @pytest.mark.slow
+  @pytest.mark.slow("explaining")
   def test_does_not_grow_with_the_copies(self, name):
     # 4 pictures 900 times more are 118 MB at 64x64x2 (occlusion: 721 times).
     done = subprocess.run(

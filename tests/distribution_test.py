@@ -177,7 +177,7 @@ class MirroredTest(_DistributionTest):
     self.assert_same_run(name, replicas, alone)
     self.assert_moved(alone)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("devices")
   def test_batch_normalization_has_statistics_of_each_replica(self):
     """It runs, and is no more the run of one process: Keras's own way."""
     alone, replicas = self.runs("norm")
@@ -214,7 +214,7 @@ class WorkersTest(_DistributionTest):
     super().setUp()
     self.cluster = _cluster(self)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("devices")
   def test_equal_to_one_process(self):
     names = ("cache", "agreement", "own_step")
     with _folder() as place, _children() as children:
@@ -226,7 +226,7 @@ class WorkersTest(_DistributionTest):
         self.assert_same_run(
             name, one[name]["replicas"], _mirrored()[name]["alone"])
 
-  @pytest.mark.slow
+  @pytest.mark.slow("devices")
   def test_a_killed_worker(self):
     """Both are started again and lose nothing but the epoch they were in.
 

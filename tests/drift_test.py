@@ -156,7 +156,7 @@ class KindsTest(parameterized.TestCase):
     self.assertGreater(found.facts["map"], 0.9)
 
   @parameterized.parameters("softmax", "softmax_layer")
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_heads(self, head):
     net = tiny.conv_net(head=head, size=8, width=16)
     content = kap.export.convert(net, kap.WCAM("act"), mode="float32")
@@ -204,7 +204,7 @@ class KindsTest(parameterized.TestCase):
       self.assertLess(one.error, FLOAT32)
       self.assertLess(one.harm, SQUARED)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_nested_net(self):
     inner = tiny.conv_net(size=8, width=16)
     inputs = keras.Input((8, 8, 2))
@@ -235,7 +235,7 @@ class KindsTest(parameterized.TestCase):
     self.assertIn("(by name)", str(found))
 
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_a_tensor_in_two_types_is_one_layers(self):
     # `act2` in floats and rounded for what follows; `conv2` is near to both.
     net = drift_nets.bad_chain()

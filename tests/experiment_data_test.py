@@ -157,7 +157,7 @@ class RepeatsTest(absltest.TestCase):
 class RealFileTest(parameterized.TestCase):
   """PASCAL VOC 2012 pictures of animals, where they are at hand."""
 
-  @pytest.mark.slow
+  @pytest.mark.slow("experiments")
   def test_animals(self):
     name = "voc2012_animals_160.npz"
     path = pretrained_test._needs(
@@ -180,7 +180,7 @@ class RealFileTest(parameterized.TestCase):
     self.assertEqual(sum(split.labels[:, 1].sum() for split in persons[:3]),
                      484)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("experiments")
   def test_cifar(self):
     path = pretrained_test._needs(
         pretrained_test.DATA, "KAP_DATA_DIR", "cifar10_subset.npz")

@@ -55,7 +55,7 @@ class BuildTest(parameterized.TestCase):
     self.check(name)
 
   @parameterized.parameters("vgg16", "mobilenet")
-  @pytest.mark.slow
+  @pytest.mark.slow("experiments")
   def test_a_deep_net(self, name):
     self.check(name)
 

@@ -110,22 +110,22 @@ class EqualToZeroedTest(_PruningTest):
     self.check(model, 0.4)
     self.check(model, 0.25, criterion="taylor")
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pruning")
   def test_mobilenet_v3(self):
     self.check(nets.settle(keras.applications.MobileNetV3Small(
         (32, 32, 3), weights=None, classes=5)), 0.3)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pruning")
   def test_efficientnet(self):
     self.check(nets.settle(keras.applications.EfficientNetB0(
         input_shape=(32, 32, 3), weights=None, classes=5)), 0.3)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pruning")
   def test_densenet_121(self):
     self.check(nets.settle(keras.applications.DenseNet121(
         input_shape=(32, 32, 3), weights=None, classes=5)), 0.3)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pruning")
   def test_vgg_16(self):
     base = keras.applications.VGG16(
         include_top=False, input_shape=(32, 32, 3), weights=None)
@@ -496,7 +496,7 @@ class PretrainedTest(_PruningTest):
     self.check(model, 0.1, images)
     self.check(model, 0.1, images, criterion="taylor")
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pruning")
   def test_the_map_criterion_keeps_the_map(self):
     model = pretrained.load(pretrained.ResNet8Test.path)
     images = pretrained.cifar("test", 200)
@@ -511,7 +511,7 @@ class PretrainedTest(_PruningTest):
     # Measured: .515 for l1, .600 for taylor, .655 for map.
     self.assertGreater(cosines["map"], cosines["l1"] + 0.05)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pruning")
   def test_mobilenet(self):
     model = pretrained.mobile_net(224)
     self.check(model, 0.1, pretrained.voc(2, 8, 224) / 127.5 - 1)

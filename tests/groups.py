@@ -7,13 +7,15 @@
 import sys
 
 GROUPS = {
-    "training": "long fits, weights that move, every kind of compression",
+    "binaries": "the experiment binaries and the quickstart, as processes",
+    "experiments": "runs, arms, grids and data sets of the experiments",
+    "training": "long fits, weights that move, ways of calling fit",
+    "compressions": "every kind of compression, held, saved and converted",
     "pruning": "filters and weights taken away from larger models",
-    "files": "conversions in every mode, damaged and merged files",
+    "files": "conversions in every mode, files of others, damaged files",
     "firmware": "C sources, TFLite Micro, emulated boards",
     "explaining": "every attribution method on every kind of model",
     "pretrained": "pretrained models on photographs (KAP_MODEL_DIR)",
-    "experiments": "the experiment binaries and the quickstart",
     "devices": "several devices and workers, Keras 3 models",
 }
 
@@ -28,4 +30,4 @@ if __name__ == "__main__":
     print(turn(int(sys.argv[1].removeprefix("--turn="))))
   else:
     for name, holds in GROUPS.items():
-      print(f"  GROUP={name:<12} {holds}")
+      print(f"  GROUP={name:<13} {holds}")

@@ -176,7 +176,7 @@ class HeadTest(parameterized.TestCase):
   @parameterized.product(
       name=list(READABLE),
       mode_and_error=(("float16", 1e-3), ("dynamic", 0.02)))
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_is_keras_s_sensitivity_in_other_modes(self, name, mode_and_error):
     self.check_sensitivity(name, mode_and_error)
 
@@ -207,7 +207,7 @@ class HeadTest(parameterized.TestCase):
   @parameterized.product(
       name=list(HIDDEN),
       mode_error_turned=(("float16", 2e-3, 0), ("dynamic", 0.05, 1)))
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_a_hidden_layer_in_other_modes(self, name, mode_error_turned):
     self.check_hidden_layer(name, mode_error_turned)
 

@@ -146,7 +146,7 @@ class ForeignTest(parameterized.TestCase):
     with self.assertRaises(TypeError):
       inspect_file("net.tflite")
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_other_people_s_files(self):
     """Inspected, all of them, and each runtime's word is heard."""
     paths = sorted(MODELS.rglob("*.tflite"))

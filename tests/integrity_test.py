@@ -218,7 +218,7 @@ class FuzzTest(parameterized.TestCase):
     self.use(files, "xnnpack",
              at_least=sum(one != content for one in files))
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_thousands(self):
     """Of 2,400 measured, 1,946 did not parse and 128 were refused.
 

@@ -518,7 +518,7 @@ class UseTest(_Keras3Test):
       ("ResNet50V2", 32), ("EfficientNetB0", 32),
       ("EfficientNetV2B0", 32), ("DenseNet121", 32), ("Xception", 71),
       ("InceptionV3", 75), ("NASNetMobile", 32))
-  @pytest.mark.slow
+  @pytest.mark.slow("devices")
   def test_a_large_application(self, name, size):
     self.check_application(name, size)
 

@@ -172,7 +172,7 @@ class RoadsTest(parameterized.TestCase):
   @parameterized.product(
       mode=helpers.MODES, road=("tail", "whole"),
       runtime=helpers.LITERT_RUNTIMES)
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_logits_are_those_of_predict_in_every_mode(
       self, mode, road, runtime):
     self.check_logits(mode, road, runtime)

@@ -37,7 +37,7 @@ from keras_attr_preserve.tap import Tap
 from tests import pretrained_test as pretrained
 from tests import tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("pretrained")
 _NETS = ("vww", "resnet", "mobilenet_96", "mobilenet_224")
 
 

@@ -88,7 +88,7 @@ class OriginalTest(parameterized.TestCase):
        "teacher's tail", 0.98, 0.6),
       ("pretrainedResnet_quant.tflite", "activation_4", "ewa", "features",
        0.999, 0.998))
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_resnet_8(self, name, *expected):
     self.check(real.RESNET / name, RESNET_NET, cifar(), *expected)
 
@@ -100,20 +100,20 @@ class OriginalTest(parameterized.TestCase):
       ("vww_96_int8.tflite", "activation_18", "swa", "teacher's tail", 0.995,
        0.95),
       ("vww_96_int8.tflite", "activation_24", "ewa", "features", 0.995, 0.94))
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_visual_wake_words(self, name, *expected):
     self.check(real.VWW / name, VWW_NET, persons(), *expected)
 
   # Measured: .9996 .985, .9999 .998.
   @parameterized.parameters(("activation_1", 0.97), ("activation_2", 0.99))
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_streaming_wakeword(self, layer, worst):
     self.check(STREAMING / "str_ww_ref_model.tflite",
                STREAMING / "str_ww_ref_model.h5", sounds(), layer, "swa",
                "teacher's tail", 0.998, worst)
 
   @helpers.needs_tflm
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_resnet_8_on_every_runtime(self):
     comparison = verify(
         real.model_path(real.RESNET / "pretrainedResnet_quant.tflite"),
@@ -128,7 +128,7 @@ class TensorsTest(parameterized.TestCase):
 
   @parameterized.product(
       name=("vww_96_float.tflite", "vww_96_int8.tflite"))
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_every_activation_is_found_and_no_other_layer(self, name):
     net = real.load(VWW_NET)
     found = layer_tensors(
@@ -144,7 +144,7 @@ class TensorsTest(parameterized.TestCase):
     self.assertLess(max(found[layer].error for layer in activations),
                     0.3 if "int8" in name else 1e-5)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_what_was_fused_is_named(self):
     with self.assertRaisesRegex(
         ValueError, "'add_2' has no tensor.*that the file holds is "
@@ -157,7 +157,7 @@ class TensorsTest(parameterized.TestCase):
 class OtherTrainingTest(parameterized.TestCase):
   """Files whose features are not the teacher's."""
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_uint8_mobilenet_of_1001_classes(self):
     images = real.voc(2, 48, 128) / 127.5 - 1
     file = explainer(
@@ -173,7 +173,7 @@ class OtherTrainingTest(parameterized.TestCase):
     # Measured: .917; the two nets agree on the class of 8 % of the pictures.
     self.assertBetween(np.median(scores["cosine"]), 0.85, 0.97)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_an_earlier_layer_of_it_is_refused(self):
     images = real.voc(2, 16, 128) / 127.5 - 1
     with self.assertRaisesRegex(ValueError, "'conv_pw_11_relu' has no tensor"):
@@ -181,7 +181,7 @@ class OtherTrainingTest(parameterized.TestCase):
                 wcam=kap.WCAM("conv_pw_11_relu"))
 
   # Measured of the large nets: .66; int8 against float .9995.
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_a_larger_resnet(self):
     files = [explainer(
         real.model_path(real.RESNET / f"pretrainedResnet_large_{mode}.tflite"),
@@ -194,7 +194,7 @@ class OtherTrainingTest(parameterized.TestCase):
 
   @parameterized.parameters("kws_ref_model.tflite",
                             "kws_ref_model_float32.tflite")
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_a_saved_model_that_is_not_the_files(self, name):
     net = keras.models.load_model(real.model_path(KWS / "kws_ref_model"))
     images = np.random.default_rng(0).normal(-30, 10, (16, 49, 10, 1))
@@ -216,7 +216,7 @@ class AloneTest(parameterized.TestCase):
       (real.VWW / "vww_96_int8.tflite", real.VWW / "vww_96_float.tflite", 0.98),
       (KWS / "kws_ref_model.tflite", KWS / "kws_ref_model_float32.tflite",
        0.95))
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_integers_against_floats(self, integers, floats, least):
     images = {
         real.RESNET: cifar, real.VWW: persons, KWS: lambda: (
@@ -226,7 +226,7 @@ class AloneTest(parameterized.TestCase):
                     kap.WCAM("any"), images)
     self.assertGreater(np.nanmedian(report.scores["cosine"]), least)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_known_pictures(self):
     file = explainer(real.model_path(MOBILENET))
     self.assertIn("Conv2d_13_pointwise/Relu6", str(file.features))
@@ -238,20 +238,20 @@ class AloneTest(parameterized.TestCase):
     self.assertEqual([names[i] for i in logits.argmax(1)],
                      ["chickadee", "tiger cat", "macaw"])
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_speech_commands(self):
     inputs = np.random.default_rng(0).uniform(0, 26, (4, 1960))
     file = explainer(real.model_path("tflm/micro_speech_quantized.tflite"))
     self.assertEqual(file.features.name, "Relu")
     self.assertEqual(file.explain(inputs).maps.shape, (4, 25, 20))
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_an_lstm_has_no_features_to_show(self):
     with self.assertRaisesRegex(ValueError, r"must take pictures.*\[28, 28\]"):
       explainer(real.model_path("tflm/trained_lstm_int8.tflite"))
 
   @parameterized.parameters(*helpers.LITERT_RUNTIMES)
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_a_file_that_litert_refuses(self, runtime):
     with self.assertRaisesRegex(
         ValueError, f"refused by the runtime '{runtime}': .*"
@@ -259,7 +259,7 @@ class AloneTest(parameterized.TestCase):
       explainer(real.model_path("tflm/person_detect.tflite"), runtime=runtime)
 
   @helpers.needs_tflm
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_which_tflite_micro_explains(self):
     images = np.stack([
         np.asarray(Image.open(real.model_path(f"tflm/{name}.bmp")).convert("L"))

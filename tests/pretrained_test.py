@@ -136,11 +136,11 @@ class ResNet8Test(_ModelTest):
   def images(self):
     return cifar("test", 48)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_float32_last_map(self):
     self.check(None, "float32", IN_FLOATS, **FLOAT)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_float32_earlier_map(self):
     self.check("activation_4", "float32", IN_FLOATS, **FLOAT)
 
@@ -149,19 +149,19 @@ class ResNet8Test(_ModelTest):
     self.check(None, "int8", TAIL, cosine=0.99, cosine_p5=0.975,
                cosine_worst=0.96, same_class=0.9)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_past_the_layer(self):
     # Measured: .9981, .9952, .9921.
     self.check("activation_5", "int8", WHOLE, cosine=0.99, cosine_p5=0.99,
                cosine_worst=0.98, same_class=0.9)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_earlier_map(self):
     # Its own features alone lead to .9921. Measured: .9949, .965, .944.
     self.check("activation_4", "int8", WHOLE, cosine=0.98, cosine_p5=0.95,
                cosine_worst=0.88, same_class=0.9)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_first_block_s_map(self):
     # .9906 and .9926 on the cheaper roads. Measured: .9998, .997, .987.
     self.check("activation_2", "int8", ("whole", "float16"), cosine=0.99,
@@ -187,11 +187,11 @@ class VisualWakeWordsTest(_ModelTest):
   def images(self):
     return voc(2, 48, 96) / 255
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_float32_last_map(self):
     self.check(None, "float32", IN_FLOATS, **FLOAT)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_float32_earlier_map(self):
     self.check("activation_18", "float32", IN_FLOATS, **FLOAT)
 
@@ -200,13 +200,13 @@ class VisualWakeWordsTest(_ModelTest):
     self.check(None, "int8", TAIL, cosine=0.99, cosine_p5=0.96,
                cosine_worst=0.92, same_class=0.9)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_earlier_map(self):
     # Measured: .9982, .9938, .9876.
     self.check("activation_18", "int8", TAIL, cosine=0.99,
                cosine_p5=0.98, cosine_worst=0.95, same_class=0.9)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_the_file_points_at_persons_as_well_as_the_net(self):
     net, wcam = load(self.path), kap.WCAM("activation_18")
     content = kap.export.convert(
@@ -262,13 +262,13 @@ class MobileNet96Test(_MobileNetTest):
 
   size = 96
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_last_map(self):
     # Measured: .9969, .985, .975; the same top class on .63 of the pictures.
     self.check(None, "int8", TAIL, cosine=0.98, cosine_p5=0.96,
                cosine_worst=0.95, same_class=0.5)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_earlier_map(self):
     # .9257 and .9210 on the cheaper roads. Measured at the median: .9977.
     self.check("conv_pw_11_relu", "int8", ("whole", "float16"), cosine=0.98,
@@ -279,29 +279,29 @@ class MobileNet160Test(_MobileNetTest):
 
   size = 160
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_float32_last_map(self):
     self.check(None, "float32", IN_FLOATS, **FLOAT)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_float32_earlier_map(self):
     # One of the maps is nearly dead: .9999, spearman .984; the others as FLOAT.
     self.check("conv_pw_11_relu", "float32", IN_FLOATS, cosine_p5=1 - 1e-6,
                cosine_worst=0.999, spearman_p5=0.999)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_last_map(self):
     # Measured: .9955, .981, .966; the same top class on .77 of the pictures.
     self.check(None, "int8", TAIL, cosine=0.98, cosine_p5=0.96,
                cosine_worst=0.93, same_class=0.6)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_int8_earlier_map(self):
     # .9205 and .9249 on the cheaper roads. Measured: .9970, .969, .914.
     self.check("conv_pw_11_relu", "int8", ("whole", "float16"), cosine=0.98,
                cosine_p5=0.93, cosine_worst=0.85, same_class=0.6)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("pretrained")
   def test_a_microcontroller_s_earlier_map_is_caught(self):
     # The integer backward pass loses more, and the file says so itself:
     # measured a mean of .79 and a worst of .43.

@@ -119,7 +119,7 @@ class QuickstartTest(absltest.TestCase):
       self.assertIn("must be between 0 and 1", done.stderr)
       self.assertNotIn("Epoch", done.stdout)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("binaries")
   def test_a_second_run_gives_the_same(self):
     # Of as few scenes as one batch the last bits of gradients hang on where in
     # memory the scenes lie, which Adam's first step makes much of.

@@ -148,7 +148,7 @@ class KindsTest(_SavingTest):
 
   @parameterized.named_parameters(
       one for one in CASES if one[0] not in QUICK)
-  @pytest.mark.slow
+  @pytest.mark.slow("compressions")
   def test_there_and_back_of_the_rest(self, kind, ending):
     self.check_there_and_back(kind, ending)
 
@@ -214,7 +214,7 @@ class KindsTest(_SavingTest):
     kernel = _kernels(loaded)["conv"]
     self.assertLen(np.unique(kernel), kernel.size)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("compressions")
   def test_clusters_that_training_emptied(self):
     for kind in ("cqat",):
       model = _made(kind)
@@ -364,7 +364,7 @@ class FitTest(_SavingTest):
         PreserveAttribution(teacher, WCAM("act"))])
     self.assertIn("attr_loss", history.history)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("compressions")
   def test_in_a_process_of_its_own(self):
     model = _made("pqat")
     paths = [str(save_model(model, self.folder / f"net{ending}"))

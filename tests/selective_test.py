@@ -91,7 +91,7 @@ class BadLayerTest(parameterized.TestCase):
         *predict.inputs.values(), *predict.outputs.values())},
                      {np.dtype(np.int8)})
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_a_file_like_any_other(self):
     content = of_bad().content
     self.assertLen(content, of_bad().bytes)
@@ -114,7 +114,7 @@ class BadLayerTest(parameterized.TestCase):
     self.assertGreater(facts["median_cosine"], 0.99)  # What was required.
     self.assertEqual(facts["measured_on"], 24)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_bytes_are_counted_against_the_same_file_without(self):
     plain = kap.export.convert(
         drift_nets.bad_chain(), WCAM, representative_images=IMAGES[::2],
@@ -124,7 +124,7 @@ class BadLayerTest(parameterized.TestCase):
     # Two kernels of 324 weights, each by three bytes, less their scales.
     self.assertBetween(of_bad().bytes_added, 1800, 3500)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_more_is_kept_where_more_is_asked(self):
     more = of_bad(require=0.9999)
     self.assertContainsSubset(of_bad().kept, more.kept)
@@ -139,7 +139,7 @@ class BadLayerTest(parameterized.TestCase):
     self.assertEmpty(found.harms)
     self.assertIn("nothing", str(found))
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_half_of_the_images_is_held_out(self):
     found = of_good()
     # What it says is what verify finds on those images.
@@ -148,7 +148,7 @@ class BadLayerTest(parameterized.TestCase):
     self.assertAlmostEqual(
         found.agreement, np.median(report.scores["cosine"]), 6)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_more_is_kept_where_the_file_loses_some_behind_the_features(self):
     self.assertEqual(of_bad(require=0.9995).kept, ("act2", "act3"))
     loses = lambda reference, maps: {  # noqa: E731
@@ -175,7 +175,7 @@ class BadLayerTest(parameterized.TestCase):
 
 class KindsTest(parameterized.TestCase):
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_mean(self):
     found = of_bad(statistic="mean", require=0.995)
     self.assertIn("act2", found.kept)
@@ -184,7 +184,7 @@ class KindsTest(parameterized.TestCase):
     self.assertAlmostEqual(
         found.agreement, report.summary()["cosine"]["mean"], 5)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_ewa(self):
     found = selective(drift_nets.bad_chain(), kap.WCAM("act4", method="ewa"),
                       IMAGES, require=0.9999)
@@ -212,7 +212,7 @@ class KindsTest(parameterized.TestCase):
     # them by a step.
     np.testing.assert_allclose(micro, reference, rtol=0.02, atol=1e-4)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_float_ends(self):
     # Everything up to the features is kept: what goes in is not rounded, nor
     # are they.
@@ -242,7 +242,7 @@ class KindsTest(parameterized.TestCase):
             drift_nets.bad_chain(), WCAM, representative_images=IMAGES,
             selective=0.99, **settings)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_a_longer_tail(self):
     net = export_helpers.net("depthwise")
     found = selective(net, export_helpers.wcam(), export_helpers.calibration(),
@@ -250,7 +250,7 @@ class KindsTest(parameterized.TestCase):
     self.assertGreaterEqual(found.agreement, 0.999999)  # What was required.
     self.assertNotEmpty(found.kept)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_many_kinds_of_layers(self):
     layers = keras.layers
     net = tiny.shake(keras.Sequential([
@@ -263,7 +263,7 @@ class KindsTest(parameterized.TestCase):
     self.assertGreaterEqual(found.agreement, 0.999999)  # What was required.
     self.assertNotEmpty(found.kept)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("files")
   def test_pruned(self):
     pruned = tiny.prune(drift_nets.bad_chain())
     weights = pruned.get_weights()

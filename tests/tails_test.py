@@ -142,14 +142,14 @@ class TailsTest(parameterized.TestCase):
       self.assertNotIn("CUSTOM", names)
 
   @parameterized.product(tail=tuple(TAILS), mode=("float32", "int8"))
-  @pytest.mark.slow
+  @pytest.mark.slow("explaining")
   def test_tail(self, tail, mode):
     self.check(net(tail), mode)
 
   @parameterized.product(
       head=(("softmax", 3), ("sigmoid", 3), ("sigmoid", 1), (None, 1)),
       mode=("float32", "int8"))
-  @pytest.mark.slow
+  @pytest.mark.slow("explaining")
   def test_head(self, head, mode):
     activation, classes = head
     self.check(net("residual", classes, activation), mode)

@@ -85,7 +85,7 @@ class TrainTeacherTest(absltest.TestCase):
     self.assertIn("teacher.h5 is there already", again.stdout)
     self.assertEqual(self.contents(), before)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("binaries")
   def test_another_teacher_is_not_overwritten(self):
     before = self.contents()
     other = run(self.folder, "--flip", "--net=resnet8")
@@ -94,7 +94,7 @@ class TrainTeacherTest(absltest.TestCase):
                   other.stdout + other.stderr)
     self.assertEqual(self.contents(), before)
 
-  @pytest.mark.slow
+  @pytest.mark.slow("binaries")
   def test_a_killed_run_goes_on(self):
     folder = tiny.folder(self)
     command = [sys.executable, "-m", "examples.train_teacher", "--smoke",

@@ -148,7 +148,7 @@ class GradientTest(parameterized.TestCase):
   @parameterized.parameters(
       "MaxPool2D", "AveragePooling2D", "overlapping", "Dropout",
       "SpatialDropout2D")
-  @pytest.mark.slow
+  @pytest.mark.slow("training")
   def test_float64_behind_pooling_and_dropout(self, kind):
     with tiny.float64():
       step = TrainStep(_compiled(_pooled(kind, 2)), _pooled(kind, 0),

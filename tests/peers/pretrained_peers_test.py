@@ -50,7 +50,7 @@ def _hot(twin, classes):
   return np.eye(twin.output.shape[-1], dtype=np.float32)[classes]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("pretrained")
 class RealNetsTest(parameterized.TestCase):
 
   # In single pictures float32 rounds a unit to the other side of its ReLU. On

@@ -86,7 +86,7 @@ class ZennitTest(parameterized.TestCase):
       preset=[one for one in PRESETS if one not in (
           "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box")],
       name=_OTHERS)
-  @pytest.mark.slow
+  @pytest.mark.slow("explaining")
   def test_lrp_of_all_nets(self, preset, name):
     if (preset, name) == ("epsilon", "densenet"):
       # zennit passes relevance on through a norm that follows no layer; ours

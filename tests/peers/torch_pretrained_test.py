@@ -60,7 +60,7 @@ def _captum(explainer, images, classes, **options):
         **options))
 
 
-@pytest.mark.slow
+@pytest.mark.slow("pretrained")
 class RealNetsTest(parameterized.TestCase):
 
   @parameterized.parameters(*NETS)
