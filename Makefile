@@ -61,4 +61,4 @@ bazel-test: .venv/complete ## Build and test with Bazel (see CONTRIBUTING.md)
 	@tools/bazel/test.sh
 
 clean: ## Remove .venv and all that was made
-	rm -rf .venv .venv-peers out build dist *.egg-info
+	rm -rf .venv .venv-peers .venv-versions out build dist *.egg-info

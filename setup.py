@@ -43,8 +43,8 @@ setup(
     },
     install_requires=[
         "absl-py>=1.4",
-        "ai-edge-litert>=2.0",
-        "h5py>=3.8",
+        "ai-edge-litert>=2.1",
+        "h5py>=3.10",
         "numpy>=1.26",
         # tf-explain needs OpenCV and does not say so.
         "opencv-python-headless>=4.8",
