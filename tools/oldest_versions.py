@@ -2,6 +2,8 @@
 
     python tools/oldest_versions.py > oldest.txt
     pip install --constraint oldest.txt .
+
+Of each it is the newest patch: 2.16.2 for 2.16.
 """
 
 import re
