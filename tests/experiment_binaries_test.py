@@ -1,12 +1,14 @@
-"""Smoke runs of the experiments' programs, each in a process of its own."""
+"""Smoke runs of the experiments' programs, and what they refuse."""
 
 import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from tests import export_helpers as helpers
+from tests.experiment_helpers import run_inside
 
 ONE_ARM = ("--arm=swa_distillation",)
 
@@ -15,7 +17,7 @@ def setUpModule():
   helpers.skip_without_examples()
 
 
-def run(name: str, *arguments: str):
+def run_process(name: str, *arguments: str):
   return helpers.run_module(f"examples.{name}", [*arguments], env={
       **os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
 
@@ -26,34 +28,50 @@ class SmokeTest(parameterized.TestCase):
     super().setUp()
     self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
 
-  def ran(self, name, *arguments):
+  def ran(self, name, *arguments, run=run_inside):
     done = run(name, "--smoke", f"--output={self.folder / 'out'}", *arguments)
     self.assertEqual(done.returncode, 0, done.stderr[-3000:])
     return done.stdout
 
-  @parameterized.parameters(
-      ("prune", *ONE_ARM), ("prune", "--reconstruct", *ONE_ARM),
-      ("prune_filters", *ONE_ARM), ("prune_filters", "--reconstruct", *ONE_ARM),
-      ("distill", *ONE_ARM), ("quantize", *ONE_ARM),
-      ("combine", "--way=prune+qat", *ONE_ARM))
-  def test_compressing(self, name, *arguments):
-    said = self.ran(name, *arguments)
+  def check_compressing(self, name, *arguments, runs=1, **settings):
+    said = self.ran(name, *arguments, *ONE_ARM, **settings)
     self.assertIn("swa_distillation, seed 1: mAP", said)
     lines = (self.folder / "out" / "results.jsonl").read_text().splitlines()
-    # The teacher, the centre prior, and the runs.
-    self.assertLen(lines, 4 if name == "quantize" else 3)
+    # The teacher and the centre prior, too.
+    self.assertLen(lines, 2 + runs)
 
+  def test_filters_are_removed(self):
+    self.check_compressing("prune_filters")
+
+  @pytest.mark.slow("binaries")
+  def test_quantizing(self):
+    self.check_compressing("quantize", runs=2)
+
+  @parameterized.parameters(
+      ("prune", "--reconstruct"), ("prune_filters", "--reconstruct"),
+      ("distill",), ("combine", "--way=prune+qat"))
+  @pytest.mark.slow("binaries")
+  def test_compressing(self, *command):
+    self.check_compressing(*command)
+
+  @pytest.mark.slow("binaries")
+  def test_as_a_process(self):
+    self.check_compressing("prune", run=run_process)
+
+  @pytest.mark.slow("binaries")
   def test_a_file_is_written_and_verified(self):
     name = str(self.folder / "out")
     self.assertIn(name, self.ran("export_tflite"))
-    done = run("verify_tflite", "--smoke", f"--tflite={name}",
-               f"--output={self.folder / 'report'}", "--require_cosine=1")
+    done = run_inside("verify_tflite", "--smoke", f"--tflite={name}",
+                      f"--output={self.folder / 'report'}",
+                      "--require_cosine=1")
     # An int8 file falls a little short of 1, and the exit code says so.
     self.assertEqual(done.returncode, 1, done.stderr[-3000:])
     self.assertIn("cosine", done.stdout)
     self.assertIn("cosine", done.stderr)
     self.assertTrue((self.folder / "report" / "report.json").exists())
 
+  @pytest.mark.slow("binaries")
   def test_a_sweep_goes_on_where_it_was_stopped_and_reports(self):
     arguments = ("--grid=filters:0.5", "--keep", "--seed=1", "--arm=plain")
     said = self.ran("sweep", *arguments, "--seed=2",
@@ -72,17 +90,28 @@ class SmokeTest(parameterized.TestCase):
 
 class MistakesTest(parameterized.TestCase):
 
-  @parameterized.parameters(
-      ("prune", (), "--layers must name"),
-      ("prune", ("--layers=relu3",), "--teacher must name"),
-      ("sweep", ("--grid=melt:1",), "must be one of"),
-      ("quantize", ("--way=ptq", "more"), "unknown arguments"))
-  def test_a_wrong_flag_is_said_without_a_trace(self, name, arguments, said):
+  def check_refusal(self, run, name, arguments, said):
     with tempfile.TemporaryDirectory() as folder:
       done = run(name, f"--output={folder}", *arguments)
     self.assertNotEqual(done.returncode, 0)
     self.assertIn(said, done.stderr + done.stdout)
     self.assertNotIn("Traceback", done.stderr)
+
+  @parameterized.parameters(
+      ("prune", ("--sparsity=high",), "--sparsity=high"),
+      ("prune", (), "--layers must name"),
+      ("prune", ("--layers=relu3", "--limit=8"), "--teacher must name"),
+      ("sweep", ("--grid=melt:1",), "must be one of"),
+      ("quantize", ("--way=ptq", "more"), "unknown arguments"))
+  def test_a_wrong_flag(self, *refusal):
+    self.check_refusal(run_inside, *refusal)
+
+  @parameterized.parameters(
+      "combine", "distill", "export_tflite", "prune", "prune_filters",
+      "quantize", "quickstart", "sweep", "train_teacher", "verify_tflite")
+  @pytest.mark.slow("binaries")
+  def test_a_process_that_is_refused_shows_no_trace(self, name):
+    self.check_refusal(run_process, name, ("more",), "unknown arguments")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What nets cost: by hand, and as published."""
 
 import numpy as np
+import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -58,11 +59,14 @@ class MacsTest(parameterized.TestCase):
     model = net(inner, layers.Flatten(), layers.Dense(7))
     self.assertEqual(costs.count_macs(model), 48 * 12 + 48 * 4 * 7)
 
-  def test_published_counts(self):
+  @pytest.mark.slow("experiments")
+  def test_published_counts_of_a_large_net(self):
     # VGG16's convolutions: 15,346,630,656; its head is ours.
     self.assertEqual(
         costs.count_macs(nets.build("vgg16", size=224, classes=10)),
         15_346_630_656 + 5120)
+
+  def test_published_counts(self):
     # 41 million, Howard et al. 2017, table 6.
     mobilenet = nets.build("mobilenet", size=224, classes=1000)
     self.assertEqual(costs.count_macs(mobilenet), 41_030_272)
@@ -111,7 +115,8 @@ class ZerosTest(absltest.TestCase):
 
   def test_a_stripped_net(self):
     model = tiny.prune(tiny.conv_net(), 0.75)
-    tiny.compiled(model, tiny.cross_entropy()).fit(
+    model.compile("sgd", tiny.cross_entropy(), run_eagerly=True)
+    model.fit(
         tiny.images(), tiny.labels(), verbose=0,
         callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
     stripped = tfmot.sparsity.keras.strip_pruning(model)

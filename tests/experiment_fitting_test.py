@@ -13,6 +13,7 @@ from examples.experiment.fitting import (
 )
 from keras_attr_preserve.compat import keras, tf
 from tests.experiment_compressing_test import net
+from tests.experiment_helpers import eager
 
 RECIPE = Recipe(steps=4, learning_rate=1e-3, batch_size=4, seed=3,
                 pixel_range=(-1.0, 1.0), flip=False, multi_label=True)
@@ -90,7 +91,8 @@ class FitTest(absltest.TestCase):
     found = []
     for _ in range(2):
       model = net()
-      fit(model, split(), RECIPE, epochs=2)
+      with eager():
+        fit(model, split(), RECIPE, epochs=2)
       found.append(model.get_weights())
     for one, other in zip(*found):
       # Threads may sum float32 in another order. Another seed's batches would
@@ -99,9 +101,10 @@ class FitTest(absltest.TestCase):
 
   def test_steps_are_counted_over_all_epochs(self):
     counted = []
-    fit(net(), split(), RECIPE._replace(steps=6), [
-        keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda *_: counted.append(1))], epochs=3)
+    with eager():
+      fit(net(), split(), RECIPE._replace(steps=6), [
+          keras.callbacks.LambdaCallback(
+              on_train_batch_end=lambda *_: counted.append(1))], epochs=3)
     self.assertLen(counted, 6)
 
 

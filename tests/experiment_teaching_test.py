@@ -3,6 +3,7 @@
 from unittest import mock
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 from scipy import special
@@ -12,6 +13,7 @@ from examples.experiment import nets, teaching
 from examples.experiment.data import Data, Split
 from examples.experiment.fitting import Recipe
 from tests import tiny
+from tests.experiment_helpers import eager
 
 SIZE = 8
 CLASSES = ("red", "green", "blue")
@@ -104,6 +106,7 @@ class FitHeadTest(parameterized.TestCase):
 class FitTeacherTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
+  @pytest.mark.slow("experiments")
   def test_it_learns(self, exclusive):
     data, model = dataset(exclusive), net()
     before = norms(model)
@@ -120,8 +123,9 @@ class FitTeacherTest(parameterized.TestCase):
     data, model = dataset(), net()
     before = norms(model)
     kernel = model.get_layer("conv1").get_weights()
-    teaching.fit_teacher(
-        model, data, recipe(data), epochs=1, freeze_batch_norm=True)
+    with eager():
+      teaching.fit_teacher(
+          model, data, recipe(data), epochs=1, freeze_batch_norm=True)
     self.assertTrue(tiny.weights_equal(before, norms(model)))
     self.assertFalse(tiny.weights_equal(
         kernel, model.get_layer("conv1").get_weights()))
@@ -136,15 +140,17 @@ class FitTeacherTest(parameterized.TestCase):
 
   def test_the_head_comes_first(self):
     data, model = dataset(), tiny.shake(net())
-    teaching.fit_teacher(
-        model, data, recipe(data, learning_rate=0.0), epochs=1,
-        head_first=True, freeze_batch_norm=True)
+    with eager():
+      teaching.fit_teacher(
+          model, data, recipe(data, learning_rate=0.0), epochs=1,
+          head_first=True, freeze_batch_norm=True)
     other = tiny.shake(net())
     teaching.fit_head(other, data, recipe(data))
     self.assertTrue(tiny.weights_equal(
         model.get_weights(), other.get_weights()))
 
   def test_it_goes_on_where_it_was_stopped(self):
+    self.enterContext(eager())
     data, folder = dataset(), tiny.folder(self) / "backup"
     settings = {"epochs": 3, "backup": folder, "head_first": True}
     stopped = RuntimeError("stopped in the second epoch")

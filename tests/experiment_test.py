@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl import app
 from absl.testing import absltest, parameterized
 
@@ -25,6 +26,7 @@ from examples.experiment.fitting import Recipe, fit
 from examples.experiment.results_file import read_rows
 from tests import experiment_fitting_test, tiny
 from tests.experiment_compressing_test import net
+from tests.experiment_helpers import eager
 from tests.experiment_measuring_test import split
 
 SETTINGS = Settings(
@@ -39,10 +41,14 @@ def data() -> Data:
               ("a", "b", "c"), np.array([1, 2, 3]), True)
 
 
+# Between them all objectives, scores and hints, alone and with each other.
+SOME_ARMS = ("plain_bn", "distillation", "ewa", "e2kd", "catkd", "hints",
+             "swa_hints_distillation", "agreement")
+
+
 class ArmsTest(parameterized.TestCase):
 
-  @parameterized.parameters(*CALLBACK_ARMS)
-  def test_every_arm_fits(self, arm):
+  def check_fit(self, arm):
     teacher = net()
     before = teacher.get_weights()
     student = kap.clone_model(teacher)
@@ -55,7 +61,8 @@ class ArmsTest(parameterized.TestCase):
     arm = arm.removesuffix("_bn")
     self.assertEqual(bool(callbacks), arm != "plain")
     recipe = Recipe(2, 1e-3, 4, 0, (-1.0, 1.0), False, True)
-    logs = fit(student, experiment_fitting_test.split(), recipe, callbacks)
+    with eager():
+      logs = fit(student, experiment_fitting_test.split(), recipe, callbacks)
     held = arm not in ("plain", "distillation", "hints")
     self.assertEqual("attr_agreement" in logs, held)
     taught = arm in ("distillation", "e2kd", "swa_distillation", "agreement",
@@ -64,6 +71,16 @@ class ArmsTest(parameterized.TestCase):
     self.assertEqual("hint_loss" in logs, "hints" in arm)
     for one, other in zip(before, teacher.get_weights()):
       np.testing.assert_array_equal(one, other)
+
+  @parameterized.parameters(*SOME_ARMS)
+  def test_an_arm_fits(self, arm):
+    self.check_fit(arm)
+
+  @parameterized.parameters(
+      *(arm for arm in CALLBACK_ARMS if arm not in SOME_ARMS))
+  @pytest.mark.slow("experiments")
+  def test_every_other_arm_fits(self, arm):
+    self.check_fit(arm)
 
   def test_only_named_arms_recalibrate(self):
     self.assertFalse(recalibrates("swa_bn"))
@@ -96,16 +113,44 @@ class RunTest(parameterized.TestCase):
       Run(compression, 0.5, arm, 1)
 
 
+class _NoJudge:
+  """Finds nothing: for tests of what runs make, not of what it is worth."""
+
+  def __init__(self, *args, **settings):
+    del args, settings
+
+  def judge_file(self, content, student):
+    del content, student
+    return {}
+
+  def judge_model(self, student):
+    del student
+    return {}
+
+
 class ExperimentTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.teacher = net()
+    cls.before = cls.teacher.get_weights()
 
   def setUp(self):
     super().setUp()
     self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def tearDown(self):
+    # Whatever was made of the teacher.
+    for one, other in zip(self.before, self.teacher.get_weights()):
+      np.testing.assert_array_equal(one, other)
+    super().tearDown()
+
+  def leave_unjudged(self):
+    """Has runs make a student, but no file, and no figures."""
+    self.enterContext(mock.patch.object(module, "Judge", _NoJudge))
+    self.enterContext(mock.patch.object(
+        Experiment, "_ship", return_value=b""))
 
   def open(self, folder="results", settings=SETTINGS, **named):
     return Experiment("made", self.teacher, data(), settings,
@@ -113,6 +158,7 @@ class ExperimentTest(parameterized.TestCase):
 
   @parameterized.parameters(("plain", False), ("plain_bn", True))
   def test_where_an_arm_starts_from(self, arm, recalibrated):
+    self.leave_unjudged()
     experiment, started = self.open(arm), []
 
     def compress(name, strength, start, fit, pictures, starts):
@@ -128,9 +174,10 @@ class ExperimentTest(parameterized.TestCase):
         started[0](pictures), self.teacher(pictures), rtol=1e-4, atol=1e-5)
 
   def test_arms_that_start_alike_share_what_trains_nothing(self):
+    self.leave_unjudged()
     experiment = self.open()
     prune = kap.prune_with_reconstruction
-    with mock.patch.object(
+    with mock.patch.object(module, "fit", return_value={}), mock.patch.object(
         kap, "prune_with_reconstruction", side_effect=prune) as pruned:
       for arm in ("plain", "swa", "plain_bn", "distillation_bn"):
         experiment.run(Run("obs+refine", 0.5, arm, 1))
@@ -138,7 +185,8 @@ class ExperimentTest(parameterized.TestCase):
         [call.args[0] is self.teacher for call in pruned.call_args_list],
         [True, False])
 
-  def test_a_run_is_written_down_once_and_is_the_same_again(self):
+  @pytest.mark.slow("experiments")
+  def test_a_run_is_written_down_once(self):
     one = self.open(keep=True)
     one.references()
     row = one.run(RUN)
@@ -159,14 +207,18 @@ class ExperimentTest(parameterized.TestCase):
     student = kap.load_model(one.folder / "students" / f"{RUN.name}.h5")
     self.assertEqual(student.get_layer("conv1").filters, 4)
 
-    other = self.open("others").run(RUN)
+  @pytest.mark.slow("experiments")
+  def test_a_run_is_the_same_again(self):
+    row, other = (self.open(folder).run(RUN) for folder in ("one", "other"))
     for key, value in row.items():
       if isinstance(value, float) and "seconds" not in key:
         # Threads may add in another order.
         self.assertAlmostEqual(other[key], value, places=3, msg=key)
 
   def test_other_settings_are_another_run(self):
-    row = self.open().run(RUN)
+    self.leave_unjudged()
+    with mock.patch.object(module, "fit", return_value={}):
+      row = self.open().run(RUN)
 
     def found(**changed):
       return self.open(settings=dataclasses.replace(
@@ -181,6 +233,7 @@ class ExperimentTest(parameterized.TestCase):
       self.assertEqual(found(**changed), row, changed)
 
   def test_other_pictures_are_another_run(self):
+    self.leave_unjudged()
     one = self.open()
     row = one.run(Run("ptq", 8, "plain", 1))
     others = data()
@@ -205,19 +258,19 @@ class ExperimentTest(parameterized.TestCase):
     one = self.open()
     stopped = mock.patch.object(
         module.kap.export, "convert", side_effect=KeyboardInterrupt)
-    with stopped, self.assertRaises(KeyboardInterrupt):
+    unjudged = mock.patch.object(module, "Judge", _NoJudge)
+    with stopped, unjudged, self.assertRaises(KeyboardInterrupt):
       one.run(Run("ptq", 8, "plain", 1))
     self.assertEmpty(read_rows(one.path))
 
   def test_too_few_steps_for_the_rounds(self):
+    self.leave_unjudged()
     with self.assertRaisesRegex(ValueError, "must be 20 or more"):
       self.open().run(Run("prune", 0.9, "plain", 1))
 
+  @pytest.mark.slow("experiments")
   def test_the_teacher_stays_as_it_came(self):
-    before = self.teacher.get_weights()
-    self.open().run(Run("qat", 8, "swa", 1))
-    for one, other in zip(before, self.teacher.get_weights()):
-      np.testing.assert_array_equal(one, other)
+    self.open().run(Run("qat", 8, "swa", 1))  # Compared in tearDown.
 
 
 if __name__ == "__main__":

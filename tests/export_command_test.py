@@ -89,16 +89,20 @@ class CommandTest(parameterized.TestCase):
 
   def test_a_folder_that_is_not_there_yet(self):
     output = self.folder / "a" / "b" / "net.tflite"
-    code, _, err = self.run_main(mode="float32", road="features", output=output)
+    with mock.patch.object(
+        export_command, "convert", return_value=helpers.converted()):
+      code, _, err = self.run_main(mode="float32", output=output)
     self.assertEqual(code, 0, err)
     self.assertTrue(kap.export.Interpreter(output).metadata)
 
   def test_a_full_disk_leaves_what_was_there(self):
     path = self.folder / "net.tflite"
     path.write_bytes(b"old")
-    with mock.patch.object(files.os, "fsync", side_effect=OSError(
-        28, "No space left on device")):
-      code, out, err = self.run_main(mode="float32", road="features")
+    full = mock.patch.object(files.os, "fsync", side_effect=OSError(
+        28, "No space left on device"))
+    with full, mock.patch.object(
+        export_command, "convert", return_value=helpers.converted()):
+      code, out, err = self.run_main(mode="float32")
     self.assertEqual((code, out), (2, ""))
     self.assertIn("No space left", err)
     self.assertEqual(path.read_bytes(), b"old")

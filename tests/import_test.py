@@ -1,14 +1,16 @@
-"""What `import keras_attr_preserve` brings, in a process of its own."""
+"""What importing the library brings, and inspecting a file by it, alone."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from absl.testing import absltest
 
 import keras_attr_preserve
+from tests import export_helpers as helpers
 
 HEAVY = ("cv2", "matplotlib", "tensorboard", "sklearn", "scipy", "tf_explain",
          "tflite_micro")
@@ -16,14 +18,17 @@ HEAVY = ("cv2", "matplotlib", "tensorboard", "sklearn", "scipy", "tf_explain",
 # TensorFlow itself picks up some of these where they are installed, so they are
 # hidden: an import of one fails.
 _SAY = """
-import json, sys
-for name in sys.argv[1:]:
+import json, runpy, sys
+for name in sys.argv[2:]:
   sys.modules[name] = None
 import keras_attr_preserve as kap
 print(json.dumps({
     "public": sorted(kap.__all__),
     "missing": [name for name in kap.__all__ if not hasattr(kap, name)],
     "export": kap.export.__name__}))
+del sys.argv[2:]
+runpy.run_module("keras_attr_preserve.export.commands.inspect_command",
+                 run_name="__main__", alter_sys=True)
 """
 
 
@@ -34,11 +39,15 @@ class ImportTest(absltest.TestCase):
     super().setUpClass()
     root = Path(keras_attr_preserve.__file__).parent.parent
     path = os.pathsep.join([str(root), *sys.path])
-    cls.result = subprocess.run(
-        [sys.executable, "-c", _SAY, *HEAVY], check=False, capture_output=True,
-        text=True, timeout=300, env={**os.environ, "PYTHONPATH": path})
-    lines = cls.result.stdout.splitlines()
-    cls.said = json.loads(lines[-1]) if lines else {}
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+      file.write(helpers.converted(target="microcontroller"))
+      file.flush()
+      cls.result = subprocess.run(
+          [sys.executable, "-c", _SAY, file.name, *HEAVY], check=False,
+          capture_output=True, text=True, timeout=300,
+          env={**os.environ, "PYTHONPATH": path})
+    said, _, cls.inspected = cls.result.stdout.partition("\n")
+    cls.said = json.loads(said or "{}")
 
   def test_nothing_heavy(self):
     self.assertEqual(self.result.returncode, 0, self.result.stderr)
@@ -52,6 +61,9 @@ class ImportTest(absltest.TestCase):
 
   def test_export_goes_by_one_name(self):
     self.assertEqual(self.said["export"], "keras_attr_preserve.export")
+
+  def test_the_command_that_inspects(self):
+    self.assertIn("tflite-micro is not installed", self.inspected)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ _SHARED = Path(__file__).absolute().parent.parent.parent / "shared"
 MODELS = Path(os.environ.get("KAP_MODEL_DIR", _SHARED / "models"))
 
 
+def int8_file() -> bytes:
+  return helpers.converted("gap", "int8", target="microcontroller")
+
+
 class OursTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -55,7 +59,7 @@ class OursTest(parameterized.TestCase):
     self.assertEqual(found.arena_phone, arena.phone_arena(content))
 
   def test_quantization(self):
-    content = helpers.converted("gap", "int8", target="microcontroller")
+    content = int8_file()
     found = inspect_file(content)
     spec = signatures(helpers.parsed(content))["predict"].inputs["images"]
     image = found.tensors[found.signatures["predict"]["inputs"]["images"]]
@@ -75,7 +79,7 @@ class OursTest(parameterized.TestCase):
 
   @helpers.needs_tflm
   def test_for_a_microcontroller(self):
-    content = helpers.converted("gap", "int8", target="microcontroller")
+    content = int8_file()
     found = inspect_file(content)
     self.assertTrue(found.tflm)
     self.assertEqual(found.arena_measured, arena.measure_arena(content))
@@ -101,8 +105,7 @@ class OursTest(parameterized.TestCase):
       self.assertIn(word, str(found))
 
   def test_in_words(self):
-    found = inspect_file(
-        helpers.converted("gap", "int8", target="microcontroller"))
+    found = inspect_file(int8_file())
     text = str(found)
     for words in (f"bytes           {found.bytes:,}; gzipped",
                   "of the weights are zero", "seal            whole",
@@ -116,7 +119,7 @@ class OursTest(parameterized.TestCase):
 class ForeignTest(parameterized.TestCase):
 
   def test_others_files(self):
-    content = helpers.foreign(helpers.converted("gap", "int8"))
+    content = helpers.foreign(int8_file())
     found = inspect_file(bytearray(content))
     self.assertFalse(found.sealed)
     self.assertIsNone(found.attribution)
@@ -125,7 +128,7 @@ class ForeignTest(parameterized.TestCase):
     self.assertIn("none; the first subgraph takes and gives", str(found))
 
   def test_what_litert_refuses(self):
-    model = helpers.parsed(helpers.foreign(helpers.converted("gap", "int8")))
+    model = helpers.parsed(helpers.foreign(int8_file()))
     for operator in model.subgraphs[0].operators:
       if hasattr(operator.builtinOptions, "strideH"):
         operator.builtinOptions.strideH = 0
@@ -220,10 +223,11 @@ class CommandTest(parameterized.TestCase):
     self.assertIn("kap-inspect net.tflite", out)
     self.assertIn("--output", out)
 
+  @pytest.mark.slow("binaries")  # Without other packages: import_test.
   def test_as_a_process(self):
     done = helpers.run_module(
         "keras_attr_preserve.export.commands.inspect_command",
-        [str(self.path(helpers.converted("gap", "int8")))])
+        [str(self.path(int8_file()))])
     self.assertEqual(done.returncode, 0, done.stderr)
     self.assertIn("TFLite Micro", done.stdout)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -38,12 +39,13 @@ class _Die(keras.callbacks.Callback):
       raise ZeroDivisionError()
 
 
-def _run(folder, name, pruned, settings, frequency, callbacks=()):
+def _run(
+    folder, name, pruned, settings, frequency, callbacks=(), eager=False):
   """Trains one of the runs, on from its backup where there is one."""
   net = tiny.smooth_net(1, width=6)
   model = tiny.prune(net) if pruned else net
   model.compile(keras.optimizers.SGD(0.05, momentum=0.9),
-                tiny.cross_entropy())
+                tiny.cross_entropy(), run_eagerly=eager)
   backup = keras.callbacks.BackupAndRestore(
       os.path.join(folder, name), save_freq=frequency)
   # Keras resumes an epoch with its first batch, so that all must be alike.
@@ -68,7 +70,34 @@ def _killed(folder):
 
 class ResumedTest(parameterized.TestCase):
 
-  def test_as_if_it_had_not_stopped(self):
+  def check_resumed(self, folder, run, **settings):
+    want, want_weights = _run(folder / "whole", *run, **settings)
+    got, got_weights = _run(folder / "killed", *run, **settings)
+    # Two whole epochs were behind it.
+    self.assertLen(got["loss"], _EPOCHS - 2)
+    if "agreement" in run[2]:  # The weight has long left its start.
+      # By .005 or more, or a weight that begins anew would go unnoticed.
+      self.assertNotAlmostEqual(want["attr_weight"][2], 4.0, places=2)
+    for name in want:
+      whole = want[name][2 if run[3] == "epoch" else 3:]
+      # Part of it may have run in another process: float32 sums in another
+      # order.
+      np.testing.assert_allclose(
+          got[name][-len(whole):], whole, rtol=1e-5, err_msg=name)
+    for one, other in zip(got_weights, want_weights):
+      # The same rounding, after twelve steps with momentum.
+      np.testing.assert_allclose(one, other, atol=1e-6)
+
+  @parameterized.parameters(*_RUNS)
+  def test_a_fit_that_died(self, *run):
+    # In eager steps: what is resumed is not how they run.
+    folder = tiny.folder(self)
+    with self.assertRaises(ZeroDivisionError):
+      _run(folder / "killed", *run, [_Die(False)], eager=True)
+    self.check_resumed(folder, run, eager=True)
+
+  @pytest.mark.slow("training")
+  def test_a_process_that_was_killed(self):
     folder = tiny.folder(self)
     child = subprocess.run(
         [sys.executable, "-c", "import sys; from tests import resumed_test; "
@@ -78,21 +107,7 @@ class ResumedTest(parameterized.TestCase):
     self.assertEqual(child.returncode, -signal.SIGKILL, child.stderr)
     for run in _RUNS:
       with self.subTest(run[0]):
-        want, want_weights = _run(folder / "whole", *run)
-        got, got_weights = _run(folder / "killed", *run)
-        # Two whole epochs were behind it.
-        self.assertLen(got["loss"], _EPOCHS - 2)
-        if "agreement" in run[2]:  # The weight has long left its start.
-          # By .005 or more, or a weight that begins anew would go unnoticed.
-          self.assertNotAlmostEqual(want["attr_weight"][2], 4.0, places=2)
-        for name in want:
-          whole = want[name][2 if run[3] == "epoch" else 3:]
-          # Part of it ran in another process: float32 sums in another order.
-          np.testing.assert_allclose(
-              got[name][-len(whole):], whole, rtol=1e-5, err_msg=name)
-        for one, other in zip(got_weights, want_weights):
-          # The same rounding, after twelve steps with momentum.
-          np.testing.assert_allclose(one, other, atol=1e-6)
+        self.check_resumed(folder, run)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 
 import keras as keras3
 import numpy as np
+import pytest
 from absl.testing import absltest, flagsaver, parameterized
 
 import keras_attr_preserve as kap
@@ -261,22 +262,25 @@ class ProcessTest(parameterized.TestCase):
         f"--teacher={self.folder / 'net.h5'}",
         f"--images={self.folder / 'images.npy'}", "--layer=act", *arguments])
 
-  def test_exit_code_and_files(self):
-    done = self.run_command(
-        "--require_cosine=1.5", f"--output={self.folder / 'report'}")
-    self.assertEqual(done.returncode, 1, done.stderr)
-    self.assertIn("falls short: cosine 1.0000, at least 1.5", done.stdout)
-    self.assertTrue((self.folder / "report" / "report.json").exists())
-
-  def test_lists(self):
+  def test_exit_code_and_files_and_lists(self):
     done = self.run_command(
         "--runtime=builtin,reference", "--judges=occlusion,rise",
-        "--judge_images=1", "--require=rise_cosine=1.5")
+        "--judge_images=1", "--require=rise_cosine=1.5",
+        f"--output={self.folder / 'report'}")
     self.assertEqual(done.returncode, 1, done.stderr)
     self.assertRegex(
         done.stdout, "falls short: builtin: rise_cosine 1.0000, at least 1.5 "
         "required. reference: rise_cosine")
     self.assertNotIn("pictures run", done.stderr)  # No terminal.
+    self.assertTrue((self.folder / "report" / "comparison.json").exists())
+
+  @pytest.mark.slow("binaries")
+  def test_one_runtime(self):
+    done = self.run_command(
+        "--require_cosine=1.5", f"--output={self.folder / 'report'}")
+    self.assertEqual(done.returncode, 1, done.stderr)
+    self.assertIn("falls short: cosine 1.0000, at least 1.5", done.stdout)
+    self.assertTrue((self.folder / "report" / "report.json").exists())
 
   def test_run_is_the_installed_command(self):
     self.assertTrue(callable(verify_command.run))
