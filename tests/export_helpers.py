@@ -164,6 +164,19 @@ def quantize_aware(tail: str = "gap", sparse: bool = False) -> keras.Model:
   return student
 
 
+@shared
+def converted_quantize_aware(
+    tail: str = "gap",
+    sparse: bool = False,
+    target: str = "phone",
+    calibrated: bool = False,
+) -> bytes:
+  """Converts `quantize_aware(tail, sparse)` once for all tests."""
+  return kap.export.convert(
+      quantize_aware(tail, sparse), wcam(), mode="int8", target=target,
+      representative_images=calibration() if calibrated else None)
+
+
 def parsed(content: bytes) -> schema.ModelT:
   """Parses a file by LiteRT's own tools."""
   return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
