@@ -1,8 +1,10 @@
 """Tests of builtin_gradients.py, each rule against TensorFlow's own."""
 
+import functools
 import itertools
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -14,6 +16,7 @@ from keras_attr_preserve.export.converting.builtin_gradients import (
 from keras_attr_preserve.gradient_rules import gradient_rules
 from tests import export_helpers as helpers
 from tests import tiny
+from tests.shared_files import shared
 
 PADDINGS = ("SAME", "VALID")
 # float32 sums in another order, or one rounding more.
@@ -24,8 +27,10 @@ def both_gradients(function, *inputs, sources=1):
   """Differentiates `function` by its first inputs, plainly and by the rules.
 
   Returns:
-    Two lists of arrays: TensorFlow's own gradients and those of the rules.
+    Two lists of arrays, TensorFlow's own gradients and those of the rules; and
+    the types of the function's operations.
   """
+  types = set()
   inputs = [tf.constant(one) for one in inputs]
 
   @tf.function
@@ -33,6 +38,7 @@ def both_gradients(function, *inputs, sources=1):
     with tf.GradientTape(persistent=True) as tape:
       tape.watch(inputs)
       output = function(*inputs)
+    types.update(one.type for one in output.graph.get_operations())
     incoming = np.random.default_rng(9).normal(size=output.shape)
     incoming = tf.constant(incoming.astype(np.float32))
     plain = tape.gradient(output, inputs[:sources], incoming)
@@ -41,7 +47,7 @@ def both_gradients(function, *inputs, sources=1):
     return plain, ours
 
   plain, ours = gradients()
-  return [one.numpy() for one in plain], [one.numpy() for one in ours]
+  return [one.numpy() for one in plain], [one.numpy() for one in ours], types
 
 
 def operations(function, *inputs):
@@ -65,8 +71,8 @@ class RuleTest(parameterized.TestCase):
 
   def check(self, operation, function, *inputs):
     self.assertIn(operation, BUILTIN_GRADIENTS)
-    self.assertIn(operation, operations(function, *inputs))
-    (plain,), (ours,) = both_gradients(function, *inputs)
+    (plain,), (ours,), types = both_gradients(function, *inputs)
+    self.assertIn(operation, types)
     self.assertEqual(ours.dtype, np.float32)
     np.testing.assert_allclose(ours, plain, RTOL, ATOL)
     self.assertGreater(np.abs(plain).max(), 0)
@@ -96,7 +102,7 @@ class RuleTest(parameterized.TestCase):
 
     x = picture()
     self.check("FusedBatchNormV3", norm, x)
-    _, (ours,) = both_gradients(norm, x)
+    _, (ours,), _ = both_gradients(norm, x)
     incoming = np.random.default_rng(9).normal(size=x.shape)
     np.testing.assert_allclose(
         ours, incoming * gamma / np.sqrt(variance + epsilon), 1e-5, 1e-6)
@@ -253,6 +259,7 @@ class RuleTest(parameterized.TestCase):
          "Tanh"})
 
 
+@functools.cache
 def every_rule_net(elu: bool = True) -> keras.Model:
   """Builds a tail with every operation that has a rule, and a residual sum."""
   layers = keras.layers
@@ -285,6 +292,13 @@ def every_rule_net(elu: bool = True) -> keras.Model:
   return tiny.shake(keras.Model(images, layers.Dense(3)(x)), 4)
 
 
+@shared
+def every_rule_file() -> bytes:
+  return kap.export.convert(
+      every_rule_net(), helpers.wcam(), mode="float32",
+      target="microcontroller", road="gradient")
+
+
 class EveryRuleTest(parameterized.TestCase):
 
   @classmethod
@@ -292,8 +306,7 @@ class EveryRuleTest(parameterized.TestCase):
     super().setUpClass()
     cls.images = tiny.images(4, seed=1, size=12)
     cls.net = every_rule_net()
-    cls.file = kap.export.convert(
-        cls.net, helpers.wcam(), mode="float32", target="microcontroller")
+    cls.file = every_rule_file()
 
   def check(self, net, content, runtime):
     interpreter = kap.export.Interpreter(content, runtime=runtime)
@@ -318,6 +331,7 @@ class EveryRuleTest(parameterized.TestCase):
   def test_litert_gives_the_float_map(self, runtime):
     self.check(self.net, self.file, runtime)
 
+  @pytest.mark.slow("files")
   def test_reference_kernels_give_the_float_map(self):
     net = every_rule_net(elu=False)  # LiteRT registers no reference ELU.
     content = kap.export.convert(net, helpers.wcam(), mode="float32")

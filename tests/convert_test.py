@@ -48,6 +48,17 @@ def cases():
                 if (mode, name) != ("int16x8", "gradient"))
 
 
+def is_quick(case) -> bool:
+  """Chooses every mode for phones once, and int8 on every road."""
+  mode, target, tail, method, _ = case
+  return mode == "int8" or (target, tail, method) == (
+      "phone", "block", "swa") or (mode, target, tail) == (
+          "int16x8", "microcontroller", "gap")
+
+
+QUICK = tuple(filter(is_quick, cases()))
+
+
 def maps_of(net, images, method="swa"):
   """Maps of each image's top class, by the library's own methods for Keras."""
   if method == "ewa":
@@ -67,8 +78,11 @@ def weight_types(content):
 
 class ModesAndRoadsTest(parameterized.TestCase):
 
-  @parameterized.parameters(*cases())
-  def test_maps_and_logits(self, mode, target, tail, method, road):
+  @parameterized.parameters(*QUICK)
+  def test_maps_and_logits(self, *case):
+    self.check_maps_and_logits(*case)
+
+  def check_maps_and_logits(self, mode, target, tail, method, road):
     content = helpers.converted(tail, mode, method, target)
     net, images = helpers.net(tail), helpers.images()
     interpreter = kap.export.Interpreter(content)
@@ -89,8 +103,11 @@ class ModesAndRoadsTest(parameterized.TestCase):
     # What predict gives is what explain gives, to the last bit.
     np.testing.assert_array_equal(interpreter.predict(images), got_logits)
 
-  @parameterized.parameters(*cases())
-  def test_number_types(self, mode, target, tail, method, road):
+  @parameterized.parameters(*QUICK)
+  def test_number_types(self, *case):
+    self.check_number_types(*case)
+
+  def check_number_types(self, mode, target, tail, method, road):
     content = helpers.converted(tail, mode, method, target)
     whole = INTEGERS.get(mode, np.float32)
     for name, signature in signatures(read_model(content)).items():
@@ -108,30 +125,48 @@ class ModesAndRoadsTest(parameterized.TestCase):
          "dynamic": {"float32", "int8"} if tail == "block" else {"float32"},
         }[mode])
 
-  @parameterized.parameters(*cases())
-  def test_builtin_operators_only(self, mode, target, tail, method, road):
+  @parameterized.parameters(*QUICK)
+  def test_builtin_operators_only(self, *case):
+    self.check_operators(*case)
+
+  def check_operators(self, mode, target, tail, method, road):
     del road
     for names in helpers.operators(
         helpers.converted(tail, mode, method, target)):
       self.assertNoCommonElements(names, {"CUSTOM", "SUM", "TILE", "ONE_HOT"})
 
-  @parameterized.parameters("float32", "int8")
-  def test_the_features_road_costs_no_operator(self, mode):
-    net = helpers.net()
-    bare, = helpers.operators(helpers.plainly_converted(
-        keras.Model(net.inputs, {"logits": net.outputs[0]}), mode))
+  @parameterized.parameters(*(one for one in cases() if not is_quick(one)))
+  @pytest.mark.slow("files")
+  def test_the_rest_of_the_modes_and_roads(self, *case):
+    self.check_maps_and_logits(*case)
+    self.check_number_types(*case)
+    self.check_operators(*case)
+
+  def test_the_features_road_costs_no_operator(self):
+    self.check_no_operator("int8")
+
+  @pytest.mark.slow("files")
+  def test_the_features_road_costs_no_operator_in_floats(self):
+    self.check_no_operator("float32")
+
+  def check_no_operator(self, mode):
+    bare, = helpers.operators(helpers.bare("gap", mode))
     ours, = helpers.operators(
         helpers.converted("gap", mode, target="microcontroller"))
     self.assertEqual(ours, bare)
 
-  @parameterized.parameters(
-      ("float32", "gap", "swa"), ("float32", "block", "swa"),
-      ("int8", "block", "swa"), ("int8", "gap", "ewa"))
-  def test_predict_pays_nothing(self, mode, tail, method):
+  @parameterized.parameters("float32", "int8")
+  def test_predict_pays_nothing(self, mode):
+    self.check_predict(mode, "block", "swa")
+
+  @parameterized.parameters(("float32", "gap", "swa"), ("int8", "gap", "ewa"))
+  @pytest.mark.slow("files")
+  def test_predict_pays_nothing_of_a_linear_tail(self, mode, tail, method):
+    self.check_predict(mode, tail, method)
+
+  def check_predict(self, mode, tail, method):
     content = helpers.converted(tail, mode, method)
-    net = helpers.net(tail)
-    plain = helpers.plainly_converted(
-        keras.Model(net.inputs, {"logits": net.outputs[0]}), mode)
+    plain = helpers.bare(tail, mode)
     bare, = helpers.operators(plain)
     predict = signatures(read_model(content))["predict"]
     self.assertEqual(set(predict.inputs), {"images"})
@@ -142,8 +177,14 @@ class ModesAndRoadsTest(parameterized.TestCase):
         *(kap.export.Interpreter(one).predict(helpers.images())
           for one in (content, plain)))
 
-  @parameterized.parameters("float32", "int8")
-  def test_a_microcontroller_s_file_has_one_subgraph(self, mode):
+  def test_a_microcontroller_s_file_has_one_subgraph(self):
+    self.check_subgraph("int8")
+
+  @pytest.mark.slow("files")
+  def test_a_microcontroller_s_file_of_floats_has_one_subgraph(self):
+    self.check_subgraph("float32")
+
+  def check_subgraph(self, mode):
     content = helpers.converted("block", mode, target="microcontroller")
     self.assertLen(helpers.operators(content), 1)
     found = signatures(read_model(content))
@@ -161,15 +202,14 @@ class ModesAndRoadsTest(parameterized.TestCase):
   def test_the_model_is_left_as_it_came(self):
     net = tiny.conv_net(tail="block", size=helpers.SIZE)
     net.get_layer("bn").trainable = False
-    net.compile("sgd", "mse")
+    net.compile("sgd", "mse", run_eagerly=True)
     before = net.get_weights()
     trainable = [one.name for one in net.trainable_weights]
     layers, optimizer = list(net.layers), net.optimizer
     nodes = [len(layer.inbound_nodes) for layer in layers]
     outputs = net.predict(helpers.images(), verbose=0)
-    for mode in ("float32", "int8"):
-      kap.export.convert(net, helpers.wcam(), mode=mode,
-                         representative_images=helpers.calibration())
+    kap.export.convert(net, helpers.wcam(), mode="int8",
+                       representative_images=helpers.calibration())
     self.assertTrue(tiny.weights_equal(net.get_weights(), before))
     self.assertEqual([one.name for one in net.trainable_weights], trainable)
     self.assertEqual([id(one) for one in net.layers], [id(x) for x in layers])
@@ -190,8 +230,14 @@ class ModesAndRoadsTest(parameterized.TestCase):
     np.testing.assert_allclose(
         interpreter.explain(helpers.images(), 2).maps, want, 1e-4, 1e-6)
 
-  @parameterized.parameters("gap", "block")
-  def test_batch_size_one_is_no_matter_of_the_model_s(self, tail):
+  def test_batch_size_one_is_no_matter_of_the_model_s(self):
+    self.check_batch_size("block")
+
+  @pytest.mark.slow("files")
+  def test_batch_size_one_is_no_matter_of_a_linear_tail_s(self):
+    self.check_batch_size("gap")
+
+  def check_batch_size(self, tail):
     net = helpers.net(tail)
     images = keras.Input(batch_shape=(4, helpers.SIZE, helpers.SIZE, 2))
     fixed = keras.models.clone_model(net, images)
@@ -201,8 +247,14 @@ class ModesAndRoadsTest(parameterized.TestCase):
         kap.export.Interpreter(content).predict(helpers.images(3)),
         net.predict(helpers.images(3), verbose=0), 1e-5, 1e-5)
 
-  @parameterized.parameters(False, True)
-  def test_a_class_without_weights(self, quantize_aware):
+  def test_a_class_without_weights(self):
+    self.check_class_without_weights(quantize_aware=True)
+
+  @pytest.mark.slow("files")
+  def test_a_class_without_weights_in_floats(self):
+    self.check_class_without_weights(quantize_aware=False)
+
+  def check_class_without_weights(self, quantize_aware):
     # As heavy pruning leaves it: nothing speaks for class 0.
     net = tiny.conv_net(size=helpers.SIZE)
     kernel = net.get_layer("logits").kernel
@@ -216,8 +268,9 @@ class ModesAndRoadsTest(parameterized.TestCase):
 
 class QuantizeAwareTest(parameterized.TestCase):
 
-  @parameterized.product(
-      tail=("gap", "block"), target=("phone", "microcontroller"))
+  @parameterized.parameters(
+      ("gap", "phone"), ("gap", "microcontroller"),
+      ("block", "microcontroller"))
   def test_int8_in_and_out(self, tail, target):
     self.check_int8(tail, False, target)
 
@@ -232,9 +285,8 @@ class QuantizeAwareTest(parameterized.TestCase):
     student = helpers.quantize_aware(tail, sparse)
     self.assertTrue(is_quantize_aware(student))
     gradient = tail != "gap" and target == "microcontroller"
-    content = kap.export.convert(
-        student, helpers.wcam(), mode="int8", target=target,
-        representative_images=helpers.calibration() if gradient else None)
+    content = helpers.converted_quantize_aware(
+        tail, sparse, target, calibrated=gradient)
     for signature in signatures(read_model(content)).values():
       for name in ("images", "logits", "features"):
         spec = {**signature.inputs, **signature.outputs}.get(name)
@@ -255,11 +307,11 @@ class QuantizeAwareTest(parameterized.TestCase):
     self.assertGreater(cosines.min(), 0.9998 if target == "phone" else 0.995)
 
   def test_representative_images_change_no_output(self):
-    student, images = helpers.quantize_aware(), helpers.images()
+    images = helpers.images()
     plain, given = (
-        kap.export.Interpreter(kap.export.convert(
-            student, helpers.wcam(), mode="int8", representative_images=one))
-        for one in (None, helpers.calibration()))
+        kap.export.Interpreter(
+            helpers.converted_quantize_aware(calibrated=calibrated))
+        for calibrated in (False, True))
     np.testing.assert_array_equal(
         plain.predict(images), given.predict(images))
     np.testing.assert_array_equal(
@@ -287,14 +339,14 @@ class QuantizeAwareTest(parameterized.TestCase):
                      "features")
 
   def test_zeros_are_kept_in_the_file(self):
-    net = tiny.conv_net(tail="block", size=helpers.SIZE, width=16)
+    net = tiny.conv_net(size=helpers.SIZE, width=16)
     student = tiny.prune(net, sparsity=0.75)
-    student.compile("sgd", "mse")
+    student.compile("sgd", "mse", run_eagerly=True)
     student.fit(helpers.images(), np.zeros([8, 3]), epochs=1, verbose=0,
                 callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
     stripped = tfmot.sparsity.keras.strip_pruning(student)
     quantized = tiny.quantize_sparse(stripped)
-    quantized.compile("sgd", "mse")
+    quantized.compile("sgd", "mse", run_eagerly=True)
     quantized.fit(helpers.images(), np.zeros([8, 3]), epochs=2, verbose=0)
     content = kap.export.convert(
         quantized, helpers.wcam("ewa"), mode="int8")
@@ -307,7 +359,7 @@ class PrunedTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.student = tiny.prune(tiny.conv_net(size=helpers.SIZE), 0.5)
-    self.student.compile("sgd", "mse")
+    self.student.compile("sgd", "mse", run_eagerly=True)
     self.train()
 
   def train(self):
@@ -370,7 +422,10 @@ class PrunedTest(absltest.TestCase):
     self.assertFalse(is_quantize_aware(net))
     self.assertFalse(is_quantize_aware(self.student))
 
-  def test_clustered(self):
+
+class ClusteredTest(absltest.TestCase):
+
+  def test_stripped(self):
     clustering = tfmot.clustering.keras
     net = clustering.cluster_weights(
         tiny.conv_net(size=helpers.SIZE), number_of_clusters=4,

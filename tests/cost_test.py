@@ -20,7 +20,7 @@ class ExplainCostTest(parameterized.TestCase):
     self.assertEqual(cost.road, road)
     self.assertEqual(cost.bytes, len(content))
     self.assertEqual(cost.arena, phone_arena(content))
-    bare = helpers.plainly_converted(_named(helpers.net(tail)), mode)
+    bare = helpers.bare(tail, mode)
     # The converter's own file, but for a note, a seal and shared tables.
     self.assertAlmostEqual(cost.predict_bytes / len(bare), 1, delta=0.2)
     self.assertLess(cost.predict_bytes, cost.bytes + 16)
@@ -46,10 +46,6 @@ class ExplainCostTest(parameterized.TestCase):
         explain_cost(helpers.converted(), calls=calls)
     with self.assertRaisesRegex(ValueError, "carries no attribution"):
       explain_cost(helpers.foreign(helpers.converted()))
-
-
-def _named(net):
-  return type(net)(net.inputs, {"logits": net.outputs[0]})
 
 
 if __name__ == "__main__":

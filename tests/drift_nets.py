@@ -12,6 +12,7 @@ from keras_attr_preserve.export.files.flatbuffer import (
   write_model,
 )
 from tests import tiny
+from tests.shared_files import shared
 
 SIZE = 12
 WCAM = kap.WCAM("act4")
@@ -67,9 +68,9 @@ def good_chain() -> keras.Model:
   return chain()
 
 
-@functools.cache
+@shared
 def converted(bad: bool = False, mode: str = "float32") -> bytes:
-  """Converts one of the two chains once for all tests of a process."""
+  """Converts one of the two chains once for all tests."""
   return kap.export.convert(
       bad_chain() if bad else good_chain(), WCAM, mode=mode,
       representative_images=None if mode == "float32" else images(32, 2))

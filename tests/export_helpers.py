@@ -18,6 +18,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 import keras_attr_preserve as kap
 from keras_attr_preserve.export.files import seal
 from tests import tiny
+from tests.shared_files import shared
 
 SIZE = 8
 WIDTH = 16
@@ -55,7 +56,8 @@ def wcam(method: str = "swa") -> kap.WCAM:
   return kap.WCAM(LAYER, method=method)
 
 
-_built: list[tuple[keras.Model, list[np.ndarray]]] = []
+# Each with its variables, which a model takes long to list, and their values.
+_built: list[tuple[keras.Model, list[tf.Variable], list[np.ndarray]]] = []
 
 
 @functools.cache
@@ -66,22 +68,22 @@ def net(tail: str = "gap", **settings) -> keras.Model:
   """
   built = tiny.conv_net(
       tail=tail, **{"size": SIZE, "width": WIDTH, **settings})
-  _built.append((built, built.get_weights()))
+  _built.append((built, built.weights, built.get_weights()))
   return built
 
 
 def changed_nets() -> list[str]:
   """Names the shared nets that some test has changed, and mends them."""
   changed = []
-  for built, weights in _built:
-    if any(not np.array_equal(one, other)
-           for one, other in zip(weights, built.get_weights())):
+  for built, variables, values in _built:
+    if any(not np.array_equal(variable.numpy(), value)
+           for variable, value in zip(variables, values)):
       changed.append(built.name)
-      built.set_weights(weights)
+      built.set_weights(values)
   return changed
 
 
-@functools.cache
+@shared
 def converted(
     tail: str = "gap",
     mode: str = "float32",
@@ -90,7 +92,7 @@ def converted(
     road: str = "auto",
     **settings,
 ) -> bytes:
-  """Converts `net(tail, **settings)` once for all tests of a process."""
+  """Converts `net(tail, **settings)` once for all tests."""
   return kap.export.convert(
       net(tail, **settings), wcam(method), mode=mode,
       representative_images=calibration() if "int" in mode else None,
@@ -106,6 +108,17 @@ def interpreter(
       converted(tail, mode, method, **settings), runtime=runtime)
 
 
+def variables_of(concrete) -> tf.Module:
+  """Holds a traced function's variables, to be saved without their model.
+
+  Saving a Keras model traces each of its layers, which takes longer than to
+  convert it.
+  """
+  holder = tf.Module()
+  holder.variables_held = list(concrete.variables)
+  return holder
+
+
 def plainly_converted(net: keras.Model, mode: str) -> bytes:
   """Converts a net of named outputs by TensorFlow alone, for one image.
 
@@ -115,7 +128,8 @@ def plainly_converted(net: keras.Model, mode: str) -> bytes:
   serve = tf.function(net).get_concrete_function(
       tf.TensorSpec(shape, tf.float32, name="images"))
   with tempfile.TemporaryDirectory() as folder:
-    tf.saved_model.save(net, folder, signatures={"serve": serve})
+    tf.saved_model.save(
+        variables_of(serve), folder, signatures={"serve": serve})
     converter = tf.lite.TFLiteConverter.from_saved_model(
         folder, signature_keys=["serve"])
     if mode != "float32":
@@ -132,6 +146,14 @@ def plainly_converted(net: keras.Model, mode: str) -> bytes:
     return converter.convert()
 
 
+@shared
+def bare(tail: str = "gap", mode: str = "float32") -> bytes:
+  """Converts `net(tail)`, whose one output is "logits", by TensorFlow alone."""
+  model = net(tail)
+  return plainly_converted(
+      keras.Model(model.inputs, {"logits": model.outputs[0]}), mode)
+
+
 @functools.cache
 def quantize_aware(tail: str = "gap", sparse: bool = False) -> keras.Model:
   """Builds a quantize-aware net whose ranges have seen pictures."""
@@ -140,6 +162,19 @@ def quantize_aware(tail: str = "gap", sparse: bool = False) -> keras.Model:
   for _ in range(3):
     student(calibration(), training=True)
   return student
+
+
+@shared
+def converted_quantize_aware(
+    tail: str = "gap",
+    sparse: bool = False,
+    target: str = "phone",
+    calibrated: bool = False,
+) -> bytes:
+  """Converts `quantize_aware(tail, sparse)` once for all tests."""
+  return kap.export.convert(
+      quantize_aware(tail, sparse), wcam(), mode="int8", target=target,
+      representative_images=calibration() if calibrated else None)
 
 
 def parsed(content: bytes) -> schema.ModelT:

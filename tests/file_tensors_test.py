@@ -89,14 +89,14 @@ class ReadTest(parameterized.TestCase):
     x = keras.layers.Lambda(lambda one: tf.reshape(one, [4, 6]))(inputs)
     net = keras.Model(inputs, keras.layers.Dense(3)(x))
     images = np.random.default_rng(0).normal(size=(6, 3, 2))
-    file = FileTensors(foreign_files.convert(net, batch=4))
+    content = foreign_files.convert(net, batch=4)
+    file = FileTensors(content)
     kernel, bias = net.get_weights()
     want = images.reshape(6, 6) @ kernel + bias
     np.testing.assert_allclose(
         file.read(images, file.outputs)[file.outputs[0]], want, atol=FLOAT32)
     np.testing.assert_allclose(
-        Interpreter(foreign_files.convert(net, batch=4)).predict(images), want,
-        atol=FLOAT32)
+        Interpreter(content).predict(images), want, atol=FLOAT32)
 
   @helpers.needs_tflm
   def test_tflite_micro_gives_the_reference_kernels_numbers(self):
@@ -193,7 +193,7 @@ class ErrorsTest(parameterized.TestCase):
       FileTensors(foreign_files.converted(), runtime=runtime)
 
   def test_signature(self):
-    content = helpers.plainly_converted(helpers.net(), "float32")
+    content = helpers.bare()
     self.assertLen(FileTensors(content, signature="serve").outputs, 1)
     with self.assertRaisesRegex(ValueError, r"signature must be.*\['serve'\]"):
       FileTensors(content, signature="predict")

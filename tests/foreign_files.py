@@ -1,6 +1,5 @@
 """Files as others make them: converted by TensorFlow alone, or changed."""
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +15,7 @@ from keras_attr_preserve.export.reading.foreign import (
 )
 from tests import export_helpers as helpers
 from tests import tiny
+from tests.shared_files import shared
 
 MODES = ("float32", "float16", "dynamic", "int8", "uint8", "int16x8")
 INTEGERS = ("int8", "uint8", "int16x8")
@@ -40,7 +40,8 @@ def convert(
   shape = [batch, *net.inputs[0].shape[1:]]
   serve = tf.function(net).get_concrete_function(
       tf.TensorSpec(shape, tf.float32, name="images"))
-  converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], net)
+  converter = tf.lite.TFLiteConverter.from_concrete_functions(
+      [serve], helpers.variables_of(serve))
   if mode != "float32":
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
   if mode == "float16":
@@ -63,9 +64,9 @@ def convert(
   return helpers.foreign(converter.convert())
 
 
-@functools.cache
+@shared
 def converted(tail: str = "gap", mode: str = "float32", **settings) -> bytes:
-  """Converts `helpers.net` once for all tests of a process."""
+  """Converts `helpers.net` once for all tests."""
   batch = settings.pop("batch", 1)
   return convert(helpers.net(tail, **settings), mode, batch=batch)
 

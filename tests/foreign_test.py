@@ -1,6 +1,7 @@
 """Files of somebody else's, explained: roads and class scores."""
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -44,8 +45,16 @@ class RoadsTest(parameterized.TestCase):
     self.assertLess(
         tiny.relative_error(maps, want), 1e-5 if exact else 0.05)
 
-  @parameterized.parameters("float16", "dynamic", "uint8", "int16x8")
+  @parameterized.parameters("dynamic", "int16x8")
   def test_other_types_of_number(self, mode):
+    self.check_type(mode)
+
+  @parameterized.parameters("float16", "uint8")
+  @pytest.mark.slow("files")
+  def test_the_rest_of_the_types_of_number(self, mode):
+    self.check_type(mode)
+
+  def check_type(self, mode):
     images = helpers.images()
     maps, _ = opened("gap", mode).explain(images, 1)
     want = grad_cam(helpers.net("gap"), images, 1, "act")
@@ -71,8 +80,14 @@ class RoadsTest(parameterized.TestCase):
     # Both hold the same integers; only float32 sums behind them may differ.
     np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5, atol=1e-6)
 
-  @parameterized.parameters("float32", "int8")
-  def test_no_name_and_any_order(self, mode):
+  def test_no_name_and_any_order(self):
+    self.check_no_name("int8")
+
+  @pytest.mark.slow("files")
+  def test_no_name_and_any_order_in_floats(self):
+    self.check_no_name("float32")
+
+  def check_no_name(self, mode):
     images = helpers.images()
     content = foreign_files.converted("block", mode)
     want = opened("block", mode).explain(images, 1).maps
@@ -117,8 +132,16 @@ class RoadsTest(parameterized.TestCase):
 
 class ScoresTest(parameterized.TestCase):
 
-  @parameterized.parameters("float32", "int8", "uint8", "int16x8")
+  @parameterized.parameters("float32", "int8")
   def test_predictions_are_the_files_own(self, mode):
+    self.check_predictions(mode)
+
+  @parameterized.parameters("uint8", "int16x8")
+  @pytest.mark.slow("files")
+  def test_predictions_are_the_files_own_in_other_integers(self, mode):
+    self.check_predictions(mode)
+
+  def check_predictions(self, mode):
     images = helpers.images()
     content = foreign_files.converted("block", mode, head="softmax")
     file = opened(content=content, net=helpers.net("block", head="softmax"))
@@ -253,12 +276,13 @@ class ErrorsTest(parameterized.TestCase):
   def test_a_file_that_overflows(self):
     net = tiny.copy_of(helpers.net("gap"))
     net.get_layer("bn").gamma.assign(1e38 * net.get_layer("bn").gamma)
-    file = explainer(foreign_files.convert(net))
+    content = foreign_files.convert(net)
+    file = explainer(content)
     with self.assertRaisesRegex(
         ValueError, "computes NaN or infinity from these images, in tensor"):
       file.explain(100 * helpers.images(2))
     with self.assertRaisesRegex(ValueError, "tflite_model is not|no tensor"):
-      opened(content=foreign_files.convert(net))
+      opened(content=content)
 
   def test_one_score_against_two(self):
     with self.assertRaisesRegex(ValueError, "2 classes and the teacher 1"):

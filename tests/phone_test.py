@@ -12,6 +12,9 @@ from ai_edge_litert import interpreter as litert
 
 import keras_attr_preserve as kap
 from keras_attr_preserve.export.converting import accuracy
+from keras_attr_preserve.export.converting.converter import run_converter
+from keras_attr_preserve.export.converting.phone import phone_file
+from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import (
     operator_name,
     read_model,
@@ -20,6 +23,7 @@ from keras_attr_preserve.export.files.flatbuffer import (
 from keras_attr_preserve.export.files.stored_weights import store_weights
 from tests import export_helpers as helpers
 from tests import tiny
+from tests.shared_files import shared
 
 CLASSES = 3
 
@@ -57,11 +61,28 @@ def varied(tail: str) -> keras.Model:
   return net
 
 
-def convert(net, mode="int8", road="auto", images=True, **settings):
+def convert(net, mode="int8", road="auto"):
   return kap.export.convert(
       net, helpers.wcam(), mode=mode, road=road,
-      representative_images=helpers.calibration() if images else None,
-      **settings)
+      representative_images=helpers.calibration())
+
+
+@shared
+def features_file() -> bytes:
+  """What a file of "block" in int8 is before it has a map."""
+  return run_converter(
+      ExplainedModel(helpers.net("block"), helpers.LAYER).explain_features(),
+      "int8", lambda: ({"images": one[None]} for one in helpers.calibration()))
+
+
+def file_at(cosines: list[float]) -> bytes:
+  """Puts a map into a file, told how near each way comes."""
+  with mock.patch.object(
+      accuracy.MapAccuracy, "median_cosine", side_effect=cosines):
+    return phone_file(
+        features_file(), ExplainedModel(helpers.net("block"), helpers.LAYER),
+        {"layer": helpers.LAYER, "method": "swa", "mode": "int8",
+         "target": "phone"}, helpers.calibration())
 
 
 def call(content, class_weights, images):
@@ -81,8 +102,16 @@ def call(content, class_weights, images):
 
 class SignatureTest(parameterized.TestCase):
 
-  @parameterized.product(mode=("float32", "int8"), tail=("gap", "block"))
+  @parameterized.parameters(("float32", "gap"), ("int8", "block"))
   def test_zeros_stand_for_the_top_class(self, mode, tail):
+    self.check_zeros(mode, tail)
+
+  @parameterized.parameters(("float32", "block"), ("int8", "gap"))
+  @pytest.mark.slow("files")
+  def test_zeros_stand_for_the_top_class_of_the_rest(self, mode, tail):
+    self.check_zeros(mode, tail)
+
+  def check_zeros(self, mode, tail):
     net, images = varied(tail), helpers.images()
     content = convert(net, mode)
     zeros = call(content, np.zeros([8, CLASSES]), images)
@@ -113,8 +142,14 @@ class SignatureTest(parameterized.TestCase):
     # Steps of 8 bits in int8; float32 comes far nearer.
     self.assertGreater(helpers.cosines(maps, want).min(), 0.998)
 
-  @parameterized.parameters("float32", "int8")
-  def test_of_equal_scores_the_first(self, mode):
+  def test_of_equal_scores_the_first(self):
+    self.check_equal_scores("int8")
+
+  @pytest.mark.slow("files")
+  def test_of_equal_scores_the_first_in_floats(self):
+    self.check_equal_scores("float32")
+
+  def check_equal_scores(self, mode):
     # Integer logits are often equal: not both classes' map, twice as strong.
     content = convert(with_equal_classes(), mode)
     zeros, first = (
@@ -124,8 +159,14 @@ class SignatureTest(parameterized.TestCase):
     np.testing.assert_array_equal(zeros["map"], first["map"])
     self.assertGreater(first["map"].max(), 0)
 
-  @parameterized.parameters("float32", "int8")
-  def test_one_logit_has_two_sides(self, mode):
+  def test_one_logit_has_two_sides(self):
+    self.check_one_logit("int8")
+
+  @pytest.mark.slow("files")
+  def test_one_logit_has_two_sides_in_floats(self):
+    self.check_one_logit("float32")
+
+  def check_one_logit(self, mode):
     content = helpers.converted("block", mode, head="sigmoid", classes=1)
     runner = kap.export.Interpreter(content)
     images = helpers.images()
@@ -153,7 +194,7 @@ class SignatureTest(parameterized.TestCase):
 
   def test_the_map_is_made_of_features_and_sensitivity(self):
     for content in (helpers.converted("block", "int8"),
-                    convert(helpers.net("block"), road="whole")):
+                    helpers.converted("block", "int8", road="whole")):
       spec = signatures(read_model(content))["explain"].outputs["features"]
       for one in call(content, [[0, 1, 0]] * 4, helpers.images(4)):
         by_hand = np.maximum(
@@ -216,9 +257,7 @@ class RoadsTest(parameterized.TestCase):
        "with int8 weights: 0.9000"))
   def test_the_first_that_is_near_enough(
       self, cosines, road, weights, cosine, reason):
-    with mock.patch.object(accuracy.MapAccuracy, "median_cosine",
-                           side_effect=cosines):
-      content = convert(helpers.net("block"))
+    content = file_at(cosines)
     found = kap.export.Interpreter(content).metadata
     self.assertEqual(
         (found["road"], found["weights"], found["median_cosine"]),
@@ -226,17 +265,15 @@ class RoadsTest(parameterized.TestCase):
     self.assertIn(reason, found["reason"])
 
   def test_none_is_near_enough(self):
-    cosines = [0.5, 0.7, 0.6, 0.4]
-    with mock.patch.object(accuracy.MapAccuracy, "median_cosine",
-                           side_effect=cosines), self.assertWarnsRegex(
-                               UserWarning, "median cosine of 0.7000.*0.99 is"):
-      content = convert(helpers.net("block"))
+    with self.assertWarnsRegex(
+        UserWarning, "median cosine of 0.7000.*0.99 is"):
+      content = file_at([0.5, 0.7, 0.6, 0.4])
     found = kap.export.Interpreter(content).metadata
     self.assertEqual((found["road"], found["weights"]), ("whole", "int8"))
     self.assertIn("the best, short of", found["reason"])
 
   def test_without_images(self):
-    content = convert(helpers.net("block"), "float32", images=False)
+    content = helpers.converted("block", "float32")
     found = kap.export.Interpreter(content).metadata
     self.assertEqual((found["road"], found["median_cosine"],
                       found["measured_on"]), ("tail", None, 0))
@@ -276,15 +313,16 @@ class RoadsTest(parameterized.TestCase):
 
 class SharingTest(parameterized.TestCase):
 
-  def file(self, mode, road="tail"):
-    # A head of 64 x 40 and a convolution by one pixel of 64 x 64.
-    return read_model(kap.export.convert(
-        _wide_net(), helpers.wcam(), mode=mode, road=road,
-        representative_images=helpers.calibration()))
-
-  @parameterized.parameters("float32", "float16", "int8")
+  @parameterized.parameters("float16", "int8")
   def test_the_backward_pass_reads_the_forward_weights(self, mode):
-    model = self.file(mode)
+    self.check_backward_pass(mode)
+
+  @pytest.mark.slow("files")
+  def test_the_backward_pass_reads_the_forward_weights_in_floats(self):
+    self.check_backward_pass("float32")
+
+  def check_backward_pass(self, mode):
+    model = read_model(_wide_file(mode, "tail"))
     large = [[one.buffer for one in graph.tensors
               if np.prod(one.shape) in (64 * 40, 64 * 64) and (
                   model.buffers[one.buffer].data is not None)]
@@ -292,9 +330,15 @@ class SharingTest(parameterized.TestCase):
     self.assertLen(set(large[0]), 2)
     self.assertEqual(set(large[0]), set(large[1]))
 
-  @parameterized.parameters("float32", "int8")
-  def test_the_whole_model_again_reads_them_too(self, mode):
-    model = self.file(mode, "whole")
+  def test_the_whole_model_again_reads_them_too(self):
+    self.check_whole_model("int8")
+
+  @pytest.mark.slow("files")
+  def test_the_whole_model_again_reads_them_in_floats(self):
+    self.check_whole_model("float32")
+
+  def check_whole_model(self, mode):
+    model = read_model(_wide_file(mode, "whole"))
     once = sum(len(model.buffers[i].data) for i in {
         one.buffer for one in model.subgraphs[0].tensors}
                if model.buffers[i].data is not None)
@@ -302,12 +346,18 @@ class SharingTest(parameterized.TestCase):
                 if one.data is not None)
     self.assertLess(total, 1.5 * once)
 
-  @parameterized.parameters("tail", "whole")
-  def test_forward_dequantizers_keep_to_forward_operators(self, road):
+  def test_forward_dequantizers_keep_to_forward_operators(self):
+    self.check_dequantizers("tail")
+
+  @pytest.mark.slow("files")
+  def test_forward_dequantizers_keep_to_those_beside_the_whole_model(self):
+    self.check_dequantizers("whole")
+
+  def check_dequantizers(self, road):
     # XNNPACK takes float16 weights for constants only where it runs all that
     # reads them: one reader more, and explain's logits would be another
     # kernel's.
-    model = self.file("float16", road)
+    model = read_model(_wide_file("float16", road))
     predict, explain = model.subgraphs
     readers = [
         [sum(int(one.outputs[0]) in other.inputs for other in graph.operators)
@@ -325,12 +375,18 @@ class SharingTest(parameterized.TestCase):
 
 @functools.cache
 def _wide_net() -> keras.Model:
+  """Has a head of 64 x 40 and a convolution by one pixel of 64 x 64."""
   layers = keras.layers
   images = keras.Input((8, 8, 2))
   x = layers.Conv2D(64, 3, activation="relu", name=helpers.LAYER)(images)
   x = layers.Conv2D(64, 1, activation="relu")(x)
   x = layers.GlobalAveragePooling2D()(x)
   return tiny.shake(keras.Model(images, layers.Dense(40)(x)))
+
+
+@shared
+def _wide_file(mode: str, road: str) -> bytes:
+  return convert(_wide_net(), mode, road)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve.attribution import grad_cam
 from keras_attr_preserve.evaluation import ShortfallError
+from keras_attr_preserve.export.converting.feature_maps import FeatureMaps
 from keras_attr_preserve.export.converting.selective import selective
 from keras_attr_preserve.export.files.flatbuffer import (
   operator_name,
@@ -24,14 +25,52 @@ from tests import drift_nets, export_helpers, tiny
 WCAM = drift_nets.WCAM
 IMAGES = drift_nets.images(48, seed=2)
 NEW = drift_nets.images(16, seed=3)
-_file = importlib.import_module(
-    "keras_attr_preserve.export.converting.selective_file")
+_selective, _file = (
+    importlib.import_module(f"keras_attr_preserve.export.converting.{name}")
+    for name in ("selective", "selective_file"))
+_STEPS = ("_calibrated", "Search", "finished")
+
+
+@functools.cache
+def steps_of_bad():
+  """Converts the bad net.
+
+  Returns:
+    The result, what each of _STEPS was given, and what each gave.
+  """
+  given, gave = {}, {}
+
+  def remember(name, step):
+    def run(*args):
+      given[name], gave[name] = args, step(*args)
+      return gave[name]
+    return run
+
+  with mock.patch.multiple(_selective, **{
+      name: remember(name, getattr(_selective, name)) for name in _STEPS}):
+    result = selective(drift_nets.bad_chain(), WCAM, IMAGES)
+  return result, given, gave
 
 
 @functools.cache
 def of_bad(**settings):
   """Converts the bad net once for all tests of a process."""
+  if not settings:
+    return steps_of_bad()[0]
   return selective(drift_nets.bad_chain(), WCAM, IMAGES, **settings)
+
+
+def already(*steps: str):
+  """Spares steps that go as in `of_bad()`, whatever else is asked for."""
+  gave = steps_of_bad()[2]
+  return mock.patch.multiple(_selective, **{
+      name: lambda *_, name=name: gave[name] for name in steps})
+
+
+@functools.cache
+def of_bad_for_a_microcontroller():
+  with already("_calibrated", "Search"):
+    return of_bad(target="microcontroller")
 
 
 @functools.cache
@@ -139,6 +178,34 @@ class BadLayerTest(parameterized.TestCase):
     self.assertEmpty(found.harms)
     self.assertIn("nothing", str(found))
 
+  def test_one_half_of_the_images_chooses_and_the_other_judges(self):
+    result, given, gave = steps_of_bad()
+    net = drift_nets.bad_chain()
+    halves = IMAGES[::2], IMAGES[1::2]
+    choosing, held_out = (
+        FeatureMaps(net, "act4", "swa", half) for half in halves)
+    _, images = given["_calibrated"]
+    np.testing.assert_array_equal(images, halves[0])
+    quantizer, search = gave["_calibrated"], gave["Search"]
+    trial = search.trials[0]
+    content = quantizer.content(trial.nodes)
+    figures = [np.median(one.cosines(content)) for one in (choosing, held_out)]
+    self.assertNotEqual(*figures)
+    self.assertEqual([trial.agreement, trial.held_out], figures)
+    step, harm = next(iter(search.harms.items()))
+    self.assertEqual(harm, np.mean(1 - choosing.cosines(quantizer.content(
+        {one.node for one in search.harms} - {step.node}))))
+
+    def agreement(images):
+      top = net(images).numpy().argmax(1)
+      maps = kap.export.Interpreter(result.content).explain(images, top).maps
+      return np.median(export_helpers.cosines(
+          grad_cam(net, images, top, "act4"), maps))
+
+    # Float32 maps by another road; the halves differ by far more.
+    self.assertAlmostEqual(result.agreement, agreement(halves[1]), 6)
+    self.assertNotAlmostEqual(result.agreement, agreement(halves[0]), 6)
+
   @pytest.mark.slow("files")
   def test_half_of_the_images_is_held_out(self):
     found = of_good()
@@ -192,7 +259,7 @@ class KindsTest(parameterized.TestCase):
     self.assertGreaterEqual(found.agreement, 0.9999)  # What was required.
 
   def test_microcontroller(self):
-    found = of_bad(target="microcontroller")
+    found = of_bad_for_a_microcontroller()
     self.assertIn("act2", found.kept)
     facts = read_metadata(read_model(found.content))
     self.assertEqual(
@@ -204,7 +271,7 @@ class KindsTest(parameterized.TestCase):
 
   @export_helpers.needs_tflm
   def test_the_micro_runtime_takes_floats_and_integers(self):
-    content = of_bad(target="microcontroller").content
+    content = of_bad_for_a_microcontroller().content
     micro, reference = (kap.export.Interpreter(
         content, runtime=runtime).explain(NEW[:2]).maps
                         for runtime in ("tflm", "reference"))
@@ -229,13 +296,17 @@ class KindsTest(parameterized.TestCase):
         net.input, net.get_layer("act4").output)(NEW), rtol=1e-4, atol=1e-5)
 
   def test_convert_takes_it(self):
-    content = kap.export.convert(
-        drift_nets.bad_chain(), WCAM, representative_images=IMAGES,
-        selective=0.99)
-    facts, ours = (read_metadata(read_model(one))["selective"]
-                   for one in (content, of_bad().content))
-    self.assertEqual(facts["kept"], ours["kept"])
-    self.assertAlmostEqual(facts["agreement"], ours["agreement"], 5)
+    with mock.patch.object(
+        _selective, "selective", return_value=of_bad()) as called:
+      content = kap.export.convert(
+          drift_nets.bad_chain(), WCAM, representative_images=IMAGES,
+          selective=0.98, target="microcontroller")
+    self.assertEqual(content, of_bad().content)
+    (model, wcam, images), settings = called.call_args
+    self.assertIs(model, drift_nets.bad_chain())
+    self.assertIs(wcam, WCAM)
+    np.testing.assert_array_equal(images, IMAGES)
+    self.assertEqual(settings, {"require": 0.98, "target": "microcontroller"})
     for settings in ({"mode": "float32"}, {"road": "whole"}):
       with self.assertRaisesRegex(ValueError, "selective is for mode 'int8'"):
         kap.export.convert(
@@ -275,15 +346,17 @@ class KindsTest(parameterized.TestCase):
 class ErrorsTest(parameterized.TestCase):
 
   def test_too_few_bytes(self):
-    with self.assertRaisesRegex(
+    with already(*_STEPS), self.assertRaisesRegex(
         ShortfallError, r"takes 19\d\d bytes, max_bytes are 1500. Within "
         r"these the best features give 0\.8\d+, 0\.8\d+ on the images"):
       of_bad(max_bytes=1500)
 
   def test_a_file_that_falls_short_is_not_given(self):
-    with mock.patch.object(_file, "agreement", lambda reference, maps: {
-        "cosine": np.full(len(maps), 0.5)}), self.assertRaisesRegex(
-            ShortfallError, "a file's maps reach 0.5000, 0.99 is required"):
+    with already("_calibrated", "Search"), mock.patch.object(
+        _file, "agreement", lambda reference, maps: {
+            "cosine": np.full(len(maps), 0.5)}), self.assertRaisesRegex(
+                ShortfallError,
+                "a file's maps reach 0.5000, 0.99 is required"):
       selective(drift_nets.bad_chain(), WCAM, IMAGES)
 
   def test_arguments(self):
@@ -309,8 +382,7 @@ class ErrorsTest(parameterized.TestCase):
 
   def test_quantize_aware(self):
     with self.assertRaisesRegex(ValueError, "quantize_annotate_layer"):
-      selective(export_helpers.quantize_aware(), export_helpers.wcam(),
-                export_helpers.calibration())
+      selective(tiny.quantize(drift_nets.chain()), WCAM, IMAGES)
 
   def test_microcontroller_and_a_longer_tail(self):
     with self.assertRaisesRegex(ValueError, "target 'microcontroller'"):

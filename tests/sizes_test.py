@@ -4,12 +4,14 @@ import gzip
 import io
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
 from keras_attr_preserve.export.files.sizes import file_sizes
 from tests import export_helpers as helpers
 from tests import tiny
+from tests.shared_files import shared
 
 
 def sparse_net(tail="gap", seed=0):
@@ -25,17 +27,35 @@ def sparse_net(tail="gap", seed=0):
   return net
 
 
+@shared
+def sparse_file(mode: str) -> bytes:
+  return kap.export.convert(
+      sparse_net(), helpers.wcam(), mode=mode,
+      representative_images=helpers.calibration() if "int" in mode else None)
+
+
 class FileSizesTest(parameterized.TestCase):
 
-  @parameterized.product(mode=helpers.MODES)
+  @parameterized.parameters("float16", "int8")
   def test_sparsity(self, mode):
-    content = kap.export.convert(
-        sparse_net(), helpers.wcam(), mode=mode,
-        representative_images=helpers.calibration() if "int" in mode else None)
-    self.assertAlmostEqual(file_sizes(content)["sparsity"], 0.75)
+    self.check_sparsity(mode)
 
-  @parameterized.parameters("phone", "microcontroller")
-  def test_sparsity_with_a_backward_pass(self, target):
+  @parameterized.parameters("float32", "dynamic", "int16x8")
+  @pytest.mark.slow("files")
+  def test_sparsity_in_other_modes(self, mode):
+    self.check_sparsity(mode)
+
+  def check_sparsity(self, mode):
+    self.assertAlmostEqual(file_sizes(sparse_file(mode))["sparsity"], 0.75)
+
+  def test_sparsity_with_a_backward_pass(self):
+    self.check_backward_pass("phone")
+
+  @pytest.mark.slow("files")
+  def test_sparsity_with_a_backward_pass_of_a_microcontroller(self):
+    self.check_backward_pass("microcontroller")
+
+  def check_backward_pass(self, target):
     # 0.75 forwards; the kernels of the backward pass are the same again.
     content = kap.export.convert(
         sparse_net("block"), helpers.wcam(), mode="float32",
@@ -59,12 +79,10 @@ class FileSizesTest(parameterized.TestCase):
     self.assertEqual(sizes, file_sizes(bytearray(content)))  # And again.
 
   def test_gzip_rewards_sparsity(self):
-    def gzipped(net):
-      return file_sizes(kap.export.convert(
-          net, helpers.wcam(), mode="int8",
-          representative_images=helpers.calibration()))["bytes_gzipped"]
-    dense = tiny.conv_net(size=helpers.SIZE, width=16)
-    self.assertLess(gzipped(sparse_net()), gzipped(dense))
+    # The dense model is of the same shape.
+    sparse, dense = (file_sizes(one)["bytes_gzipped"] for one in (
+        sparse_file("int8"), helpers.converted("gap", "int8")))
+    self.assertLess(sparse, dense)
 
   def test_no_tflite_file(self):
     with self.assertRaisesRegex(ValueError, "must be a .tflite file"):

@@ -13,12 +13,14 @@ from keras_attr_preserve.export.reading.tensors import (
 )
 from tests import export_helpers as helpers
 from tests import foreign_files, tiny
+from tests.shared_files import shared
+
+_twins = functools.cache(foreign_files.twins)
 
 
-@functools.cache
-def _twins(similar: float, mode: str):
-  net = foreign_files.twins(similar)
-  return net, foreign_files.convert(net, mode)
+@shared
+def _converted_twins(similar: float, mode: str) -> bytes:
+  return foreign_files.convert(_twins(similar), mode)
 
 
 class FindTest(parameterized.TestCase):
@@ -100,10 +102,9 @@ class FindTest(parameterized.TestCase):
   def test_layers_behind_wrappers(self, kind):
     net = (tiny.prune(helpers.net("block")) if kind == "prune"
            else helpers.quantize_aware("block"))
-    source = net if kind == "quantize" else helpers.net("block")
-    match = find_tensor(
-        foreign_files.convert(source, "float32"), net, "act",
-        helpers.images(4))
+    content = (foreign_files.convert(net) if kind == "quantize"
+               else foreign_files.converted("block"))
+    match = find_tensor(content, net, "act", helpers.images(4))
     self.assertEqual(match.layer, "act")
     # What `find_tensor` itself takes for a match at most, of integers.
     self.assertLess(match.error, 0.5)
@@ -149,7 +150,7 @@ class TwinsTest(parameterized.TestCase):
   """Two branches of one shape whose outputs are alike."""
 
   def found(self, similar, mode, rename, layer):
-    net, content = _twins(similar, mode)
+    net, content = _twins(similar), _converted_twins(similar, mode)
     if rename:
       content = foreign_files.renamed(content)
     return find_tensor(content, net, layer, helpers.images(8))
