@@ -22,6 +22,7 @@ class ScoreContributionsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       "linear", "softmax", "softmax_layer", "activation_layer")
+  @tiny.eager()
   def test_pooling_and_a_linear_head_by_numpy(self, head):
     model = nets.settle(tiny.conv_net(head=head, width=5))
     images = tiny.images(6)
@@ -52,6 +53,7 @@ class ScoreContributionsTest(parameterized.TestCase):
       ("resnet", nets.resnet_8, "s0_sum"), ("dense", nets.densenet, "join0"),
       ("smooth", nets.smooth, "a"), ("functions", nets.functions, "a_bn"),
       ("flatten", lambda: nets.vgg(False), "conv2_b"))
+  @tiny.eager()
   def test_is_the_slope_of_closing_all_gates_of_a_channel(self, build, name):
     # A gate before a layer is a factor of the columns that read the channel.
     with tiny.float64():
@@ -93,6 +95,7 @@ class ScoreContributionsTest(parameterized.TestCase):
     # Float32 convolutions of batches of another size.
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
 
+  @tiny.eager()
   def test_leaves_the_model(self):
     model = nets.resnet_8()
     before = model.get_weights()
@@ -145,6 +148,7 @@ class MapContributionsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("block", "act2"), ("block", "act"), ("depthwise", "act2"))
+  @tiny.eager()
   def test_is_the_square_of_the_unit_maps_slope(self, tail, layer):
     model = tiny.smooth_net(3, tail=tail, width=6, size=6)
     graph = ChannelGraph(model)
@@ -166,6 +170,7 @@ class MapContributionsTest(parameterized.TestCase):
         graph.uses["act"].outputs]
     np.testing.assert_array_equal(got > 0, [False, True, False, True])
 
+  @tiny.eager()
   def test_dead_maps_give_no_nan(self):
     model = tiny.conv_net(width=4)
     model.get_layer("logits").kernel.assign(-np.ones((4, 3)))
@@ -173,6 +178,7 @@ class MapContributionsTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         map_contributions(model, graph, tiny.images(4)), 0)
 
+  @tiny.eager()
   def test_the_class_explained_matters(self):
     model = nets.settle(tiny.conv_net(width=4))
     graph = ChannelGraph(model)

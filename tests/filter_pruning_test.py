@@ -47,18 +47,20 @@ class _PruningTest(parameterized.TestCase):
     if settings.get("criterion", "l1") != "l1":
       settings["images"] = images
     before = model.get_weights()
-    pruned, channels = prune_filters(
-        model, sparsity, return_channels=True, **settings)
+    # channel_gates_test has the scores of channels as a graph.
+    with tiny.eager():
+      pruned, channels = prune_filters(
+          model, sparsity, return_channels=True, **settings)
     self.assertTrue(tiny.weights_equal(model.get_weights(), before))
     self.check_channels(model, pruned, channels)
-    got = pruned.predict(images, verbose=0)
-    want = nets.zeroed(model, pruned).predict(images, verbose=0)
+    got = pruned(images).numpy()
+    want = nets.zeroed(model, pruned)(images).numpy()
     # Absolute alone: see FLOAT32, or the caller's reason for its own.
     np.testing.assert_allclose(got, want, rtol=0, atol=atol)
     # The comparison says something: the outputs depend on the picture, and on
     # the filters.
     self.assertGreater(np.std(got, axis=0).max(), 1e-3)
-    whole = model.predict(images, verbose=0)
+    whole = model(images).numpy()
     # Above any rounding that `atol` allows: the filters that went did count.
     self.assertGreater(np.abs(got - whole).max(), 1e-2)
     self.assertLess(pruned.count_params(), model.count_params())
@@ -92,21 +94,28 @@ class EqualToZeroedTest(_PruningTest):
 
   @parameterized.named_parameters(
       ("vgg", lambda: nets.vgg(False)),
-      ("vgg_bn", lambda: nets.vgg(True)),
       ("resnet_8", nets.resnet_8),
       ("densenet", nets.densenet),
       ("squeeze_excite_dense", lambda: nets.squeeze_excite(True)),
       ("squeeze_excite_conv", lambda: nets.squeeze_excite(False)),
       ("prelu", lambda: nets.prelu(False)),
       ("prelu_shared", lambda: nets.prelu(True)),
-      ("separable", lambda: nets.separable(1)),
       ("depth_multiplier", lambda: nets.separable(2)),
       ("shapes", nets.shapes),
-      ("merges", nets.merges),
+      ("merges", nets.merges))
+  def test_shape(self, build):
+    self.check_criteria(build())
+
+  @parameterized.named_parameters(
+      ("vgg_bn", lambda: nets.vgg(True)),
+      ("separable", lambda: nets.separable(1)),
       ("mobilenet_v1", mobilenet_v1),
       ("mobilenet_v2", mobilenet_v2))
-  def test_shape(self, build):
-    model = build()
+  @pytest.mark.slow("pruning")
+  def test_more_shapes(self, build):
+    self.check_criteria(build())
+
+  def check_criteria(self, model):
     self.check(model, 0.4)
     self.check(model, 0.25, criterion="taylor")
 
@@ -265,6 +274,11 @@ class EqualToZeroedTest(_PruningTest):
 
 
 class ChoiceTest(_PruningTest):
+
+  def setUp(self):
+    super().setUp()
+    # channel_gates_test has the scores of channels as a graph.
+    self.enterContext(tiny.eager())
 
   def test_the_least_norms_go(self):
     model = tiny.copy_of(nets.vgg(False))
@@ -446,7 +460,8 @@ class AfterwardsTest(_PruningTest):
     teacher = nets.settle(tiny.conv_net(width=8, tail="block"))
     student = prune_filters(teacher, 0.5)
     self.assertIsNone(student.optimizer)
-    student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True),
+                    run_eagerly=True)
     before = [one.copy() for one in teacher.get_weights()]
     history = student.fit(
         tiny.images(8), tiny.labels(8), batch_size=4, verbose=0,
@@ -464,8 +479,14 @@ class AfterwardsTest(_PruningTest):
     images = nets.pictures(pruned)
     np.testing.assert_array_equal(loaded(images), pruned(images))
 
-  @parameterized.parameters(("float32", 1e-5), ("int8", 0.1))
-  def test_ships(self, mode, error):
+  def test_ships(self):
+    self.check_ships("float32", 1e-5)
+
+  @pytest.mark.slow("pruning")
+  def test_ships_in_eight_bits(self):
+    self.check_ships("int8", 0.1)
+
+  def check_ships(self, mode, error):
     pruned = prune_filters(nets.resnet_8(), 0.5)
     images = nets.pictures(pruned, 32)
     content = kap.export.convert(
@@ -481,6 +502,7 @@ class AfterwardsTest(_PruningTest):
     tfmot.quantization.keras.quantize_model(twice)
 
 
+@pytest.mark.slow("pruning")
 class PretrainedTest(_PruningTest):
   """On trained nets; these end in a softmax."""
 
@@ -496,7 +518,6 @@ class PretrainedTest(_PruningTest):
     self.check(model, 0.1, images)
     self.check(model, 0.1, images, criterion="taylor")
 
-  @pytest.mark.slow("pruning")
   def test_the_map_criterion_keeps_the_map(self):
     model = pretrained.load(pretrained.ResNet8Test.path)
     images = pretrained.cifar("test", 200)
@@ -511,7 +532,6 @@ class PretrainedTest(_PruningTest):
     # Measured: .515 for l1, .600 for taylor, .655 for map.
     self.assertGreater(cosines["map"], cosines["l1"] + 0.05)
 
-  @pytest.mark.slow("pruning")
   def test_mobilenet(self):
     model = pretrained.mobile_net(224)
     self.check(model, 0.1, pretrained.voc(2, 8, 224) / 127.5 - 1)

@@ -1,6 +1,7 @@
 """Tests of narrowing.py."""
 
 import numpy as np
+import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -26,13 +27,20 @@ class NarrowTest(parameterized.TestCase):
       ("resnet_8", nets.resnet_8, "logits"),
       ("densenet", nets.densenet, "logits"),
       ("squeeze_excite", lambda: nets.squeeze_excite(True), "logits"),
-      ("separable", lambda: nets.separable(1), "logits"),
+      ("separable", lambda: nets.separable(1), "logits"))
+  def test_every_hidden_width(self, build, head):
+    self.check_widths(build(), head)
+
+  @parameterized.named_parameters(
       ("mobilenet_v1", lambda: keras.applications.MobileNet(
           (32, 32, 3), alpha=0.25, weights=None, classes=5), "conv_preds"),
       ("mobilenet_v2", lambda: keras.applications.MobileNetV2(
           (32, 32, 3), alpha=0.35, weights=None, classes=5), "predictions"))
-  def test_every_hidden_width(self, build, head):
-    model = build()
+  @pytest.mark.slow("pruning")
+  def test_every_hidden_width_of(self, build, head):
+    self.check_widths(build(), head)
+
+  def check_widths(self, model, head):
     for width in (1 / 2, 1 / 8, 0.001):
       student = narrow(model, width)
       want = widths(model)
@@ -84,7 +92,8 @@ class NarrowTest(parameterized.TestCase):
   def test_is_taught(self):
     teacher = nets.settle(tiny.conv_net(width=8, tail="block"))
     student = narrow(teacher, 1 / 2)
-    student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True),
+                    run_eagerly=True)
     history = student.fit(
         tiny.images(8), tiny.labels(8), verbose=0,
         callbacks=[kap.PreserveAttribution(

@@ -72,6 +72,11 @@ WCAM = kap.WCAM("act")
 
 class ByHandTest(parameterized.TestCase):
 
+  def setUp(self):
+    super().setUp()
+    # KindsOfModelTest and MonitorTest have the table as a graph.
+    self.enterContext(tiny.eager())
+
   def test_every_quantizer_has_a_row(self):
     table = quantizer_ranges(one_to_one(), TEN, WCAM)
     self.assertCountEqual(
@@ -184,6 +189,11 @@ class ByHandTest(parameterized.TestCase):
 
 
 class FaultsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    # KindsOfModelTest and MonitorTest have the table as a graph.
+    self.enterContext(tiny.eager())
 
   def test_untrained_model_is_shown_loudly(self):
     model = tfmot.quantization.keras.quantize_model(tiny.conv_net())
@@ -320,7 +330,7 @@ class MonitorTest(parameterized.TestCase):
   def test_logs_of_a_fit(self):
     model = one_to_one()
     set_range(model, "quant_logits", "post_activation", 0.0, 4.5)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     model.optimizer.learning_rate = 0.0
     for layer in model.layers:
       layer.trainable = False
@@ -352,7 +362,8 @@ class MonitorTest(parameterized.TestCase):
 
   def test_beside_preserve_attribution(self):
     teacher = tiny.conv_net()
-    model = tiny.compiled(tiny.quantize(teacher))
+    model = tiny.quantize(teacher)
+    model.compile("sgd", tiny.no_task, run_eagerly=True)
     history = model.fit(
         tiny.images(), tiny.labels(), verbose=0, callbacks=[
             kap.PreserveAttribution(teacher, WCAM),

@@ -211,6 +211,20 @@ def float64():
     keras.mixed_precision.set_global_policy(policy)
 
 
+@contextlib.contextmanager
+def eager():
+  """Runs functions of TensorFlow step by step: to trace one takes longer.
+
+  Where it runs a few times. Another test traces the same function.
+  """
+  before = tf.config.functions_run_eagerly()
+  tf.config.run_functions_eagerly(True)
+  try:
+    yield
+  finally:
+    tf.config.run_functions_eagerly(before)
+
+
 def fine_quantizers():
   """Makes fake quantization 16 bits fine: differentiable to the naked eye."""
   plain = tf.quantization.fake_quant_with_min_max_vars

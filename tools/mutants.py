@@ -35,11 +35,12 @@ TARGETS = {
     "keras_attr_preserve/training.py": (
         "training", "training_gradient", "callbacks", "faults"),
     "keras_attr_preserve/layer_moments.py": (
-        "layer_moments", "staged_inputs", "reconstruction"),
+        "layer_moments", "layer_inputs", "reconstruction"),
     "keras_attr_preserve/layer_fitting.py": (
-        "layer_moments", "reconstruction", "channel_reconstruction"),
+        "reconstruction", "layer_moments", "channel_reconstruction"),
     "keras_attr_preserve/layer_inputs.py": (
-        "layer_moments", "reconstruction", "channel_reconstruction"),
+        "layer_inputs", "layer_moments", "reconstruction",
+        "channel_reconstruction"),
     "keras_attr_preserve/staged_inputs.py": (
         "staged_inputs", "reconstruction", "channel_reconstruction"),
     "export/judging/verify.py": ("verify", "verify_runtimes", "verify_foreign"),
