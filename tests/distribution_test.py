@@ -1,7 +1,8 @@
 """Tests of TensorFlow's own distribution: replicas, workers, a killed worker.
 
-Every run is a child process of its own: logical devices and collectives are
-set once in a process.
+Every run of several is a child process of its own: logical devices and
+collectives are set once in a process. What a replica must compute is tested
+without: in a strategy of one, and where a step takes itself for one of two.
 """
 
 import contextlib
@@ -16,12 +17,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from tests import distribution_worker
+from keras_attr_preserve import WCAM, Distillation, Hints, TrainStep
+from tests import distribution_worker, tiny
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 380  # Seconds for one child, on a busy computer.
@@ -160,6 +164,112 @@ def _mirrored():
   return found
 
 
+class OneReplicaTest(_DistributionTest):
+  """A strategy's variables and contexts, of one device of this process."""
+
+  @parameterized.parameters(
+      {"wcam": {"agreement": 0.5, "weight": "auto"}, "cache": True,
+       "distillation": True, "judged": True},
+      {"own_step": True})
+  def test_equal_to_no_strategy(self, **settings):
+    mirrored = tf.distribute.MirroredStrategy(
+        ["CPU:0"], tf.distribute.ReductionToOneDevice())
+    alone, replica = (
+        distribution_worker.train(strategy, eagerly=True, epochs=1, **settings)
+        for strategy in (tf.distribute.get_strategy(), mirrored))
+    self.assertEqual(alone["history"].keys(), replica["history"].keys())
+    for log, values in alone["history"].items():
+      self.assert_close(replica["history"][log], values, SINGLE, log)
+    for (name, value), other in zip(
+        alone["weights"].items(), replica["weights"].values()):
+      self.assert_close(other, value, SINGLE, name)
+    self.assertTrue(replica["teacher_kept"])
+    self.assert_close(
+        replica["log_weights"], alone["log_weights"], SINGLE, "log_weight")
+
+
+class _OneOfTwo:
+  """A strategy, or the context of a replica, where another has equal data."""
+
+  num_replicas_in_sync = 2
+
+  def __init__(self, real):
+    self._real = real
+
+  def __getattr__(self, name):
+    return getattr(self._real, name)
+
+  def all_reduce(self, operation, value):
+    assert operation == tf.distribute.ReduceOp.SUM
+    return 2 * value
+
+
+@contextlib.contextmanager
+def _as_one_of_two():
+  """Has a step take itself for that of one of two replicas."""
+  strategy = _OneOfTwo(tf.distribute.get_strategy())
+  context = _OneOfTwo(tf.distribute.get_replica_context())
+  with contextlib.ExitStack() as stack:
+    for module in (tf.distribute, tf.compat.v2.distribute):  # Keras's too.
+      stack.enter_context(mock.patch.multiple(
+          module, get_strategy=lambda: strategy,
+          get_replica_context=lambda: context))
+    yield
+
+
+class OneOfTwoTest(_DistributionTest):
+  """What two replicas compute of half a batch each, one after the other."""
+
+  def step(self, wcam, **settings):
+    model = distribution_worker.penalized(distribution_worker.net(1))
+    return TrainStep(
+        tiny.compiled(model, tiny.cross_entropy()), distribution_worker.net(0),
+        wcam, **settings)
+
+  def test_gradients_of_halves_add_up_to_the_whole(self):
+    step = self.step(
+        WCAM(["act", "act2"], layer_weights=[1, 3],
+             weight=distribution_worker.rising),
+        distillation=Distillation(alpha=0.5),
+        hints=Hints("act", weight=2.0))
+    pictures, labels = distribution_worker.data(8)
+
+    def gradients(which):
+      with tf.GradientTape() as tape:
+        loss, _ = step.loss(pictures[which], labels[which])
+      return tape.gradient(loss, step.model.trainable_variables)
+
+    whole = gradients(slice(None))
+    with _as_one_of_two():
+      halves = gradients(slice(4)), gradients(slice(4, None))
+    for variable, want, one, other in zip(
+        step.model.trainable_variables, whole, *halves):
+      # A gradient of nothing would be the sum of any two.
+      self.assertGreater(np.abs(want).max(), 100 * SINGLE, variable.name)
+      self.assert_close(one + other, want, SINGLE, variable.name)
+
+  @parameterized.parameters(
+      ({}, "task_loss"), ({"agreement": 0.5}, "task_loss", "log_weight"))
+  def test_weights_move_as_by_the_whole(self, settings, *names):
+    half = distribution_worker.data(4)
+    whole = [np.concatenate([one, one]) for one in half]
+    states = []
+    for context, data in ((contextlib.nullcontext(), whole),
+                          (_as_one_of_two(), half)):
+      step = self.step(WCAM("act", **settings))
+      with context:
+        losses = [float(step.loss(*data)[0]) for _ in range(2)]
+      states.append(([getattr(step.state, name).numpy() for name in names],
+                     losses))
+    (want, losses), (got, parts) = states
+    for one, other in zip(got, want):
+      self.assertGreater(np.abs(other).max(), 100 * SINGLE)  # It moved.
+      self.assert_close(one, other, SINGLE, names)
+    # Each of two equal replicas has half of the loss.
+    self.assert_close(2 * np.array(parts), losses, SINGLE, "loss")
+
+
+@pytest.mark.slow("devices")
 class MirroredTest(_DistributionTest):
   """Two replicas in one process; each batch is halved between them."""
 
@@ -177,7 +287,6 @@ class MirroredTest(_DistributionTest):
     self.assert_same_run(name, replicas, alone)
     self.assert_moved(alone)
 
-  @pytest.mark.slow("devices")
   def test_batch_normalization_has_statistics_of_each_replica(self):
     """It runs, and is no more the run of one process: Keras's own way."""
     alone, replicas = self.runs("norm")
@@ -199,6 +308,7 @@ class MirroredTest(_DistributionTest):
       self.assertLen(replicas["history"]["attr_weight"], 2)
 
 
+@pytest.mark.slow("devices")
 class WorkersTest(_DistributionTest):
   """Two processes that talk over the loopback."""
 
@@ -214,7 +324,6 @@ class WorkersTest(_DistributionTest):
     super().setUp()
     self.cluster = _cluster(self)
 
-  @pytest.mark.slow("devices")
   def test_equal_to_one_process(self):
     names = ("cache", "agreement", "own_step")
     with _folder() as place, _children() as children:
@@ -226,7 +335,6 @@ class WorkersTest(_DistributionTest):
         self.assert_same_run(
             name, one[name]["replicas"], _mirrored()[name]["alone"])
 
-  @pytest.mark.slow("devices")
   def test_a_killed_worker(self):
     """Both are started again and lose nothing but the epoch they were in.
 

@@ -212,7 +212,7 @@ def _train(
     strategy, *, student=net, teacher=None, wcam=None, inside=True, twice=False,
     count=COUNT, distillation=False, penalty=False, cache=False, steps=None,
     own_step=False, epochs=EPOCHS, callbacks=(), weighted=False,
-    judged=False):
+    judged=False, eagerly=False):
   settings = {"layer": "act", "weight": 3.0, **(wcam or {})}
   teacher = TEACHERS[teacher]
   old = None if inside else teacher(0)
@@ -220,12 +220,11 @@ def _train(
     old = old or teacher(0)
     model = OwnStep(1, old) if own_step else student(1)
     if penalty:
-      model = keras.models.clone_model(model, clone_function=_penalized)
-      tiny.shake(model, 1)
+      model = penalized(model)
     model.compile(
         keras.optimizers.SGD(0.05, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"], steps_per_execution=steps)
+        metrics=["accuracy"], steps_per_execution=steps, run_eagerly=eagerly)
   noted = Replicas()
   preserve = [] if own_step else [PreserveAttribution(
       old, WCAM(**{"weight": 4.0, **settings}), cache=cache,
@@ -249,11 +248,15 @@ def _train(
   }
 
 
-def _penalized(layer):
-  config = layer.get_config()
-  if layer.name == "conv2":
-    config["kernel_regularizer"] = keras.regularizers.L2(0.1)
-  return type(layer).from_config(config)
+def penalized(model):
+  """Copies a net that `net` made, with a penalty of its second kernel."""
+  def copy(layer):
+    config = layer.get_config()
+    if layer.name == "conv2":
+      config["kernel_regularizer"] = keras.regularizers.L2(0.1)
+    return type(layer).from_config(config)
+  return tiny.shake(
+      keras.models.clone_model(model, clone_function=copy), 1)
 
 
 def mirrored(wanted):

@@ -498,7 +498,9 @@ class UseTest(_Keras3Test):
     compat.check_model(teacher)
     pictures, labels = tiny.images(4, size=8), tiny.labels(4)
     for student in (tiny.prune(teacher), tiny.quantize(teacher)):
-      student.compile("sgd", "sparse_categorical_crossentropy")
+      # Two eager steps take less than to trace one.
+      student.compile("sgd", "sparse_categorical_crossentropy",
+                      run_eagerly=True)
       callbacks = [PreserveAttribution(teacher, WCAM("act2b"))]
       if tiny.pruning_steps(student):
         callbacks.insert(0, tfmot.sparsity.keras.UpdatePruningStep())
@@ -509,12 +511,11 @@ class UseTest(_Keras3Test):
       self.assertGreater(logs["attr_agreement"][0], 0.3)
       self.assertTrue(np.isfinite(logs["attr_loss"][0]))
 
-  @parameterized.parameters(("MobileNet", 32), ("MobileNetV3Small", 32))
-  def test_an_application(self, name, size):
-    self.check_application(name, size)
+  def test_an_application(self):
+    self.check_application("MobileNetV3Small", 32)
 
   @parameterized.parameters(
-      ("MobileNetV2", 32), ("VGG16", 32), ("ResNet50", 32),
+      ("MobileNet", 32), ("MobileNetV2", 32), ("VGG16", 32), ("ResNet50", 32),
       ("ResNet50V2", 32), ("EfficientNetB0", 32),
       ("EfficientNetV2B0", 32), ("DenseNet121", 32), ("Xception", 71),
       ("InceptionV3", 75), ("NASNetMobile", 32))

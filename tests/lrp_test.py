@@ -1,6 +1,7 @@
 """Tests of lrp.py, relevance_graph.py and excitation_backprop.py."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -101,12 +102,43 @@ def _chain(seed=0, strides=2, depthwise=False):
   return tiny.shake(keras.Model(inputs, x), seed)
 
 
+# What each is made of, on pictures [8, 8, 2].
+_SHAPES = {
+    "residual": lambda x: _layers.ReLU()(_layers.Add()([
+        channel_nets.conv(x, 4, "a"), channel_nets.conv(x, 4, "b")])),
+    "concatenated": lambda x: _layers.Concatenate()([
+        channel_nets.conv(x, 3, "a"), channel_nets.conv(x, 4, "b")]),
+    "averaged": lambda x: _layers.AveragePooling2D(2)(
+        channel_nets.conv(x, 6, "a")),
+    "relu6": lambda x: channel_nets.conv(x, 6, "a", activation="relu6"),
+    "maximum": lambda x: _layers.Reshape((1, 1, 6))(
+        _layers.GlobalMaxPooling2D()(channel_nets.conv(x, 6, "a"))),
+    "padded": lambda x: channel_nets.conv(
+        _layers.ZeroPadding2D(1)(x), 6, "a", strides=2),
+    "rescaled": lambda x: channel_nets.conv(
+        _layers.Rescaling(2.0, 0.5)(x), 6, "a"),
+}
+# First rules that must leave padding out, and the rules of the layers behind.
+_QUICK = ("z_plus", "epsilon_plus_flat", "epsilon_plus_even",
+          "epsilon_plus_box")
+
+
 class LrpTest(parameterized.TestCase):
 
-  @parameterized.product(
-      preset=("epsilon", "z_plus", "alpha_beta", "epsilon_plus",
-              "epsilon_alpha2_beta1"), depthwise=(False, True))
+  @parameterized.parameters(
+      ("epsilon", False), ("z_plus", True), ("alpha_beta", False),
+      ("epsilon_plus", True), ("epsilon_alpha2_beta1", True))
   def test_equals_matrices(self, preset, depthwise):
+    self._check_matrices(preset, depthwise)
+
+  @parameterized.parameters(
+      ("epsilon", True), ("z_plus", False), ("alpha_beta", True),
+      ("epsilon_plus", False), ("epsilon_alpha2_beta1", False))
+  @pytest.mark.slow("explaining")
+  def test_equals_matrices_of_the_other_convolution(self, preset, depthwise):
+    self._check_matrices(preset, depthwise)
+
+  def _check_matrices(self, preset, depthwise):
     model = _chain(depthwise=depthwise)
     # Scores are positive, so that z+ has something to share out.
     kernel, bias = model.layers[-1].get_weights()
@@ -151,8 +183,16 @@ class LrpTest(parameterized.TestCase):
     np.testing.assert_allclose(
         report.sent, model(pictures).numpy().max(1), rtol=1e-4)
 
-  @parameterized.parameters(*PRESETS)
+  @parameterized.parameters(*_QUICK)
   def test_padding_is_no_pixel(self, preset):
+    self._check_padding(preset)
+
+  @parameterized.parameters(*sorted({*PRESETS} - {*_QUICK}))
+  @pytest.mark.slow("explaining")
+  def test_padding_is_no_pixel_of_other_presets(self, preset):
+    self._check_padding(preset)
+
+  def _check_padding(self, preset):
     # One net in two spellings. The border's relevance was once lost to zeros
     # that a layer of its own had put around the picture, under flat and box.
     inputs = keras.Input([5, 5, 2])
@@ -213,33 +253,30 @@ class LrpTest(parameterized.TestCase):
         lrp(model, picture, 1, preset="epsilon", bias=False),
         [[[2, 4]]], rtol=BY_HAND)
 
-  @parameterized.named_parameters(
-      ("residual", lambda x: _layers.ReLU()(_layers.Add()([
-          channel_nets.conv(x, 4, "a"), channel_nets.conv(x, 4, "b")]))),
-      ("concatenated", lambda x: _layers.Concatenate()([
-          channel_nets.conv(x, 3, "a"), channel_nets.conv(x, 4, "b")])),
-      ("averaged", lambda x: _layers.AveragePooling2D(2)(
-          channel_nets.conv(x, 6, "a"))),
-      ("relu6", lambda x: channel_nets.conv(x, 6, "a", activation="relu6")),
-      ("maximum", lambda x: _layers.Reshape((1, 1, 6))(
-          _layers.GlobalMaxPooling2D()(channel_nets.conv(x, 6, "a")))),
-      ("padded", lambda x: channel_nets.conv(
-          _layers.ZeroPadding2D(1)(x), 6, "a", strides=2)),
-      ("rescaled", lambda x: channel_nets.conv(
-          _layers.Rescaling(2.0, 0.5)(x), 6, "a")),
-  )
-  def test_shapes_of_nets(self, build):
-    model = channel_nets.net(build)
+  @parameterized.parameters(*_SHAPES)
+  def test_shapes_of_nets(self, name):
+    model = channel_nets.net(_SHAPES[name])
     pictures = np.abs(tiny.images(3, size=8))
-    for preset in PRESETS:
-      maps = lrp(model, pictures, preset=preset, bias=False)
-      self.assertEqual(maps.shape, (3, 8, 8))
-      self.assertTrue(np.isfinite(maps).all())
     report = lrp_conservation(
         model, pictures, preset="epsilon_plus", bias=False)
     # Stabilizers take more where few channels make a small sum; a branch left
     # out would take a large share.
     np.testing.assert_allclose(report.share, 1, atol=1e-2)
+    # Each preset on some shape; on every one it is slow.
+    self._check_finite(
+        model, pictures, PRESETS[[*_SHAPES].index(name)::len(_SHAPES)])
+
+  @parameterized.parameters(*_SHAPES)
+  @pytest.mark.slow("explaining")
+  def test_every_preset_on_every_shape(self, name):
+    self._check_finite(channel_nets.net(_SHAPES[name]),
+                       np.abs(tiny.images(3, size=8)), PRESETS)
+
+  def _check_finite(self, model, pictures, presets):
+    for preset in presets:
+      maps = lrp(model, pictures, preset=preset, bias=False)
+      self.assertEqual(maps.shape, (3, 8, 8))
+      self.assertTrue(np.isfinite(maps).all())
 
   def test_wrapped_nets(self):
     model = tiny.conv_net(tail="block")

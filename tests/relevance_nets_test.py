@@ -7,6 +7,7 @@ down until a test is cheap.
 import functools
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -94,6 +95,8 @@ _NETS = {
 _LINEAR = ("depthwise", "bottleneck", "norm_first", "pool_of_negative_numbers",
            "global_maximum", "upsampled", "split", "clipped", "threshold",
            "prelu", "maximum", "positions", "dilated", "convolutional_head")
+_QUICK_LINEAR = ("depthwise", "pool_of_negative_numbers", "split", "clipped",
+                 "prelu", "maximum")
 
 
 @functools.cache
@@ -105,12 +108,28 @@ def _pictures() -> np.ndarray:
   return tiny.images(3, size=8)
 
 
+# Others are made of the same operations, or have fewer.
+_QUICK = ("depthwise", "bottleneck", "swish", "hard_gate",
+          "pool_of_negative_numbers", "average_of_padding", "split",
+          "threshold", "positions")
+
+
 class ConservationTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      *[(net, "z_plus_even") for net in _NETS],
-      *[(net, "epsilon_plus_even") for net in ("depthwise", "split")])
+      *[(net, "z_plus_even") for net in _QUICK],
+      ("depthwise", "epsilon_plus_even"))
   def test_even_presets_lose_nothing(self, net, preset):
+    self._check_even(net, preset)
+
+  @parameterized.parameters(
+      *[(net, "z_plus_even") for net in _NETS if net not in _QUICK],
+      ("split", "epsilon_plus_even"))
+  @pytest.mark.slow("explaining")
+  def test_even_presets_lose_nothing_of_others(self, net, preset):
+    self._check_even(net, preset)
+
+  def _check_even(self, net, preset):
     report = lrp_conservation(_net(net), _pictures(), preset=preset, bias=False)
     # A score near 0 would make rounding a large share of itself.
     self.assertGreater(np.abs(report.sent).min(), 1e-3)
@@ -134,10 +153,17 @@ class ConservationTest(parameterized.TestCase):
           lrp(model, pictures, preset=one), lrp(model, pictures, preset=other),
           rtol=1e-4, atol=1e-5)
 
-  @parameterized.parameters(
-      "depthwise", "bottleneck", "gate", "norm_first",
-      "pool_of_negative_numbers")
+  @parameterized.parameters("depthwise", "gate")
   def test_rap_loses_the_last_bias_alone(self, net):
+    self._check_rap(net)
+
+  @parameterized.parameters(
+      "bottleneck", "norm_first", "pool_of_negative_numbers")
+  @pytest.mark.slow("explaining")
+  def test_rap_loses_the_last_bias_of_others(self, net):
+    self._check_rap(net)
+
+  def _check_rap(self, net):
     model = _net(net)
     kept = lrp_conservation(model, _pictures(), preset="z_plus_even").sent
     bias = model.get_layer("logits").bias.numpy()[
@@ -195,6 +221,16 @@ class ConservationTest(parameterized.TestCase):
 class PrecisionTest(absltest.TestCase):
 
   def test_half_and_double_precision(self):
+    self._check({
+        "lrp": lambda model: lrp(model, _pictures(), 1)})
+
+  @pytest.mark.slow("explaining")
+  def test_half_and_double_precision_of_others(self):
+    self._check({
+        "rap": lambda model: rap(model, _pictures(), 1),
+        "full_grad": lambda model: full_grad(model, _pictures(), 1)})
+
+  def _check(self, methods):
     want = {}
     for policy in ("float32", "mixed_float16", "float64"):
       keras.mixed_precision.set_global_policy(policy)
@@ -207,9 +243,8 @@ class PrecisionTest(absltest.TestCase):
       # Float16 keeps 11 bits: each operation rounds by up to 5e-4 of a number.
       np.testing.assert_allclose(form.residual, 0, atol=1e-2)
       for name, got in {
-          "lrp": lrp(model, _pictures(), 1), "weights": form.weights,
-          "rap": rap(model, _pictures(), 1), "offset": form.offset,
-          "full_grad": full_grad(model, _pictures(), 1)}.items():
+          "weights": form.weights, "offset": form.offset,
+          **{name: method(model) for name, method in methods.items()}}.items():
         self.assertEqual(got.dtype, np.float32)
         # That, layer after layer; a maximum may have another winner.
         self.assertLess(tiny.relative_error(
@@ -218,8 +253,16 @@ class PrecisionTest(absltest.TestCase):
 
 class LinearizationTest(parameterized.TestCase):
 
-  @parameterized.parameters(*_LINEAR)
+  @parameterized.parameters(*_QUICK_LINEAR)
   def test_the_affine_form_is_the_net(self, net):
+    self._check_affine(net)
+
+  @parameterized.parameters(*sorted({*_LINEAR} - {*_QUICK_LINEAR}))
+  @pytest.mark.slow("explaining")
+  def test_the_affine_form_is_the_net_of_others(self, net):
+    self._check_affine(net)
+
+  def _check_affine(self, net):
     model = _net(net)
     form = linearize(model, _pictures())
     self.assertLess(np.abs(form.residual).max(),

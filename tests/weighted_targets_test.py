@@ -40,12 +40,15 @@ def _net(tail="block"):
   return tiny.conv_net(tail=tail)
 
 
-def _summed(net, weights):
-  """The net whose first logit is the weighted sum of the given one's."""
-  twin = tiny.copy_of(net)
-  kernel, bias = twin.get_layer("logits").get_weights()
-  kernel[:, 0], bias[0] = kernel @ weights, bias @ weights
-  twin.get_layer("logits").set_weights([kernel, bias])
+@functools.cache
+def _summed(tail):
+  """The net whose logits are the weighted sums of the given one's, a row each.
+  """
+  net, twin = _net(tail), tiny.conv_net(tail=tail, classes=len(WEIGHTS))
+  for layer in twin.layers:
+    layer.set_weights(net.get_layer(layer.name).get_weights()
+                      if layer.name != "logits" else [
+        one @ WEIGHTS.T for one in net.get_layer("logits").get_weights()])
   return twin
 
 
@@ -65,22 +68,20 @@ class WeightedTargetsTest(parameterized.TestCase):
   @parameterized.parameters(
       *LINEAR[:-2], *AT_LAYER, *OTHERS)
   def test_the_sum_of_logits_is_a_logit(self, name):
-    net, pictures = _net("flatten"), tiny.images(4)
-    method = _method(name)
-    got = method(net, pictures, WEIGHTS)
+    pictures, method = tiny.images(4), _method(name)
+    got = method(_net("flatten"), pictures, WEIGHTS)
     # A pathway of few units may not reach the picture.
     self.assertGreater(got.any((1, 2)).sum(), 2)
-    for i, weights in enumerate(WEIGHTS):
-      want = method(_summed(net, weights), pictures, 0)[i]
-      np.testing.assert_allclose(got[i], want, rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(
+        got, method(_summed("flatten"), pictures, range(4)),
+        rtol=RTOL, atol=ATOL)
 
   def test_cam(self):
-    net, pictures = _net("gap"), tiny.images(4)
-    got = attribution.cam(net, pictures, WEIGHTS)
-    for i, weights in enumerate(WEIGHTS):
-      np.testing.assert_allclose(
-          got[i], attribution.cam(_summed(net, weights), pictures, 0)[i],
-          rtol=RTOL, atol=ATOL)
+    pictures = tiny.images(4)
+    np.testing.assert_allclose(
+        attribution.cam(_net("gap"), pictures, WEIGHTS),
+        attribution.cam(_summed("gap"), pictures, range(4)),
+        rtol=RTOL, atol=ATOL)
 
   @parameterized.parameters("saliency", "grad_cam", "score_cam", "lrp",
                             "relative_attributing_propagation")
