@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve.export.files.tflm_operators import RESOLVER_METHODS
@@ -119,11 +120,20 @@ class HostTest(parameterized.TestCase):
   # The first of flags: under the sanitizers of addresses and of undefined
   # behaviour.
   @parameterized.parameters(
-      *((kind, ()) for kind in exports.KINDS),
-      ("single", ("-O3", "-funsigned-char")),
-      ("hidden", ("-O3", "-funsigned-char")),
-      ("gradient", ("-O2", "-std=c11")))
+      *((kind, ()) for kind in exports.QUICK),
+      ("hidden", ("-O3", "-funsigned-char")))
   def test_maps_bit_for_bit(self, kind, flags):
+    self.check_maps(kind, flags)
+
+  @parameterized.parameters(
+      *((kind, ()) for kind in exports.SLOW),
+      ("single", ("-O3", "-funsigned-char")),
+      ("gradient", ("-O2", "-std=c11")))
+  @pytest.mark.slow("firmware")
+  def test_maps_of_other_kinds(self, kind, flags):
+    self.check_maps(kind, flags)
+
+  def check_maps(self, kind, flags):
     done = c_programs.host_test(exports.exported(kind), NAME, *flags)
     self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
     count = 4 if kind == "ewa" else 13
@@ -158,8 +168,17 @@ class HostTest(parameterized.TestCase):
     self.assertEqual(labels, exports.LABELS)
     self.assertEqual(place, "0")
 
-  @parameterized.parameters(*exports.KINDS)
+  @parameterized.parameters(*exports.QUICK)
   def test_what_needs_tflite_micro_compiles(self, kind):
+    self.check_what_needs_tflite_micro(kind)
+
+  @parameterized.parameters(*exports.SLOW)
+  @pytest.mark.slow("firmware")
+  def test_what_other_kinds_compile_to(self, kind):
+    self.check_what_needs_tflite_micro(kind)
+    self.check_library(kind)
+
+  def check_what_needs_tflite_micro(self, kind):
     folder = tiny.folder(self)
     c_programs.compiled(
         "g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
@@ -172,7 +191,8 @@ class HostTest(parameterized.TestCase):
 
   def test_two_models_in_one_program(self):
     folder, objects = tiny.folder(self), []
-    exports.export("hidden", folder / "b", name="other", labels=list("abc"))
+    exports.export_again(
+        "hidden", folder / "b", name="other", labels=list("abc"))
     for place, name in ((exports.exported("linear"), NAME),
                         (folder / "b", "other")):
       for part in ("_explain.c", "_model.cc", "_test.c"):
@@ -204,8 +224,11 @@ class HostTest(parameterized.TestCase):
     self.assertIn(getattr(head, f"{NAME}_explain_class")(features, 2, out),
                   (0, 1))
 
-  @parameterized.parameters(*exports.KINDS)
+  @parameterized.parameters(*exports.QUICK)
   def test_the_head_uses_no_library(self, kind):
+    self.check_library(kind)
+
+  def check_library(self, kind):
     folder = tiny.folder(self)
     c_programs.compiled(
         "gcc", "-std=c99", "-Os", "-ffreestanding", "-c",

@@ -2,10 +2,14 @@
 
 import atexit
 import functools
+import io
 import json
 import shutil
+import sys
 import tempfile
+import zipfile
 from pathlib import Path
+from unittest import mock
 
 import tf_keras as keras
 
@@ -16,6 +20,7 @@ from keras_attr_preserve.export.microcontrollers.microcontroller import (
 )
 from tests import export_helpers as helpers
 from tests import tiny
+from tests.shared_files import shared
 
 NAME = "tiny_net"
 LABELS = ["cat", 'a "dog" \\ n', "vögel??/"]
@@ -23,6 +28,9 @@ LABELS = ["cat", 'a "dog" \\ n', "vögel??/"]
 KINDS = {"linear": "linear", "flattened": "linear", "single": "linear",
          "hidden": "hidden", "gradient": "gradient", "ewa": "ewa",
          "aware": "linear", "aware_hidden": "hidden"}
+# Each way to make a map, and one logit; the rest differ in what is converted.
+QUICK = ("linear", "single", "hidden", "gradient", "ewa")
+SLOW = tuple(kind for kind in KINDS if kind not in QUICK)
 
 
 @functools.cache
@@ -58,14 +66,44 @@ def export(kind: str, folder: Path, **settings) -> dict:
       net(kind), wcam(kind), folder, **{**arguments, **settings})
 
 
+@shared
+def _packed(kind: str) -> bytes:
+  """An export, its folder in a zip file."""
+  packed = io.BytesIO()
+  with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(
+      packed, "w") as file:
+    export(kind, Path(place) / "out",
+           labels=LABELS[:2] if kind == "single" else LABELS)
+    for path in (Path(place) / "out").iterdir():
+      file.write(path, path.name)
+  return packed.getvalue()
+
+
 @functools.cache
 def exported(kind: str) -> Path:
   """The folder of an export: leave it as it is."""
   place = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, place, ignore_errors=True)
-  export(kind, Path(place) / "out",
-         labels=LABELS[:2] if kind == "single" else LABELS)
-  return Path(place) / "out"
+  with zipfile.ZipFile(io.BytesIO(_packed(kind))) as file:
+    file.extractall(place)
+  return Path(place)
+
+
+def export_again(
+    kind: str, folder: Path, arena_known: bool = True, **settings) -> dict:
+  """As `export`, with the .tflite file that `exported` has made.
+
+  What is measured is not measured anew: its arena, where `arena_known`, and the
+  answers of TFLite Micro, whose place the reference kernels take.
+  """
+  module, known = sys.modules[microcontroller.__module__], facts(kind)
+  content = (exported(kind) / f"{NAME}.tflite").read_bytes()
+  arena = known["bytes"]["arena"], known["arena"]
+  with mock.patch.multiple(
+      module, _converted=lambda *_: content,
+      _arena=(lambda _: arena) if arena_known else module._arena,
+      DeviceModel=functools.partial(DeviceModel, runtime="reference")):
+    return export(kind, folder, **settings)
 
 
 def facts(kind: str) -> dict:

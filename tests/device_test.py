@@ -1,6 +1,7 @@
 """Tests of device.py: a file as a microcontroller runs it."""
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
@@ -11,8 +12,16 @@ from tests import export_helpers as helpers
 
 class DeviceModelTest(parameterized.TestCase):
 
-  @parameterized.parameters(*exports.KINDS)
+  @parameterized.parameters(*exports.QUICK)
   def test_maps_are_those_of_the_interpreter(self, kind):
+    self.check_maps(kind)
+
+  @parameterized.parameters(*exports.SLOW)
+  @pytest.mark.slow("firmware")
+  def test_maps_of_other_kinds(self, kind):
+    self.check_maps(kind)
+
+  def check_maps(self, kind):
     device, images = exports.device(kind), helpers.images(12)
     self.assertEqual(device.kind, exports.KINDS[kind])
     maps, top = device.explain(images)
@@ -24,8 +33,15 @@ class DeviceModelTest(parameterized.TestCase):
     for found, one in zip(maps, want):
       self.check(device, found, one)
 
-  @parameterized.parameters("flattened", "single", "hidden", "gradient")
+  @parameterized.parameters("single", "hidden", "gradient")
   def test_a_chosen_class(self, kind):
+    self.check_a_chosen_class(kind)
+
+  @pytest.mark.slow("firmware")
+  def test_a_chosen_class_of_a_flattened_map(self):
+    self.check_a_chosen_class("flattened")
+
+  def check_a_chosen_class(self, kind):
     device, images = exports.device(kind), helpers.images(4)
     runner = kap.export.Interpreter(device.content, runtime="reference")
     for target in range(device.classes):
@@ -49,9 +65,18 @@ class DeviceModelTest(parameterized.TestCase):
     # Ten times the 2e-4 above: a maximum in integers against one in floats.
     self.assertAlmostEqual(got.max() / want.max(), 1, delta=2e-3)
 
+  @parameterized.parameters(*exports.QUICK)
   @helpers.needs_tflm
-  @parameterized.parameters(*exports.KINDS)
   def test_tflm_gives_the_same_numbers(self, kind):
+    self.check_numbers(kind)
+
+  @parameterized.parameters(*exports.SLOW)
+  @helpers.needs_tflm
+  @pytest.mark.slow("firmware")
+  def test_tflm_gives_the_same_numbers_of_other_kinds(self, kind):
+    self.check_numbers(kind)
+
+  def check_numbers(self, kind):
     here, there = exports.device(kind), exports.device(kind, "tflm")
     images = here.encode(helpers.images(24, seed=9))
     weights = None

@@ -1,6 +1,7 @@
 """Tests of flatbuffer.py: files are read right and annotated unharmed."""
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
@@ -105,9 +106,17 @@ class ReadTest(parameterized.TestCase):
 
   @parameterized.parameters(("gap", "int8"), ("block", "float32"))
   def test_flipped_bits(self, tail, mode):
+    self.check_flipped_bits(tail, mode, 60)
+
+  @parameterized.parameters(("gap", "int8"), ("block", "float32"))
+  @pytest.mark.slow("files")
+  def test_many_flipped_bits(self, tail, mode):
+    self.check_flipped_bits(tail, mode, 3000)
+
+  def check_flipped_bits(self, tail, mode, count):
     content = helpers.converted(tail, mode)
     rng = np.random.default_rng(0)
-    for i in range(300):
+    for i in range(count):
       damaged = bytearray(content)
       # Half of the flips hit the tables at the beginning.
       damaged[rng.integers(len(content) if i % 2 else 400)] ^= (
@@ -236,20 +245,26 @@ class ConstantTest(parameterized.TestCase):
       self.assertIsNone(
           flatbuffer.constant(model, graph.tensors[position]))
 
-  def test_the_kernels_of_a_file(self):
+  @parameterized.parameters(("float32", 1e-7), ("int8", 0.5 / 127))
+  def test_the_kernels_of_a_file(self, mode, steps):
+    self.check_kernels(mode, steps)
+
+  @pytest.mark.slow("files")
+  def test_the_kernels_of_a_float16_file(self):
+    self.check_kernels("float16", 2 ** -11)
+
+  def check_kernels(self, mode, steps):
     net = helpers.net("flatten")
     want = np.transpose(net.get_layer("logits").kernel.numpy())
-    for mode, steps in (("float32", 1e-7), ("float16", 2 ** -11),
-                        ("int8", 0.5 / 127)):
-      content = helpers.converted("flatten", mode, "ewa")
-      model = flatbuffer.read_model(content)
-      tensors = [flatbuffer.constant(model, tensor)
-                 for tensor in model.subgraphs[0].tensors]
-      found, = [one for one in tensors
-                if one is not None and one.shape == want.shape]
-      # Rounded to the nearest step; half a step of the largest at most.
-      np.testing.assert_allclose(
-          found, want, 0, 1.001 * steps * np.abs(want).max(), err_msg=mode)
+    content = helpers.converted("flatten", mode, "ewa")
+    model = flatbuffer.read_model(content)
+    tensors = [flatbuffer.constant(model, tensor)
+               for tensor in model.subgraphs[0].tensors]
+    found, = [one for one in tensors
+              if one is not None and one.shape == want.shape]
+    # Rounded to the nearest step; half a step of the largest at most.
+    np.testing.assert_allclose(
+        found, want, 0, 1.001 * steps * np.abs(want).max())
 
 
 class OperatorNameTest(absltest.TestCase):

@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -36,6 +37,8 @@ HEADS = {
         _layers.GlobalAveragePooling2D(), _layers.Dense(5),
         _layers.Dense(12, "relu"), _layers.Dense(7), _layers.Dense(3)],
 }
+# Of one kernel and of two, read in place and multiplied out.
+QUICK = ("gap", "hidden_relu6", "hidden_product")
 IN_PLACE = ("gap", "flatten", "single", "hidden", "hidden_relu6")
 
 
@@ -74,8 +77,11 @@ def heads(name: str):
 
 class IntegerHeadTest(parameterized.TestCase):
 
-  @parameterized.parameters(*HEADS)
+  @parameterized.parameters(*QUICK)
   def test_kernels_times_scales_are_the_weights(self, name):
+    self.check_kernels_times_scales(name)
+
+  def check_kernels_times_scales(self, name):
     head, integers, _ = heads(name)
     for floats, ints in ((head.last, integers.last),
                          (head.hidden, integers.hidden)):
@@ -91,8 +97,11 @@ class IntegerHeadTest(parameterized.TestCase):
       error = np.abs(got - floats.weights) / size
       self.assertLess(error.max(), 1e-4 if name in IN_PLACE else 0.5 / 126)
 
-  @parameterized.parameters(*HEADS)
+  @parameterized.parameters(*QUICK)
   def test_kernels_are_read_in_place(self, name):
+    self.check_kernels_in_place(name)
+
+  def check_kernels_in_place(self, name):
     _, integers, _ = heads(name)
     for layer in (integers.last, integers.hidden):
       if layer is None or name not in IN_PLACE:
@@ -101,8 +110,11 @@ class IntegerHeadTest(parameterized.TestCase):
       self.assertEqual(stored, layer.kernel.tobytes())
     self.assertEqual(integers.in_place, name in IN_PLACE)
 
-  @parameterized.parameters(*HEADS)
+  @parameterized.parameters(*QUICK)
   def test_maps_are_those_of_floats(self, name):
+    self.check_maps(name)
+
+  def check_maps(self, name):
     head, integers, spec = heads(name)
     outputs = kap.export.Interpreter(content(name), runtime="reference")
     images = outputs.signatures["explain"].inputs["images"].encode(
@@ -129,6 +141,13 @@ class IntegerHeadTest(parameterized.TestCase):
       np.testing.assert_allclose(
           found.map, 255.0 * found.raw / max(found.raw.max(), 1), 0, 0.51)
     self.assertLess(max(worst), 2e-4 if name in IN_PLACE else 0.02)
+
+  @parameterized.parameters(*(name for name in HEADS if name not in QUICK))
+  @pytest.mark.slow("firmware")
+  def test_other_heads(self, name):
+    self.check_kernels_times_scales(name)
+    self.check_kernels_in_place(name)
+    self.check_maps(name)
 
   def test_a_tiny_class_keeps_its_map(self):
     # One class's weights are a hundredth of another's: the int8 numbers and

@@ -1,6 +1,7 @@
 """Tests of integer_maps.py, and of the C sources against it, bit for bit."""
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve.export.files.pooling import Pool
@@ -18,6 +19,17 @@ from keras_attr_preserve.export.microcontrollers.integer_maps import (
   top_class,
 )
 from tests import c_programs
+
+# Height, width, channels, logits and the cells that weights tell apart.
+SIZES = ((1, 1, 1, 1, 1), (3, 2, 5, 2, 1), (2, 2, 256, 3, 4), (2, 1, 700, 1, 2),
+         (1, 3, 3, 300, 3))
+POOLS = (
+    Pool("mean", (1, 1), (1, 1), (0, 0), (4, 5)),
+    Pool("mean", (4, 5), (1, 1), (0, 0), (1, 1)),
+    Pool("mean", (2, 3), (2, 1), (0, 0), (2, 3)),
+    Pool("max", (2, 2), (2, 2), (0, 0), (2, 2)),
+    Pool("max", (3, 3), (2, 2), (-1, 0), (2, 3)),
+    Pool("max", (3, 3), (2, 2), (0, -1), (2, 3)))
 
 
 def layer(kernel, scales=None, bits=15) -> IntegerLayer:
@@ -119,10 +131,17 @@ class ByHandTest(parameterized.TestCase):
 class SameBitsTest(parameterized.TestCase):
   """Made-up heads, at the edge of what integers hold, under sanitizers."""
 
-  @parameterized.product(extreme=(False, True), sizes=(
-      (1, 1, 1, 1, 1), (3, 2, 5, 2, 1), (2, 2, 256, 3, 4), (2, 1, 700, 1, 2),
-      (1, 3, 3, 300, 3)))
+  @parameterized.parameters(
+      (False, SIZES[1]), *((True, sizes) for sizes in SIZES))
   def test_linear(self, extreme, sizes):
+    self.check_linear(extreme, sizes)
+
+  @parameterized.parameters(SIZES[0], *SIZES[2:])
+  @pytest.mark.slow("firmware")
+  def test_linear_of_numbers_in_between(self, *sizes):
+    self.check_linear(False, sizes)
+
+  def check_linear(self, extreme, sizes):
     height, width, channels, logits, cells = sizes
     rng = np.random.default_rng(sum(sizes))
     bits = min(30, (2**63 // (128 * 128 * cells * logits)).bit_length() - 2)
@@ -133,14 +152,21 @@ class SameBitsTest(parameterized.TestCase):
         sensitivity_limit(channels))
     self.check(rng, head, (height, width, channels), logits, extreme)
 
-  @parameterized.product(extreme=(False, True), ceiling=(False, True), pool=(
-      Pool("mean", (1, 1), (1, 1), (0, 0), (4, 5)),
-      Pool("mean", (4, 5), (1, 1), (0, 0), (1, 1)),
-      Pool("mean", (2, 3), (2, 1), (0, 0), (2, 3)),
-      Pool("max", (2, 2), (2, 2), (0, 0), (2, 2)),
-      Pool("max", (3, 3), (2, 2), (-1, 0), (2, 3)),
-      Pool("max", (3, 3), (2, 2), (0, -1), (2, 3))))
-  def test_hidden(self, extreme, ceiling, pool):
+  # Every pool, and with each kind of pool each of the rest.
+  @parameterized.parameters(
+      (False, True, 0), (True, True, 1), (True, False, 2), (True, True, 3),
+      (False, False, 4), (True, True, 5))
+  def test_hidden(self, extreme, ceiling, number):
+    self.check_hidden(extreme, ceiling, POOLS[number])
+
+  @parameterized.product(
+      extreme=(False, True), ceiling=(False, True),
+      number=(*range(len(POOLS)),))
+  @pytest.mark.slow("firmware")
+  def test_hidden_in_every_way(self, extreme, ceiling, number):
+    self.check_hidden(extreme, ceiling, POOLS[number])
+
+  def check_hidden(self, extreme, ceiling, pool):
     rng = np.random.default_rng(3)
     channels, logits, units = 6, 3, 7
     cells = pool.output[0] * pool.output[1]

@@ -1,10 +1,13 @@
 """Tests of interpreter.py: scores and maps read back from files."""
 
+import functools
 import re
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
+import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
@@ -25,37 +28,72 @@ def grad_cam(net, targets=None, images=None):
       helpers.LAYER)
 
 
+@functools.cache
+def always_positive() -> tuple[keras.Model, kap.export.Interpreter]:
+  """A model whose one logit is positive for every image, and its int8 file."""
+  net = tiny.conv_net(
+      tail="block", classes=1, size=helpers.SIZE)
+  net.get_layer("logits").bias.assign([50.0])
+  return net, kap.export.Interpreter(kap.export.convert(
+      net, helpers.wcam(), mode="int8",
+      representative_images=helpers.calibration()))
+
+
 class PredictTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ("gap", "linear"), ("gap", "softmax"), ("gap", "sigmoid"),
-      ("gap", "softmax_layer"), ("block", "linear"), ("block", "softmax"))
-  def test_float32(self, tail, head):
-    images, net = helpers.images(), helpers.net(tail, head=head)
-    got = interpreter(tail, head=head).predict(images)
+      ("gap", {}), ("gap", {"head": "softmax"}), ("block", {}))
+  def test_float32(self, tail, settings):
+    self.check_float32(tail, settings)
+
+  @parameterized.parameters(
+      ("gap", {"head": "sigmoid"}), ("gap", {"head": "softmax_layer"}),
+      ("block", {"head": "softmax"}))
+  @pytest.mark.slow("files")
+  def test_float32_of_other_heads(self, tail, settings):
+    self.check_float32(tail, settings)
+
+  def check_float32(self, tail, settings):
+    images, net = helpers.images(), helpers.net(tail, **settings)
+    got = interpreter(tail, **settings).predict(images)
     self.assertEqual(got.dtype, np.float32)
     np.testing.assert_allclose(got, net.predict(images, verbose=0), 1e-5, 1e-5)
 
-  @parameterized.product(tail=ROADS, head=("linear", "softmax"))
-  def test_int8(self, tail, head):
-    images, net = helpers.images(), helpers.net(tail, head=head)
-    runner = interpreter(tail, "int8", head=head)
+  @parameterized.parameters(("gap", {"head": "softmax"}), ("block", {}))
+  def test_int8(self, tail, settings):
+    self.check_int8(tail, settings)
+
+  @parameterized.parameters(("gap", {}), ("block", {"head": "softmax"}))
+  @pytest.mark.slow("files")
+  def test_int8_of_other_heads(self, tail, settings):
+    self.check_int8(tail, settings)
+
+  def check_int8(self, tail, settings):
+    images, net = helpers.images(), helpers.net(tail, **settings)
+    runner = interpreter(tail, "int8", **settings)
     outputs = runner.signatures["predict"].outputs
     for logits in (True, False):
-      name = "logits" if logits or head == "linear" else "predictions"
+      name = "predictions" if settings and not logits else "logits"
       want = (helpers.net(tail) if logits else net).predict(images, verbose=0)
       error = np.abs(runner.predict(images, logits=logits) - want).max()
       # Measured: 2 steps of 1/256 of the range.
       self.assertLess(error, 4 * outputs[name].scale, name)
 
   @parameterized.parameters(
-      ("softmax", 3), ("softmax_layer", 3), ("sigmoid", 3), ("sigmoid", 1))
-  def test_logits_of_a_head_with_an_activation(self, head, classes):
+      ("softmax", {}), ("softmax_layer", {}), ("sigmoid", {"classes": 1}))
+  def test_logits_of_a_head_with_an_activation(self, head, settings):
+    self.check_logits_of_a_head(head, settings)
+
+  @pytest.mark.slow("files")
+  def test_logits_of_a_sigmoid_of_each_class(self):
+    self.check_logits_of_a_head("sigmoid", {})
+
+  def check_logits_of_a_head(self, head, settings):
     images = helpers.images()
-    runner = interpreter("gap", head=head, classes=classes)
+    runner = interpreter("gap", head=head, **settings)
     logits = runner.predict(images, logits=True)
     # The same weights without the activation.
-    linear = helpers.net("gap", classes=classes)
+    linear = helpers.net("gap", **settings)
     np.testing.assert_allclose(
         logits, linear.predict(images, verbose=0), 1e-5, 1e-5)
     activation = tf.nn.sigmoid if head == "sigmoid" else tf.nn.softmax
@@ -160,8 +198,18 @@ class ExplainTest(parameterized.TestCase):
     self.assertEqual([one.args[0] for one in run.call_args_list], ["explain"])
 
   @parameterized.product(
-      tail=ROADS, mode=("float16", "dynamic", "int8"), target=(0, 1, 2))
-  def test_every_class_in_other_modes(self, tail, mode, target):
+      file=(("gap", "float16"), ("block", "dynamic"), ("gap", "int8"),
+            ("block", "int8")), target=(0, 1, 2))
+  def test_every_class_in_other_modes(self, file, target):
+    self.check_class(*file, target)
+
+  @parameterized.product(
+      file=(("gap", "dynamic"), ("block", "float16")), target=(0, 1, 2))
+  @pytest.mark.slow("files")
+  def test_every_class_in_the_other_file_s_mode(self, file, target):
+    self.check_class(*file, target)
+
+  def check_class(self, tail, mode, target):
     # Nearly all the calibration pictures of these nets are of one top class:
     # the backward pass of the others must not be clipped to its range.
     maps, _ = interpreter(tail, mode).explain(helpers.images(), target)
@@ -176,8 +224,17 @@ class ExplainTest(parameterized.TestCase):
     self.assertAlmostEqual(maps.mean() / want.mean(), 1, delta=off)
 
   @parameterized.product(
-      tail=ROADS, mode=("float32", "int8"), targets=(None, 0, 1))
-  def test_one_logit(self, tail, mode, targets):
+      file=(("gap", "float32"), ("block", "int8")), targets=(None, 0, 1))
+  def test_one_logit(self, file, targets):
+    self.check_one_logit(*file, targets)
+
+  @parameterized.product(
+      file=(("gap", "int8"), ("block", "float32")), targets=(None, 0, 1))
+  @pytest.mark.slow("files")
+  def test_one_logit_in_the_other_file_s_mode(self, file, targets):
+    self.check_one_logit(*file, targets)
+
+  def check_one_logit(self, tail, mode, targets):
     # Class 1 is its positive side, class 0 its negative.
     settings = {"head": "sigmoid", "classes": 1}
     maps, logits = interpreter(tail, mode, **settings).explain(
@@ -195,13 +252,8 @@ class ExplainTest(parameterized.TestCase):
   @parameterized.parameters(0, 1)
   def test_one_logit_that_was_always_positive(self, target):
     # The weights -1 and 1 must both be there, whatever the calibration saw.
-    net = tiny.conv_net(
-        tail="block", classes=1, size=helpers.SIZE)
-    net.get_layer("logits").bias.assign([50.0])
-    content = kap.export.convert(
-        net, helpers.wcam(), mode="int8",
-        representative_images=helpers.calibration())
-    maps, _ = kap.export.Interpreter(content).explain(helpers.images(), target)
+    net, runner = always_positive()
+    maps, _ = runner.explain(helpers.images(), target)
     want = grad_cam(net, target)
     alive = want.max((1, 2)) > 0
     self.assertTrue(alive.any())
@@ -373,13 +425,13 @@ class TflmTest(parameterized.TestCase):
     # Several times the share above, for other versions of the kernels.
     self.assertLess((apart > 0).mean(), 0.05)
 
-  @parameterized.parameters(("gap", "softmax"), ("block", "linear"))
-  def test_predict(self, tail, head):
+  @parameterized.parameters(("gap", {"head": "softmax"}), ("block", {}))
+  def test_predict(self, tail, settings):
     content = helpers.converted(
-        tail, "int8", head=head, target="microcontroller")
+        tail, "int8", target="microcontroller", **settings)
     micro, reference = (kap.export.Interpreter(content, runtime=runtime)
                         for runtime in ("tflm", "reference"))
-    name = "logits" if head == "linear" else "predictions"
+    name = "predictions" if settings else "logits"
     step = micro.signatures["predict"].outputs[name].scale
     np.testing.assert_allclose(
         micro.predict(helpers.images()), reference.predict(helpers.images()),

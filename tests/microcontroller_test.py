@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -34,8 +35,11 @@ def names(folder: Path) -> set[str]:
 
 class WrittenTest(parameterized.TestCase):
 
-  @parameterized.parameters(*exports.KINDS)
+  @parameterized.parameters(*exports.QUICK)
   def test_files_and_figures(self, kind):
+    self.check_files_and_figures(kind)
+
+  def check_files_and_figures(self, kind):
     folder, facts = exports.exported(kind), exports.facts(kind)
     self.assertEqual(names(folder), FILES)
     for name in FILES:
@@ -49,8 +53,11 @@ class WrittenTest(parameterized.TestCase):
     self.assertGreater(agreement["cosine_median"], 0.9995)
     self.assertEqual(agreement["dead"], agreement["model_dead"])
 
-  @parameterized.parameters(*exports.KINDS)
+  @parameterized.parameters(*exports.QUICK)
   def test_texts_are_filled_in(self, kind):
+    self.check_texts_are_filled_in(kind)
+
+  def check_texts_are_filled_in(self, kind):
     for name in FILES - {f"{NAME}.tflite", f"{NAME}_vectors.npz"}:
       text = (exports.exported(kind) / name).read_text()
       self.assertNotRegex(text, r"(?i)kapnet|@\w+@", name)
@@ -62,8 +69,11 @@ class WrittenTest(parameterized.TestCase):
         exports.facts(kind)["sha256"],
         (exports.exported(kind) / f"{NAME}_explain.h").read_text())
 
-  @parameterized.parameters(*exports.KINDS)
+  @parameterized.parameters(*exports.QUICK)
   def test_vectors_are_what_the_file_answers(self, kind):
+    self.check_vectors_are_what_the_file_answers(kind)
+
+  def check_vectors_are_what_the_file_answers(self, kind):
     device = exports.device(
         kind, exports.facts(kind)["agreement"]["runtime"])
     with np.load(exports.exported(kind) / f"{NAME}_vectors.npz") as file:
@@ -89,16 +99,23 @@ class WrittenTest(parameterized.TestCase):
       self.assertTrue(
           (vectors["raw"][first] != vectors["raw"][first + 1]).any())
 
+  @parameterized.parameters(*exports.SLOW)
+  @pytest.mark.slow("firmware")
+  def test_other_kinds(self, kind):
+    self.check_files_and_figures(kind)
+    self.check_texts_are_filled_in(kind)
+    self.check_vectors_are_what_the_file_answers(kind)
+
   def test_without_test_images(self):
     folder = tiny.folder(self) / "out"
-    facts = exports.export("linear", folder, test_images=None)
+    facts = exports.export_again("linear", folder, test_images=None)
     self.assertEqual(names(folder), FILES - TESTS)
     self.assertIsNone(facts["agreement"])
     self.assertNotIn("_test.c", (folder / "README.md").read_text())
 
   def test_returns_what_the_json_holds(self):
     folder = tiny.folder(self)
-    facts = exports.export("linear", folder, labels=("x", "y", "z"))
+    facts = exports.export_again("linear", folder, labels=("x", "y", "z"))
     self.assertEqual(json.loads(json.dumps(facts)),
                      json.loads((folder / f"{NAME}.json").read_text()))
     self.assertEqual(facts["labels"], ["x", "y", "z"])
@@ -116,7 +133,8 @@ class WrittenTest(parameterized.TestCase):
       folder = tiny.folder(self)
       module = sys.modules[microcontroller.__module__]
       with mock.patch.object(module, "tflm_installed", return_value=False):
-        facts = exports.export(kind, folder, test_images=None)
+        facts = exports.export_again(
+            kind, folder, arena_known=False, test_images=None)
       self.assertIn("an upper estimate", facts["arena"])
       if kap.export.tflm_installed():
         # Measured: 2.5, 2.2, 1.6; of real nets 1.1 to 1.4.
@@ -191,7 +209,7 @@ class FolderTest(absltest.TestCase):
 
   def test_another_name_is_not_mixed_in(self):
     folder = tiny.folder(self)
-    exports.export("linear", folder)
+    exports.export_again("linear", folder)
     before = {name: (folder / name).read_bytes() for name in names(folder)}
     with self.assertRaisesRegex(ValueError, "folder must be new"):
       exports.export("linear", folder, name="other")
@@ -200,15 +218,15 @@ class FolderTest(absltest.TestCase):
 
   def test_an_earlier_export_is_replaced_as_a_whole(self):
     folder = tiny.folder(self) / "deep" / "er"
-    exports.export("linear", folder)
-    exports.export("hidden", folder, test_images=None)
+    exports.export_again("linear", folder)
+    exports.export_again("hidden", folder, test_images=None)
     self.assertEqual(names(folder), FILES - TESTS)
     self.assertIn("units", (folder / f"{NAME}_explain.h").read_text())
     self.assertEqual(names(folder.parent), {"er"})
 
   def test_a_full_disk_leaves_the_earlier_export(self):
     folder = tiny.folder(self) / "out"
-    exports.export("linear", folder)
+    exports.export_again("linear", folder)
     before = (folder / f"{NAME}.json").read_bytes()
     write, calls = kap.files.write_whole, []
 
@@ -220,7 +238,7 @@ class FolderTest(absltest.TestCase):
 
     with mock.patch("keras_attr_preserve.files.write_whole", fails), (
         self.assertRaisesRegex(OSError, "No space left")):
-      exports.export("hidden", folder)
+      exports.export_again("hidden", folder)
     self.assertLen(calls, 5)
     self.assertEqual(names(folder), FILES)
     self.assertEqual((folder / f"{NAME}.json").read_bytes(), before)

@@ -3,6 +3,8 @@
 import hashlib
 
 import numpy as np
+import pytest
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
@@ -28,9 +30,10 @@ class SealTest(parameterized.TestCase):
         digits.encode(), b"0" * 64)).hexdigest(), digits)
 
   def test_files_of_others_have_none(self):
+    plain = tf.lite.TFLiteConverter.from_concrete_functions([
+        tf.function(tf.nn.relu).get_concrete_function(tf.TensorSpec([1, 2]))])
     for content in (
-        helpers.plainly_converted(helpers.net(), "float32"),
-        helpers.foreign(helpers.converted()), b"", b"none"):
+        plain.convert(), helpers.foreign(helpers.converted()), b"", b"none"):
       self.assertFalse(seal.check_seal(content))
       self.assertEqual(seal.stamped(content), content)
 
@@ -60,19 +63,31 @@ class DamageTest(parameterized.TestCase):
         damaged[i] ^= 1 << bit
     self.assertEqual(damaged, content)
 
-  @parameterized.parameters(("gap", "int8"), ("block", "float32"))
-  def test_every_cut(self, tail, mode):
+  def test_every_cut(self):
+    content = helpers.converted("gap", "int8")
+    self.check_cuts(content, range(len(content)))
+
+  def test_some_cuts_of_two_subgraphs(self):
+    content = helpers.converted("block", "float32")
+    self.check_cuts(content, np.random.default_rng(0).choice(
+        len(content), 1000, replace=False))
+
+  @pytest.mark.slow("files")
+  def test_every_cut_of_two_subgraphs(self):
+    content = helpers.converted("block", "float32")
+    self.check_cuts(content, range(len(content)))
+
+  def check_cuts(self, content, lengths):
     """Where not even the first mark is left, nothing is left to parse."""
-    content = helpers.converted(tail, mode)
     parsed = 0
-    for length in range(len(content)):
+    for length in lengths:
       try:
         parsed += not seal.check_seal(content[:length])
       except ValueError:
         continue
       with self.assertRaisesRegex(ValueError, "tflite_model"):
         checked_model(content[:length])
-    self.assertBetween(parsed, 1, len(content) // 2)
+    self.assertBetween(parsed, 1, len(lengths) // 2)
 
   def test_bytes_that_are_gone_doubled_or_too_many(self):
     content = helpers.converted("block", "int8")
@@ -96,8 +111,8 @@ class DamageTest(parameterized.TestCase):
         checked_model(damaged)
 
   def test_the_seal_of_another(self):
-    one, other = (helpers.converted("gap", "int8", seed=seed)
-                  for seed in (0, 5))
+    one, other = (helpers.converted("gap", "int8", **settings)
+                  for settings in ({}, {"seed": 5}))
     digits = [helpers.parsed(content).description[-64:]
               for content in (one, other)]
     self.assertNotEqual(*digits)
