@@ -221,7 +221,7 @@ class _CompressionTest(parameterized.TestCase):
     self.labels = tiny.labels(COUNT, seed=5)
 
   def fit(self, student, name="", layer="act2", weight=5.0, epochs=3,
-          loss=None, graph=False):
+          loss=None, steps=None, graph=False):
     """Fits a student; by default to its labels too, and without a graph.
 
     To trace a graph takes longer than a dozen steps do.
@@ -232,9 +232,10 @@ class _CompressionTest(parameterized.TestCase):
         run_eagerly=not graph)
     wcam = kap.WCAM(layer, weight=weight)
     return student.fit(
-        self.pictures, self.labels, batch_size=8, epochs=epochs, verbose=0,
-        callbacks=[*_callbacks(name),
-                   kap.PreserveAttribution(self.teacher, wcam)]).history
+        self.pictures, self.labels, batch_size=8, epochs=epochs,
+        steps_per_epoch=steps, verbose=0, callbacks=[
+            *_callbacks(name),
+            kap.PreserveAttribution(self.teacher, wcam)]).history
 
   def fit_maps_alone(self, student, name="", **settings):
     """The task's loss has a weight of 0: nothing but the maps trains."""
@@ -257,14 +258,14 @@ class TrainingTest(_CompressionTest):
 
   @_each(*HELD_OFTEN)
   def test_maps_are_held(self, name):
-    self.check_maps_are_held(name)
+    self.check_maps_are_held(name, epochs=2)
 
   @_each(*_but(*HELD_OFTEN))
   @pytest.mark.slow("compressions")
   def test_maps_are_held_by_the_rest(self, name):
     self.check_maps_are_held(name, graph=True)
 
-  def check_maps_are_held(self, name, graph=False):
+  def check_maps_are_held(self, name, epochs=6, graph=False):
     agreements = []
     for weight in (0.0, 5.0):
       keras.utils.set_random_seed(0)
@@ -272,7 +273,7 @@ class TrainingTest(_CompressionTest):
       before = self.teacher.get_weights()
       weights = {id(one): one.numpy() for one in student.trainable_variables}
       history = self.fit_maps_alone(
-          student, name, weight=weight, epochs=6, graph=graph)
+          student, name, weight=weight, epochs=epochs, graph=graph)
       for log in LOGS:
         self.assertTrue(np.isfinite(history[log]).all(), history)
       self.assertTrue(tiny.weights_equal(self.teacher.get_weights(), before))
@@ -292,14 +293,14 @@ class TrainingTest(_CompressionTest):
 
   @_each(*OFTEN)
   def test_the_tail_learns_through_the_sensitivity_alone(self, name):
-    self.check_that_the_tail_learns(name)
+    self.check_that_the_tail_learns(name, steps=2)
 
   @_each("pcqat", *_but(*OFTEN))
   @pytest.mark.slow("compressions")
   def test_the_tail_learns_in_a_graph_and_that_of_the_rest(self, name):
     self.check_that_the_tail_learns(name, graph=True)
 
-  def check_that_the_tail_learns(self, name, graph=False):
+  def check_that_the_tail_learns(self, name, **settings):
     """A gradient of a gradient, through centroids and quantizers too."""
     student = WRAP[name]()
     tail = [one for one in student.trainable_variables
@@ -308,9 +309,10 @@ class TrainingTest(_CompressionTest):
     before = [one.numpy() for one in tail]
     self.assertGreaterEqual(len(tail), 3)
     if name in PRUNED:  # So that what moves is not what the masks remove.
-      self.fit_maps_alone(student, name, layer="act", weight=0.0, epochs=1)
+      self.fit_maps_alone(
+          student, name, layer="act", weight=0.0, epochs=1, **settings)
       before = [one.numpy() for one in tail]
-    self.fit_maps_alone(student, name, layer="act", epochs=1, graph=graph)
+    self.fit_maps_alone(student, name, layer="act", epochs=1, **settings)
     for one, old in zip(tail, before):
       alive = old != 0
       # Without a gradient nothing moves; Adam's first step is about .02.
@@ -322,16 +324,16 @@ class FileTest(_CompressionTest):
 
   @_each(*FILES_OFTEN)
   def test_what_was_promised_is_in_the_int8_file(self, name):
-    self.check_what_was_promised(name)
+    self.check_what_was_promised(name, epochs=1)
 
   @_each(*_but(*FILES_OFTEN))
   @pytest.mark.slow("compressions")
   def test_what_was_promised_by_the_rest_is_in_the_int8_file(self, name):
     self.check_what_was_promised(name)
 
-  def check_what_was_promised(self, name):
+  def check_what_was_promised(self, name, epochs=3):
     student = WRAP[name]()
-    self.fit(student, name)
+    self.fit(student, name, epochs=epochs)
     want = student(self.pictures).numpy()
     content = self.convert(student)
     kernels = _int8_kernels(content)

@@ -82,7 +82,7 @@ class OtherTrainingTest(parameterized.TestCase):
   def test_not_if_the_scores_differ(self):
     other = tiny.conv_net(size=helpers.SIZE, width=helpers.WIDTH, seed=7)
     with self.assertRaisesRegex(ValueError, "is not this teacher's"):
-      opened(content=foreign_files.convert(other))
+      opened(content=another_training("float32"), net=other)
 
   def test_not_on_too_few_images(self):
     content = another_training("float32")

@@ -1,6 +1,7 @@
 """Tests of hints.py: whole features held beside the maps."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -228,6 +229,7 @@ class StepTest(parameterized.TestCase):
       pictures = tf.constant(tiny.images(4, size=4))
       kernel = student.get_layer("conv").kernel
 
+      @tf.function(autograph=False)
       def loss():
         return step.loss(pictures, tf.zeros([4]), training=False)[0]
 
@@ -240,19 +242,28 @@ class StepTest(parameterized.TestCase):
           tiny.slopes(loss, kernel, 1e-5, entries), rtol=1e-4, atol=1e-8)
 
   @parameterized.named_parameters(
-      ("plain", tiny.copy_of), ("pruned", tiny.prune),
-      ("quantized", tiny.quantize), ("filters", lambda net: prune_filters(
-          net, 0.5)), ("narrow", lambda net: narrow(net, 0.5)))
+      ("pruned", tiny.prune), ("quantized", tiny.quantize),
+      ("filters", lambda net: prune_filters(net, 0.5)))
   def test_training_brings_the_features_together(self, make):
+    self.check_that_training_brings_together(make, run_eagerly=True)
+
+  @parameterized.named_parameters(
+      ("plain", tiny.copy_of), ("quantized", tiny.quantize),
+      ("narrow", lambda net: narrow(net, 0.5)))
+  @pytest.mark.slow("training")
+  def test_fits_bring_the_features_together(self, make):
+    self.check_that_training_brings_together(make, epochs=12)
+
+  def check_that_training_brings_together(self, make, epochs=5, **settings):
     teacher = tiny.conv_net(tail="block", seed=3)
     student = make(teacher)
     if make is tiny.copy_of:
       tiny.shake(student, 5)
     before = [one.copy() for one in teacher.get_weights()]
     pictures = tiny.images(32)
-    student.compile(keras.optimizers.Adam(0.02), tiny.no_task)
+    student.compile(keras.optimizers.Adam(0.02), tiny.no_task, **settings)
     history = student.fit(
-        pictures, np.zeros(32), batch_size=8, epochs=12, verbose=0,
+        pictures, np.zeros(32), batch_size=8, epochs=epochs, verbose=0,
         callbacks=[PreserveAttribution(
             teacher, None, hints=Hints(["act", "act2"], weight=1.0))]).history
     self.assertGreater(

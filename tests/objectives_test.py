@@ -1,6 +1,7 @@
 """Tests of objectives.py: distillation of logits, and rivals of maps."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -205,20 +206,31 @@ class RivalsTest(parameterized.TestCase):
     self.assertAlmostEqual(loss, want, places=4)
 
   @parameterized.parameters("AttentionTransfer", "E2KD", "CATKD")
-  def test_they_train_and_quantized_nets_too(self, name):
+  def test_they_train_quantized_nets(self, name):
+    self.check_that_they_train(
+        name, tiny.quantize, rate=0.04, epochs=8, run_eagerly=True)
+
+  @parameterized.product(
+      name=("AttentionTransfer", "E2KD", "CATKD"),
+      wrap=(tiny.copy_of, tiny.quantize))
+  @pytest.mark.slow("training")
+  def test_they_train_in_a_graph(self, name, wrap):
+    self.check_that_they_train(name, wrap)
+
+  def check_that_they_train(
+      self, name, wrap, rate=0.02, epochs=25, **settings):
     kind = getattr(objectives, name)
-    teacher = tiny.smooth_net(0)
-    pictures = tiny.images(6, size=4)
-    for wrap in (tiny.copy_of, tiny.quantize):
-      student = wrap(tiny.smooth_net(1))
-      student.compile(keras.optimizers.Adam(0.02),
-                      lambda labels, outputs: 0.0 * outputs[:, 0])
-      history = student.fit(
-          pictures, np.zeros(6), epochs=25, verbose=0, callbacks=[
-              PreserveAttribution(teacher, kind("act"))]).history
-      # Noise of quantizing leaves a rest of it.
-      self.assertLess(
-          history["attr_loss"][-1], 0.5 * history["attr_loss"][0], wrap)
+    student = wrap(tiny.smooth_net(1))
+    student.compile(
+        keras.optimizers.Adam(rate),
+        lambda labels, outputs: 0.0 * outputs[:, 0], **settings)
+    history = student.fit(
+        tiny.images(6, size=4), np.zeros(6), epochs=epochs, verbose=0,
+        callbacks=[PreserveAttribution(
+            tiny.smooth_net(0), kind("act"))]).history
+    # Noise of quantizing leaves a rest of it.
+    self.assertLess(
+        history["attr_loss"][-1], 0.5 * history["attr_loss"][0])
 
   @parameterized.parameters("AttentionTransfer", "E2KD", "CATKD")
   def test_their_gradients(self, name):

@@ -66,7 +66,8 @@ class OwnRulesTest(parameterized.TestCase):
 
     student.compile(
         keras.optimizers.Adam(1e-4),
-        keras.losses.CategoricalCrossentropy(from_logits=True))
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        run_eagerly=True)
     logs = student.fit(
         images, np.eye(3)[np.arange(32) % 3], batch_size=8, verbose=0,
         callbacks=[kap.PreserveAttribution(

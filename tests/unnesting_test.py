@@ -262,7 +262,8 @@ class CompressedTest(parameterized.TestCase):
 
   def fit(self, student, **hints):
     student.compile(keras.optimizers.Adam(1e-4),
-                    keras.losses.SparseCategoricalCrossentropy(True))
+                    keras.losses.SparseCategoricalCrossentropy(True),
+                    run_eagerly=True)
     logs = student.fit(
         self.images, self.labels, verbose=0,
         callbacks=[kap.PreserveAttribution(
