@@ -119,6 +119,7 @@ class PruneLinearTest(parameterized.TestCase):
     self.assertEqual(np.count_nonzero(fitted), np.count_nonzero(alone))
     for one, other in zip(fitted.T, weights.T, strict=True):
       there = one != 0
+      # The condition of the inputs' products multiplies the residual of 1e-9.
       np.testing.assert_allclose(one[there], np.linalg.lstsq(
           _rows()[:, there], _rows() @ other, rcond=None)[0], rtol=1e-4)
 
