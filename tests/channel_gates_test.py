@@ -87,9 +87,9 @@ class ScoreContributionsTest(parameterized.TestCase):
         got[channels], np.abs(slopes), rtol=1e-3, atol=1e-5)
 
   def test_does_not_depend_on_the_batch(self):
-    model = nets.resnet_8()
+    model = nets.settle(tiny.conv_net(tail="depthwise"))
     graph = ChannelGraph(model)
-    images = nets.pictures(model, 7)
+    images = tiny.images(7)
     one, other = (score_contributions(model, graph, images, batch_size=size)
                   for size in (7, 2))
     # Float32 convolutions of batches of another size.

@@ -277,22 +277,24 @@ def kept(
   return stays
 
 
-def zeroed(model: keras.Model, pruned: keras.Model) -> keras.Model:
-  """Copies a model with the filters that a pruned one lacks at zero.
+def zeroed_outputs(
+    model: keras.Model, pruned: keras.Model, images: np.ndarray) -> np.ndarray:
+  """Runs a model with the filters that a pruned one lacks at zero.
 
   For nets in which each convolution has a bias or a norm and every activation
   keeps zero: such a channel is then zero wherever it is read.
 
   Args:
-    model: the model that was pruned.
+    model: the model that was pruned; it is left as it came.
     pruned: what came out.
+    images: what it takes.
 
   Returns:
-    A copy with those kernels and biases at zero, or, where a norm follows, its
+    Outputs with those kernels and biases at zero, or, where a norm follows, its
     scale and offset.
   """
-  copy = tiny.copy_of(model)
-  for layer in copy.layers:
+  before = model.get_weights()
+  for layer in model.layers:
     if (not any(len(one.shape) == 1 for one in layer.weights)
         or isinstance(layer, _layers.Normalization)):
       continue
@@ -303,4 +305,6 @@ def zeroed(model: keras.Model, pruned: keras.Model) -> keras.Model:
       column = isinstance(layer, _layers.Conv2DTranspose) and (
           len(weight.shape) == 4)
       weight.assign(weight * (stays[:, None] if column else stays))
-  return copy
+  outputs = model(images).numpy()
+  model.set_weights(before)
+  return outputs

@@ -153,12 +153,10 @@ class RankChannelsTest(parameterized.TestCase):
 class PruneFiltersTest(parameterized.TestCase):
   """The criterion "obs" and `reconstruct`, as users see them."""
 
-  @parameterized.parameters("squeeze_excite", "merges")
-  def test_nearer_to_the_teacher_than_without(self, name):
-    self.check_nearer(nets.NETS[name]())
+  def test_nearer_to_the_teacher_than_without(self):
+    self.check_nearer(nets.squeeze_excite(True))
 
-  @parameterized.parameters(*sorted(
-      {*nets.NETS} - {"squeeze_excite", "merges"}))
+  @parameterized.parameters(*sorted({*nets.NETS} - {"squeeze_excite"}))
   @pytest.mark.slow("pruning")
   def test_nearer_to_more_teachers_than_without(self, name):
     self.check_nearer(nets.NETS[name]())
@@ -212,8 +210,9 @@ class PruneFiltersTest(parameterized.TestCase):
   def test_readers_are_refitted_from_what_pruned_layers_give(self):
     model = nets.vgg(False)
     images = nets.pictures(model, 100)
-    student = prune_filters(model, 0.5, criterion="obs", reconstruct=True,
-                            images=images)
+    student = prune_filters(
+        model, {"conv2_a": 0.5, "conv2_b": 0.5}, criterion="obs",
+        reconstruct=True, images=images)
     # "fc1" stays whole and reads, through Flatten, half of what it did.
     seen, wanted = (
         keras.Model(net.inputs, net.get_layer("fc1").input)(
@@ -320,11 +319,12 @@ class FilterSparsitiesTest(parameterized.TestCase):
         student(unseen), self.model()(unseen), atol=1e-3)
 
   @parameterized.parameters(
-      (0.1, "vgg"), (0.9, "vgg"), (0.9, "resnet_8"), (0.1, "merges"))
+      (0.9, "vgg"), (0.9, "resnet_8"), (0.1, "merges"))
   def test_as_many_as_asked_go(self, sparsity, name):
     self.check_count(sparsity, nets.NETS[name](), name)
 
-  @parameterized.parameters((0.1, "resnet_8"), (0.9, "merges"))
+  @parameterized.parameters(
+      (0.1, "vgg"), (0.1, "resnet_8"), (0.9, "merges"))
   @pytest.mark.slow("pruning")
   def test_as_many_as_asked_go_of_others(self, sparsity, name):
     self.check_count(sparsity, nets.NETS[name](), name)

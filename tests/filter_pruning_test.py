@@ -3,6 +3,8 @@
 A pruned model is held against the same net with those channels at zero.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,6 +22,12 @@ _layers = keras.layers
 # Scores without the channels that are zero: float32 sums in another order, in
 # all layers. Absolute, as scores may be near 0.
 FLOAT32 = 1e-5
+
+
+@functools.cache
+def shared(build, *settings):
+  """Builds a model once for all tests that leave it as it is."""
+  return build(*settings)
 
 
 def mobilenet_v1():
@@ -54,7 +62,7 @@ class _PruningTest(parameterized.TestCase):
     self.assertTrue(tiny.weights_equal(model.get_weights(), before))
     self.check_channels(model, pruned, channels)
     got = pruned(images).numpy()
-    want = nets.zeroed(model, pruned)(images).numpy()
+    want = nets.zeroed_outputs(model, pruned, images)
     # Absolute alone: see FLOAT32, or the caller's reason for its own.
     np.testing.assert_allclose(got, want, rtol=0, atol=atol)
     # The comparison says something: the outputs depend on the picture, and on
@@ -97,7 +105,6 @@ class EqualToZeroedTest(_PruningTest):
       ("resnet_8", nets.resnet_8),
       ("densenet", nets.densenet),
       ("squeeze_excite_dense", lambda: nets.squeeze_excite(True)),
-      ("squeeze_excite_conv", lambda: nets.squeeze_excite(False)),
       ("prelu", lambda: nets.prelu(False)),
       ("prelu_shared", lambda: nets.prelu(True)),
       ("depth_multiplier", lambda: nets.separable(2)),
@@ -108,6 +115,7 @@ class EqualToZeroedTest(_PruningTest):
 
   @parameterized.named_parameters(
       ("vgg_bn", lambda: nets.vgg(True)),
+      ("squeeze_excite_conv", lambda: nets.squeeze_excite(False)),
       ("separable", lambda: nets.separable(1)),
       ("mobilenet_v1", mobilenet_v1),
       ("mobilenet_v2", mobilenet_v2))
@@ -159,7 +167,8 @@ class EqualToZeroedTest(_PruningTest):
         pruned(images), reference(images), rtol=0, atol=FLOAT32)
     # Control: filters that are zeroed where they are made give other scores.
     self.assertGreater(
-        np.abs(pruned(images) - nets.zeroed(model, pruned)(images)).max(), 0.01)
+        np.abs(pruned(images) - nets.zeroed_outputs(
+            model, pruned, images)).max(), 0.01)
 
   def test_a_hidden_dense_layer_that_is_named(self):
     pruned = self.check(nets.vgg(False), {"fc1": 0.5, "conv2_b": 0.25})
@@ -245,7 +254,8 @@ class EqualToZeroedTest(_PruningTest):
     pruned = prune_filters(model, 0.5)
     images = list(tiny.images(8, size=8).reshape(2, 4, 8, 8, 2))
     np.testing.assert_allclose(
-        pruned(images), nets.zeroed(model, pruned)(images), atol=FLOAT32)
+        pruned(images), nets.zeroed_outputs(model, pruned, images),
+        atol=FLOAT32)
     with self.assertRaisesRegex(ValueError, "must have one input.*has 2"):
       prune_filters(model, 0.5, criterion="taylor", images=images[0])
 
@@ -256,7 +266,7 @@ class EqualToZeroedTest(_PruningTest):
 
   def test_float64(self):
     with tiny.float64():
-      model = nets.resnet_8()
+      model = nets.settle(tiny.conv_net(width=6, tail="depthwise"))
     # The same sums in float64.
     pruned = self.check(model, 0.5, criterion="taylor", atol=1e-12)
     self.assertEqual(pruned.output.dtype, tf.float64)
@@ -265,12 +275,13 @@ class EqualToZeroedTest(_PruningTest):
     policy = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
-      model = nets.resnet_8()
+      model = nets.settle(tiny.conv_net(
+          head="softmax", width=6, tail="depthwise"))
     finally:
       keras.mixed_precision.set_global_policy(policy)
     # The same sums in float16, whose steps are 1/2048 just below 1: four steps.
     pruned = self.check(model, 0.5, criterion="taylor", atol=2e-3)
-    self.assertEqual(pruned.get_layer("stem").compute_dtype, "float16")
+    self.assertEqual(pruned.get_layer("conv").compute_dtype, "float16")
 
 
 class ChoiceTest(_PruningTest):
@@ -315,11 +326,12 @@ class ChoiceTest(_PruningTest):
       (0, 1, 8), (0.05, 1, 8), (0.07, 1, 7), (0.3, 1, 6), (0.99, 1, 1),
       (0.99, 3, 3), (0.5, 100, 8))
   def test_how_many_stay(self, sparsity, min_filters, left):
-    pruned = prune_filters(nets.vgg(False), sparsity, min_filters=min_filters)
+    pruned = prune_filters(
+        shared(nets.vgg, False), sparsity, min_filters=min_filters)
     self.assertEqual(pruned.get_layer("conv0_a").filters, left)
 
   def test_no_sparsity_gives_a_copy(self):
-    model = nets.resnet_8()
+    model = shared(nets.resnet_8)
     pruned = prune_filters(model, 0.0)
     self.assertTrue(
         tiny.weights_equal(pruned.get_weights(), model.get_weights()))
@@ -327,7 +339,7 @@ class ChoiceTest(_PruningTest):
                      & {id(one) for one in model.variables})
 
   def test_by_name(self):
-    model = nets.resnet_8()
+    model = shared(nets.resnet_8)
     pruned = prune_filters(model, {"s1_a": 0.5, "stem": 0.25})
     filters = {layer.name: layer.filters for layer in pruned.layers
                if isinstance(layer, _layers.Conv2D)}
@@ -336,7 +348,7 @@ class ChoiceTest(_PruningTest):
         "s1_short": 12, "s2_a": 16, "s2_b": 16, "s2_short": 16})
 
   def test_exclude(self):
-    model = nets.resnet_8()
+    model = shared(nets.resnet_8)
     for exclude in ("s1_act", ["s1_b"], ("s1_short", "s1_sum")):
       pruned = prune_filters(model, 0.5, exclude=exclude)
       self.assertEqual(
@@ -390,10 +402,10 @@ class RefusalTest(parameterized.TestCase):
   def test_sparsity(self, sparsity, got):
     with self.assertRaisesRegex(
         ValueError, f"sparsity must be a number of 0 or more, below 1.*{got}"):
-      prune_filters(nets.vgg(False), sparsity)
+      prune_filters(shared(nets.vgg, False), sparsity)
 
   def test_names(self):
-    model = nets.resnet_8()
+    model = shared(nets.resnet_8)
     with self.assertRaisesRegex(
         ValueError, "no filters free to go in layer 'conv9'.*'s0_a'"):
       prune_filters(model, {"conv9": 0.5})
@@ -411,7 +423,7 @@ class RefusalTest(parameterized.TestCase):
       prune_filters(model, 0.5, exclude=["stem", "no"])
 
   def test_other_settings(self):
-    model = nets.vgg(False)
+    model = shared(nets.vgg, False)
     with self.assertRaisesRegex(
         ValueError, "criterion must be one of .*got 'l2'"):
       prune_filters(model, 0.5, criterion="l2")
@@ -480,23 +492,24 @@ class AfterwardsTest(_PruningTest):
     np.testing.assert_array_equal(loaded(images), pruned(images))
 
   def test_ships(self):
-    self.check_ships("float32", 1e-5)
+    self.check_ships(nets.settle(
+        tiny.conv_net(width=8, tail="block")), "act2", "float32", 1e-5)
 
   @pytest.mark.slow("pruning")
   def test_ships_in_eight_bits(self):
-    self.check_ships("int8", 0.1)
+    self.check_ships(shared(nets.resnet_8), "s2_act", "int8", 0.1)
 
-  def check_ships(self, mode, error):
-    pruned = prune_filters(nets.resnet_8(), 0.5)
+  def check_ships(self, model, layer, mode, error):
+    pruned = prune_filters(model, 0.5)
     images = nets.pictures(pruned, 32)
     content = kap.export.convert(
-        pruned, kap.WCAM("s2_act"), mode=mode, representative_images=images)
+        pruned, kap.WCAM(layer), mode=mode, representative_images=images)
     np.testing.assert_allclose(
         kap.export.Interpreter(content).predict(images),
         pruned.predict(images, verbose=0), atol=error)
 
   def test_prunes_again_and_wraps(self):
-    once = prune_filters(nets.resnet_8(), 0.5)
+    once = prune_filters(shared(nets.resnet_8), 0.5)
     twice = self.check(nets.settle(once), 0.5)
     self.assertEqual(twice.get_layer("stem").filters, 2)
     tfmot.quantization.keras.quantize_model(twice)

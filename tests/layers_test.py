@@ -1,5 +1,7 @@
 """Tests of layers.py: finding layers in any model."""
 
+import functools
+
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -27,6 +29,12 @@ WRAPPED_NAMES = {
     "quantize_sparse": "quant_act", "cluster": "cluster_act"}
 
 
+@functools.cache
+def wrapped(wrap, tail="gap"):
+  """One model for all tests: they only look."""
+  return WRAPS[wrap](tiny.conv_net(tail=tail))
+
+
 class FindLayerTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -38,7 +46,7 @@ class FindLayerTest(parameterized.TestCase):
 
   @parameterized.parameters(*WRAPPED_NAMES)
   def test_finds_it_behind(self, wrap):
-    model = WRAPS[wrap](tiny.conv_net())
+    model = wrapped(wrap)
     self.assertEqual(
         layers.find_layer(model, "act").name, WRAPPED_NAMES[wrap])
     # A name read off the wrapped model works on every other.
@@ -68,10 +76,10 @@ class FindLayerTest(parameterized.TestCase):
       layers.find_layer(model, "relu")
 
   def test_no_such_layer_lists_those_with_a_map(self):
-    for wrap in WRAPS.values():
+    for wrap in WRAPS:
       with self.assertRaisesRegex(
           ValueError, "'relu9'.*'net.*no layer of that name.* conv, bn, act"):
-        layers.find_layer(wrap(tiny.conv_net()), "relu9")
+        layers.find_layer(wrapped(wrap), "relu9")
 
   def test_a_layer_without_positions_lists_those_that_have_some(self):
     for name in ("pool", "logits"):
@@ -103,7 +111,7 @@ class FindLayerTest(parameterized.TestCase):
 
   @parameterized.parameters(*WRAPS)
   def test_last_spatial_layer(self, wrap):
-    model = WRAPS[wrap](tiny.conv_net(tail="depthwise"))
+    model = wrapped(wrap, "depthwise")
     self.assertEqual(layers.last_spatial_layer(model), "act2")
     self.assertEqual(
         [name for name in layers.spatial_layers(model)
@@ -142,7 +150,7 @@ class StageEndsTest(parameterized.TestCase):
 
   @parameterized.parameters(*WRAPS)
   def test_without_the_names_of_wrappers(self, wrap):
-    model = WRAPS[wrap](tiny.conv_net(tail="depthwise"))
+    model = wrapped(wrap, "depthwise")
     self.assertEqual(layers.stage_ends(model), ("act", "act2"))
 
   def test_in_nested_models_of_any_size(self):

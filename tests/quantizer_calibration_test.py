@@ -1,5 +1,7 @@
 """Tests of quantizer_calibration.py: ranges by hand, and what they are for."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
@@ -25,6 +27,24 @@ def _aware(model, scheme=None):
   annotated = _quantization.quantize_annotate_model(kap.clone_model(model))
   return _quantization.quantize_apply(
       annotated, *([scheme] if scheme is not None else []))
+
+
+@functools.cache
+def _shared(build, scheme="default"):
+  model = build()
+  student = _aware(model, _SCHEMES[scheme]())
+  return model, student, student.get_weights()
+
+
+def _start(build, scheme="default"):
+  """Gives a model and its student, one for all tests, not yet calibrated."""
+  model, student, weights = _shared(build, scheme)
+  student.set_weights(weights)
+  return model, student
+
+
+def _block():
+  return tiny.conv_net(tail="block")
 
 
 def _ranges(model):
@@ -69,7 +89,7 @@ class CalibrateQuantizersTest(parameterized.TestCase):
         "quant_pool": [0, 5]})
 
   def test_kernels_have_ranges_of_their_own_size(self):
-    student = _aware(nets.resnet_8())
+    _, student = _start(nets.resnet_8)
     kap.calibrate_quantizers(student, nets.pictures(student, 8))
     checked = 0
     for layer in student.layers:
@@ -96,9 +116,8 @@ class CalibrateQuantizersTest(parameterized.TestCase):
     self.check_near(scheme)
 
   def check_near(self, scheme):
-    model = nets.resnet_8()
+    model, student = _start(nets.resnet_8, scheme)
     images = nets.pictures(model, 48)
-    student = _aware(model, _SCHEMES[scheme]())
     wanted = model(images).numpy()
     start, before = student.get_weights(), _rest(student)
     student(images[:32], training=True)  # One step, as in training.
@@ -129,7 +148,7 @@ class CalibrateQuantizersTest(parameterized.TestCase):
                 1, np.abs(ranges[name]).max()))
 
   def test_the_same_again_and_one_image(self):
-    one, other = (_aware(tiny.conv_net(tail="block")) for _ in range(2))
+    (_, one), other = _start(_block), _aware(_block())
     start = one.get_weights()
     for count in (1, 5):
       for net in (one, other):
@@ -142,8 +161,7 @@ class CalibrateQuantizersTest(parameterized.TestCase):
 
   @parameterized.parameters("float", "nan", "weights", "batch")
   def test_what_fails_changes_nothing(self, case):
-    model, images = tiny.conv_net(tail="block"), tiny.images(6)
-    student, settings = _aware(model), {}
+    (model, student), images, settings = _start(_block), tiny.images(6), {}
     text = "finite"
     if case == "float":
       student, text = model, "no quantizer of activations"
@@ -165,8 +183,7 @@ class CalibrateQuantizersTest(parameterized.TestCase):
   def test_tfmot_is_as_it_was(self):
     quantizer = _quantization.quantizers.MovingAverageQuantizer
     plain = quantizer.__call__
-    kap.calibrate_quantizers(
-        _aware(tiny.conv_net(tail="block")), tiny.images(4))
+    kap.calibrate_quantizers(_start(_block)[1], tiny.images(4))
     self.assertIs(quantizer.__call__, plain)
 
 

@@ -119,8 +119,14 @@ class PruneLinearTest(parameterized.TestCase):
     self.assertEqual(np.count_nonzero(fitted), np.count_nonzero(alone))
     for one, other in zip(fitted.T, weights.T, strict=True):
       there = one != 0
+      # The condition of the inputs' products multiplies the residual of 1e-9.
       np.testing.assert_allclose(one[there], np.linalg.lstsq(
           _rows()[:, there], _rows() @ other, rcond=None)[0], rtol=1e-4)
+
+  def test_columns_that_are_solved_take_no_step(self):
+    np.full(2, np.nan).sum()  # Memory that is free again may hold anything.
+    np.testing.assert_array_equal(layer_fitting._ratio(
+        np.array([1.0, 0.0]), np.array([2.0, 0.0])), [0.5, 0.0])
 
   @parameterized.parameters(1e-6, 1e6)
   def test_units_do_not_matter(self, unit):

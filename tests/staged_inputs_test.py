@@ -21,8 +21,10 @@ def conv(name, x, filters=4, **settings):
 
 
 def plain(x):
-  x = _layers.ReLU()(conv("a", x))
-  return conv("c", _layers.MaxPooling2D()(conv("b", x)))
+  """Where training would normalize by the batch and drop values."""
+  x = _layers.ReLU()(_layers.BatchNormalization()(conv("a", x)))
+  x = _layers.Dropout(0.5)(_layers.MaxPooling2D()(conv("b", x)))
+  return conv("c", x)
 
 
 def residual(x):
@@ -98,6 +100,16 @@ class StagedInputsTest(parameterized.TestCase):
       np.testing.assert_array_equal(one, other)
     for layer in net.layers:
       self.assertLen(layer.inbound_nodes, 2 if layer.name == "twice" else 1)
+
+  def test_one_image(self):
+    net = self.net(plain)
+    (taken,) = StagedInputs(net, IMAGES[:1], 4).batches("b")
+    # Float32 sums in another order.
+    np.testing.assert_allclose(taken, keras.Model(
+        net.inputs, net.get_layer("b").input)(IMAGES[:1]), atol=1e-5)
+
+  def test_a_gigabyte_is_kept(self):
+    self.assertEqual(4 * staged_inputs.KEPT, 1024 ** 3)  # Values of float32.
 
   @parameterized.parameters(
       (3, 0, [1, 1, 1]), (4, 0, [3, 2, 1]), (4, 4 * 64 * 5, [1, 1, 1]),
