@@ -1,18 +1,29 @@
 """Tests of the CAM family, all but Grad-CAM."""
 
+import functools
+
 import numpy as np
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution
+from tests import export_helpers as helpers
 from tests import tiny
 
+# Nets that all tests share: leave them as they are.
+_net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 _layers = keras.layers
 _METHODS = (attribution.cam, attribution.hires_cam, attribution.layer_cam,
             attribution.grad_cam_plus_plus, attribution.score_cam)
 # Float32 rounding: of a few operations by hand, or of convolutions and sums of
 # batches of another size or of another graph.
 _ROUNDING = 1e-5
+
+
+@functools.cache
+def _pruned():
+  """Wrapped, with masks of ones."""
+  return tiny.prune(_net(), 0.0)
 
 
 def _two_places():
@@ -61,7 +72,7 @@ class CamFamilyTest(parameterized.TestCase):
         rtol=_ROUNDING)
 
   def test_cam_holds_the_score(self):
-    model, pictures = tiny.conv_net(), tiny.images(5)
+    model, pictures = _net(), tiny.images(5)
     logits = model(pictures).numpy()
     bias = model.get_layer("logits").get_weights()[1]
     for target in range(3):
@@ -73,10 +84,10 @@ class CamFamilyTest(parameterized.TestCase):
 
   def test_cam_needs_its_head(self):
     with self.assertRaisesRegex(ValueError, "CAM needs a global average"):
-      attribution.cam(tiny.conv_net(tail="flatten"), tiny.images(), layer="act")
+      attribution.cam(_net("flatten"), tiny.images(), layer="act")
 
   def test_hires_cam_is_grad_cam_behind_an_average(self):
-    model, pictures = tiny.conv_net(), tiny.images(5)
+    model, pictures = _net(), tiny.images(5)
     # Float32 sums over positions and channels, taken in another order.
     np.testing.assert_allclose(
         attribution.hires_cam(model, pictures),
@@ -84,7 +95,7 @@ class CamFamilyTest(parameterized.TestCase):
 
   @parameterized.parameters(*_METHODS)
   def test_a_class_for_each_image(self, method):
-    model, pictures = tiny.conv_net(), tiny.images(4)
+    model, pictures = _net(), tiny.images(4)
     got = method(model, pictures, [2, 0, 1, 1], batch_size=3)
     each = [method(model, pictures[[i]], k)[0]
             for i, k in enumerate([2, 0, 1, 1])]
@@ -99,13 +110,12 @@ class CamFamilyTest(parameterized.TestCase):
   @parameterized.parameters(*_METHODS)
   def test_wrapped_nets_and_softmax_heads(self, method):
     pictures = tiny.images(3)
-    plain = method(tiny.conv_net(), pictures, 1, "act")
+    plain = method(_net(), pictures, 1, "act")
     np.testing.assert_allclose(
-        method(tiny.conv_net(head="softmax"), pictures, 1, "act"), plain,
+        method(_net(head="softmax"), pictures, 1, "act"), plain,
         atol=_ROUNDING)
-    pruned = tiny.prune(tiny.conv_net(), 0.0)
     np.testing.assert_allclose(
-        method(pruned, pictures, 1, "act"), plain, atol=_ROUNDING)
+        method(_pruned(), pictures, 1, "act"), plain, atol=_ROUNDING)
 
 
 if __name__ == "__main__":

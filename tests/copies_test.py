@@ -1,6 +1,7 @@
 """Tests of what streams: copies.py, known_tap.py, progress.py, full batches."""
 
 import contextlib
+import functools
 import io
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from keras_attr_preserve.attribution import known_tap
 from keras_attr_preserve.attribution.batches import full_batch
 from keras_attr_preserve.attribution.copies import over_copies
 from keras_attr_preserve.attribution.known_tap import KnownTap
+from tests import export_helpers as helpers
 from tests import tiny
 
+# Nets that all tests share: leave them as they are.
+_net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 # By name: the method, its settings, and how often it runs each picture.
 _METHODS = {
     "integrated_gradients": (
@@ -34,7 +38,7 @@ class StreamingTest(parameterized.TestCase):
   @parameterized.parameters(*_METHODS)
   def test_maps_do_not_depend_on_the_batch(self, name):
     method, settings, _ = _METHODS[name]
-    model, pictures = tiny.conv_net(tail="flatten"), tiny.images(5)
+    model, pictures = _net("flatten"), tiny.images(5)
     want = method(model, pictures, [0, 1, 2, 0, 1], batch_size=1, **settings)
     # Control: maps that are all zero would agree at any batch size.
     self.assertGreater(np.abs(want).max(), 1e-4)
@@ -48,7 +52,7 @@ class StreamingTest(parameterized.TestCase):
   @parameterized.parameters(*_METHODS)
   def test_top_class_is_that_of_the_picture_as_it_is(self, name):
     method, settings, _ = _METHODS[name]
-    model, pictures = tiny.conv_net(tail="flatten"), tiny.images(3)
+    model, pictures = _net("flatten"), tiny.images(3)
     top = model(pictures).numpy().argmax(1)
     np.testing.assert_array_equal(
         method(model, pictures, **settings),
@@ -58,7 +62,7 @@ class StreamingTest(parameterized.TestCase):
   def test_every_run_fills_its_batch(self, name, size):
     method, settings, runs = _METHODS[name]
     calls = []
-    method(tiny.conv_net(), tiny.images(2), 1, batch_size=size,
+    method(_net(), tiny.images(2), 1, batch_size=size,
            progress=lambda *one: calls.append(one), **settings)
     self.assertEqual({total for _, total in calls}, {2 * runs})
     self.assertEqual(calls[-1][0], 2 * runs)
@@ -72,7 +76,7 @@ class StreamingTest(parameterized.TestCase):
   @parameterized.parameters(*_METHODS)
   def test_a_line_and_errors(self, name):
     method, settings, runs = _METHODS[name]
-    model, pictures = tiny.conv_net(), tiny.images(2)
+    model, pictures = _net(), tiny.images(2)
     with contextlib.redirect_stderr(io.StringIO()) as err:
       method(model, pictures, 1, **settings)
     self.assertEqual(err.getvalue(), "")
@@ -148,7 +152,6 @@ class StreamingTest(parameterized.TestCase):
     self.assertEmpty(calls)
     # Far above rounding: a graph that keeps old weights would give `before`.
     self.assertGreater(np.abs(after - before).max(), 1e-2)
-
 
   def test_a_tanh_behind_a_normalization(self):
     # TensorFlow 2.21 has no CPU kernel for what it fuses them into.

@@ -164,6 +164,11 @@ def _mirrored():
   return found
 
 
+def _mirrored_alone():
+  return tf.distribute.MirroredStrategy(
+      ["CPU:0"], tf.distribute.ReductionToOneDevice())
+
+
 class OneReplicaTest(_DistributionTest):
   """A strategy's variables and contexts, of one device of this process."""
 
@@ -172,8 +177,7 @@ class OneReplicaTest(_DistributionTest):
        "distillation": True, "judged": True},
       {"own_step": True})
   def test_equal_to_no_strategy(self, **settings):
-    mirrored = tf.distribute.MirroredStrategy(
-        ["CPU:0"], tf.distribute.ReductionToOneDevice())
+    mirrored = _mirrored_alone()
     alone, replica = (
         distribution_worker.train(strategy, eagerly=True, epochs=1, **settings)
         for strategy in (tf.distribute.get_strategy(), mirrored))
@@ -186,6 +190,19 @@ class OneReplicaTest(_DistributionTest):
     self.assertTrue(replica["teacher_kept"])
     self.assert_close(
         replica["log_weights"], alone["log_weights"], SINGLE, "log_weight")
+
+
+  def test_a_step_made_outside_its_scope_belongs_to_the_models_strategy(self):
+    mirrored = _mirrored_alone()
+    with mirrored.scope():
+      model = tiny.compiled(distribution_worker.net(1))
+    step = TrainStep(
+        model, distribution_worker.net(0), WCAM("act", agreement=0.5))
+    for variable in (
+        step.state.task_loss, step.state.log_weight,
+        *(one for metric in step.metrics for one in metric.variables)):
+      self.assertTrue(
+          mirrored.extended.variable_created_in_scope(variable), variable.name)
 
 
 class _OneOfTwo:
@@ -267,6 +284,18 @@ class OneOfTwoTest(_DistributionTest):
       self.assert_close(one, other, SINGLE, names)
     # Each of two equal replicas has half of the loss.
     self.assert_close(2 * np.array(parts), losses, SINGLE, "loss")
+
+
+  def test_its_variables_say_how_those_of_replicas_join(self):
+    """TensorFlow lets one of several replicas assign to no other variable."""
+    step = self.step(WCAM("act", agreement=0.5), cache=True)
+    for name in ("task_loss", "log_weight"):  # Each replica has the same.
+      self.assertEqual(getattr(step.state, name).aggregation,
+                       tf.VariableAggregation.ONLY_FIRST_REPLICA, name)
+    # Each replica counts its own pictures.
+    self.assertEqual(step.cache._counts.aggregation, tf.VariableAggregation.SUM)
+    self.assertEqual(step.cache._counts.synchronization,
+                     tf.VariableSynchronization.ON_READ)
 
 
 @pytest.mark.slow("devices")

@@ -1,11 +1,14 @@
 """Tests of grad_cam.py."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve.attribution import grad_cam
+from tests import export_helpers as helpers
 from tests import tiny
 
 # Maps are held to 1e-5 and less: one that reaches this is not dead.
@@ -13,7 +16,11 @@ LIVE = 0.01
 # The same float32 sums, made twice or from a score given another way.
 FLOAT32 = 1e-6
 
+# Nets that all tests share: leave them as they are.
+_net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 
+
+@functools.cache
 def _two_channels():
   """Doubles and negates a picture of 5x5; its classes weigh the channels."""
   layers = keras.layers
@@ -47,7 +54,7 @@ class GradCamTest(parameterized.TestCase):
         grad_cam(_two_channels(), picture), wants[1], rtol=1e-5, atol=1e-6)
 
   def test_a_class_for_each_image(self):
-    model = tiny.conv_net(tail="flatten")
+    model = _net("flatten")
     pictures = tiny.images(5)
     targets = [2, 0, 1, 1, 2]
     got = grad_cam(model, pictures, targets)
@@ -75,10 +82,10 @@ class GradCamTest(parameterized.TestCase):
       "softmax", "sigmoid", "softmax_layer", "activation_layer")
   def test_the_score_is_the_logit(self, head):
     pictures = tiny.images(4)
-    want = grad_cam(tiny.conv_net(), pictures, 1)
+    want = grad_cam(_net(), pictures, 1)
     self.assertGreater(want.max(), LIVE)
     np.testing.assert_allclose(
-        grad_cam(tiny.conv_net(head=head), pictures, 1), want, atol=FLOAT32)
+        grad_cam(_net(head=head), pictures, 1), want, atol=FLOAT32)
 
   def test_one_logit_has_two_sides(self):
     model = tiny.conv_net(head="sigmoid", classes=1, seed=1)
@@ -94,7 +101,7 @@ class GradCamTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 3, 5, 100)
   def test_the_batch_size_does_not_matter(self, batch_size):
-    model = tiny.conv_net(tail="block")
+    model = _net("block")
     pictures = tiny.images(5)
     targets = [0, 1, 2, 0, 1]
     # Float32 convolutions of batches of another size.
@@ -108,7 +115,7 @@ class GradCamTest(parameterized.TestCase):
       ("flatten", "act", "softplus"))
   def test_weights_against_finite_differences(self, tail, layer, activation):
     """Tails with inference BatchNormalization, residual sums, hidden Dense."""
-    model = tiny.conv_net(tail=tail, activation=activation)
+    model = _net(tail, activation=activation)
     pictures = tiny.images(3)
     output = model.get_layer(layer).output
     features = keras.Model(model.inputs, output)(pictures).numpy()
@@ -127,7 +134,7 @@ class GradCamTest(parameterized.TestCase):
     self.assertLess(tiny.relative_error(got, want), 2e-3)
 
   def test_the_last_spatial_layer_by_default(self):
-    model = tiny.conv_net(tail="depthwise")
+    model = _net("depthwise")
     pictures = tiny.images(2)
     np.testing.assert_array_equal(
         grad_cam(model, pictures), grad_cam(model, pictures, layer="act2"))
@@ -137,7 +144,7 @@ class GradCamTest(parameterized.TestCase):
         grad_cam(model, pictures, layer="act2").shape, (2, 3, 3))
 
   def test_behind_wrappers(self):
-    net = tiny.conv_net(tail="depthwise")
+    net = _net("depthwise")
     pictures = tiny.images(3)
     want = grad_cam(net, pictures, 1, "act")
     with tiny.fine_quantizers():
@@ -170,8 +177,8 @@ class GradCamTest(parameterized.TestCase):
   def test_other_numbers(self):
     pictures = np.random.default_rng(0).integers(0, 9, (2, 6, 6, 2))
     np.testing.assert_array_equal(
-        grad_cam(tiny.conv_net(), pictures.astype(np.uint8)),
-        grad_cam(tiny.conv_net(), pictures.astype(np.float64)))
+        grad_cam(_net(), pictures.astype(np.uint8)),
+        grad_cam(_net(), pictures.astype(np.float64)))
 
   def test_pictures_of_any_size(self):
     inputs = keras.Input((None, None, 2))
@@ -196,7 +203,7 @@ class GradCamTest(parameterized.TestCase):
   def test_errors(self, changed, message):
     settings = {"images": tiny.images(2), **changed}
     with self.assertRaisesRegex(ValueError, message):
-      grad_cam(tiny.conv_net(), **settings)
+      grad_cam(_net(), **settings)
 
   def test_what_is_no_model_is_said(self):
     import keras as keras_3

@@ -1,17 +1,28 @@
 """Tests of the methods that differentiate a score by the pixels."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution
+from tests import export_helpers as helpers
 from tests import tiny
 
+# Nets that all tests share: leave them as they are.
+_net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 _layers = keras.layers
 _METHODS = (attribution.saliency, attribution.gradient_x_input,
             attribution.integrated_gradients, attribution.smooth_grad,
             attribution.var_grad, attribution.guided_backprop)
+
+
+@functools.cache
+def _pruned():
+  """Wrapped, with masks of ones."""
+  return tiny.prune(_net(), 0.0)
 
 
 def _dense(kernels, biases=None):
@@ -36,13 +47,13 @@ class InputGradientsTest(parameterized.TestCase):
     model = tiny.conv_net(tail="flatten", activation="tanh")
     picture = tiny.images(1)
     got = attribution.saliency(model, picture, 1)[0]
-    step, slopes = 1e-2, np.zeros(picture.shape[1:])
-    for place in np.ndindex(*slopes.shape):
-      moved = [picture.copy(), picture.copy()]
-      for one, sign in zip(moved, (1, -1)):
-        one[0][place] += sign * step
-      high, low = (model(one).numpy()[0, 1] for one in moved)
-      slopes[place] = (high - low) / (2 * step)
+    step = np.float32(1e-2)
+    # One batch for each side, in which each picture has one value moved.
+    moves = step * np.eye(picture.size, dtype=np.float32).reshape(
+        -1, *picture.shape[1:])
+    high, low = (model(picture + sign * moves).numpy()[:, 1]
+                 for sign in (1, -1))
+    slopes = ((high - low) / (2 * step)).reshape(picture.shape[1:])
     # A central difference of step 1e-2: truncation of order 1e-4, and float32
     # round-off of 1e-5.
     np.testing.assert_allclose(got, np.abs(slopes).max(-1), atol=5e-4)
@@ -118,7 +129,7 @@ class InputGradientsTest(parameterized.TestCase):
         np.abs(ours / pictures[..., 0]), theirs, rtol=1e-2, atol=1e-3)
 
   def test_smooth_grad_without_noise_is_saliency(self):
-    model, pictures = tiny.conv_net(tail="flatten"), tiny.images(3)
+    model, pictures = _net("flatten"), tiny.images(3)
     # Float32 means of two equal gradients; batches of another size.
     np.testing.assert_allclose(
         attribution.smooth_grad(model, pictures, 1, noise=0.0, samples=2),
@@ -130,7 +141,7 @@ class InputGradientsTest(parameterized.TestCase):
         atol=1e-12)
 
   def test_noise_is_each_pictures_own(self):
-    model, pictures = tiny.conv_net(tail="flatten"), tiny.images(5)
+    model, pictures = _net("flatten"), tiny.images(5)
     for method in (attribution.smooth_grad, attribution.var_grad):
       whole = method(model, pictures, 1, samples=4)
       # Float32 means and variances, gathered from other batches.
@@ -162,7 +173,7 @@ class InputGradientsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_METHODS)
   def test_targets_heads_and_wrappers(self, method):
-    model, pictures = tiny.conv_net(), tiny.images(3)
+    model, pictures = _net(), tiny.images(3)
     got = method(model, pictures, [2, 0, 1])
     self.assertEqual((got.dtype, got.shape), (np.float32, (3, 6, 6)))
     # A dead map is 0; what is compared below may be off by 1e-6.
@@ -175,16 +186,15 @@ class InputGradientsTest(parameterized.TestCase):
             atol=1e-6)
     # Float32 gradients of other graphs, gathered in another order.
     np.testing.assert_allclose(
-        method(tiny.conv_net(head="softmax"), pictures, [2, 0, 1]), got,
-        rtol=1e-3, atol=1e-6)
+        method(_net(head="softmax"), pictures, [2, 0, 1]), got, rtol=1e-3,
+        atol=1e-6)
     np.testing.assert_allclose(
-        method(tiny.prune(tiny.copy_of(model), 0.0), pictures, [2, 0, 1]), got,
-        rtol=1e-3, atol=1e-6)
+        method(_pruned(), pictures, [2, 0, 1]), got, rtol=1e-3, atol=1e-6)
     with self.assertRaisesRegex(ValueError, "layer must be None"):
       method(model, pictures, layer="act")
 
   def test_bad_settings(self):
-    model, pictures = tiny.conv_net(), tiny.images(1)
+    model, pictures = _net(), tiny.images(1)
     with self.assertRaisesRegex(ValueError, "steps must be 1 or more"):
       attribution.integrated_gradients(model, pictures, steps=0)
     with self.assertRaisesRegex(ValueError, "baseline must be a number"):

@@ -167,6 +167,7 @@ class ResNet8Test(_ModelTest):
     self.check("activation_2", "int8", ("whole", "float16"), cosine=0.99,
                cosine_p5=0.99, cosine_worst=0.96, same_class=0.9)
 
+  @pytest.mark.slow("pretrained")
   def test_int8_equal_weighted(self):
     net, wcam = load(self.path), kap.WCAM("activation_4", method="ewa")
     content = kap.export.convert(
@@ -195,6 +196,7 @@ class VisualWakeWordsTest(_ModelTest):
   def test_float32_earlier_map(self):
     self.check("activation_18", "float32", IN_FLOATS, **FLOAT)
 
+  @pytest.mark.slow("pretrained")
   def test_int8_last_map(self):
     # A map of 3x3. Measured: .9994, .987, .975, same top class .979.
     self.check(None, "int8", TAIL, cosine=0.99, cosine_p5=0.96,

@@ -7,7 +7,8 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import WCAM
-from keras_attr_preserve.regularizer import Match
+from keras_attr_preserve import wcam as maps_of
+from keras_attr_preserve.regularizer import Match, check_wcam
 from keras_attr_preserve.tap import Tapped
 
 # Cosines in float32: sums over up to 10 channels and 16 positions.
@@ -72,16 +73,36 @@ class SettingsTest(parameterized.TestCase):
         (wcam.method, wcam.weight, wcam.drop_rate, wcam.target),
         ("swa", "auto", 0.0, "teacher"))
 
+  def test_the_least_and_the_most_that_may_be(self):
+    self.assertEqual(WCAM("a", top_k=1).top_k, 1)
+    self.assertEqual(WCAM("a", weight=0).weight, 0)  # It only observes.
+    self.assertEqual(WCAM("a", weight=0.5, agreement=0.9).weight, 0.5)
+    self.assertEqual(
+        WCAM(["a", "b"], layer_weights=[0, 0.5]).layer_weights, (0, 1))
+
+  def test_a_schedule_is_a_weight(self):
+    def weight(step):
+      return step
+    self.assertIs(WCAM("a", weight=weight).weight, weight)
+
+  def test_what_is_no_wcam(self):
+    wcam = WCAM("a")
+    self.assertIs(check_wcam(wcam), wcam)
+    with self.assertRaisesRegex(TypeError, "wcam must be a WCAM; got 'a'"):
+      check_wcam("a")
+
   @parameterized.parameters(
       ({"method": "lrp"}, "method must be one of .*swa.*ewa.*got 'lrp'"),
       ({"target": "every"}, "target must be one of .*label.*got 'every'"),
       ({"top_k": 0}, "top_k must be a number of 1 or more; got 0"),
+      ({"top_k": 2.5}, "top_k must be a number of 1 or more; got 2.5"),
       ({"agreement": 1}, "agreement must be a cosine between 0 and 1; got 1"),
       ({"agreement": 0.0}, "agreement must be a cosine .* got 0.0"),
       ({"agreement": 0.9, "weight": 0.0}, "weight must be a number of more th"),
       ({"layer_weights": [1, 1]}, r"layer_weights must be 1 numbers.*\[1, 1\]"),
       ({"layer_weights": [-1]}, "layer_weights must be 1 numbers of 0 or more"),
       ({"layer_weights": [0]}, "layer_weights must be .*not all 0; got"),
+      ({"layer_weights": [float("inf")]}, "layer_weights must be 1 numbers"),
       ({"weight": -1}, "weight must be a number of 0 or more; got -1"),
       ({"weight": float("inf")}, "weight must be .* got inf"),
       ({"weight": float("nan")}, "weight must be .* got nan"),
@@ -136,7 +157,8 @@ class SeedsTest(parameterized.TestCase):
 
   def test_present(self):
     seeds = WCAM("a", target="present").seeds(
-        tf.constant(self.LOGITS), tf.constant([[0, 1, 1], [0, 0, 1]]))
+        # One half is less than a mark, as in Keras's binary accuracy.
+        tf.constant(self.LOGITS), tf.constant([[0, 1, 1], [0, 0.5, 1]]))
     self.assertLen(seeds, 3)
     for k, (seed, has) in enumerate(seeds):
       np.testing.assert_array_equal(seed, np.eye(3)[[k, k]])
@@ -148,6 +170,8 @@ class SeedsTest(parameterized.TestCase):
     np.testing.assert_array_equal(seeds[0][0], [[0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(seeds[1][0], [[0, 0, 1], [0, 0, 1]])
     self.assertLen(seeds, 2)
+    self.assertLen(WCAM("a", target="top_k", top_k=3).seeds(
+        tf.constant(self.LOGITS), None), 3)
     with self.assertRaisesRegex(
         ValueError, "top_k must be at most the model's 3 classes; got 4"):
       WCAM("a", target="top_k", top_k=4).seeds(tf.constant(self.LOGITS), None)
@@ -183,7 +207,7 @@ class SeedsTest(parameterized.TestCase):
     logits = tf.constant([[2.0], [-3.0]])
     (seed, _), = WCAM("a").seeds(logits, None)
     np.testing.assert_array_equal(seed, [[1], [-1]])
-    for labels in ([0, 1], [[0], [1]], [[0.0], [1.0]]):
+    for labels in ([0, 1], [[0], [1]], [[0.0], [1.0]], [[0.5], [0.6]]):
       (seed, has), = WCAM("a", target="label").seeds(
           logits, tf.constant(labels))
       np.testing.assert_array_equal(seed, [[-1], [1]])
@@ -308,6 +332,7 @@ class MatchTest(parameterized.TestCase):
     np.testing.assert_allclose(
         got.distance, [1 - want[0], 1 - want[1], 0], atol=COSINE)
     np.testing.assert_array_equal(got.valid, [1, 1, 0])
+    np.testing.assert_array_equal(got.explained, [1, 1, 0])
 
   def test_dead_maps(self):
     alive = np.ones((1, 2, 2, 1))
@@ -340,6 +365,26 @@ class MatchTest(parameterized.TestCase):
     self.assertEqual(got.distance.shape, (3,))
     # Maps of squares are alike by being positive; a dead one would count 0.
     self.assertTrue((got.agreement.numpy() > 0.3).all())
+
+  def test_a_loss_of_ones_own_is_told_how_many_positions_a_map_has(self):
+    class Summed(WCAM):
+      def _loss(self, distance, positions):
+        return distance * positions
+
+    tapped = [*_tapped([_random(0)[0]], _random(0)[1]),
+              *_tapped([_random(1)[0]], _random(1)[1])]
+    np.testing.assert_allclose(
+        _match(Summed("a"), *tapped).distance,
+        6 * _match(WCAM("a"), *tapped).distance, rtol=COSINE)
+
+  def test_a_guide_of_other_settings_is_refused(self):
+    tape, tapped = _tapped([_random(0)[0]] * 2, _random(0)[1])
+    one = tapped._replace(features=tapped.features[:1])
+    for wcam, guide in (
+        (WCAM("a"), WCAM("a", target="all").guide(tape, one)),  # More classes.
+        (WCAM("a"), WCAM(["a", "b"]).guide(tape, tapped))):  # More layers.
+      with self.assertRaisesRegex(ValueError, "zip"):
+        wcam.match(guide, tape, one)
 
   def test_dropping_touches_the_teacher_alone(self):
     (features, kernel) = _random(0, channels=10)
@@ -384,6 +429,11 @@ class MatchTest(parameterized.TestCase):
         *one, *one, None, seed).agreement
     # Were one draw used for both layers, float32 rounding alone would remain.
     self.assertGreater(np.abs(both - alone).max(), 1e-4)
+    # By the step and the layer's number, so that no two draws have one seed.
+    guide = wcam.guide(*tapped, None, seed)
+    for i, got in enumerate(guide.maps[0]):
+      np.testing.assert_array_equal(got, maps_of.equal_weighted_map(
+          maps_of.drop_channels(features, 0.5, tf.constant([3, i]))))
 
   def test_gradients_reach_the_student_alone(self):
     (teacher, kernel), (student, other) = _random(0), _random(1)

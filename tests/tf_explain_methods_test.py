@@ -1,5 +1,6 @@
 """Tests of tf_explain_methods.py: its own numbers, a class an image."""
 
+import functools
 import sys
 from unittest import mock
 
@@ -13,8 +14,11 @@ from keras_attr_preserve import attribution
 from keras_attr_preserve.attribution.tf_explain_methods import (
   integrated_gradients,
 )
+from tests import export_helpers as helpers
 from tests import tiny
 
+# Nets that all tests share: leave them as they are.
+_net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 # Float32 convolutions of batches of another size.
 BATCHES = 1e-5
 
@@ -48,7 +52,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
 
   @parameterized.product(target=[0, 2], steps=[2, 7])
   def test_equals_tf_explain_on_one_class(self, target, steps):
-    model = tiny.conv_net(tail="block", activation="softplus")
+    model = _net("block", activation="softplus")
     pictures = tiny.images(3)
     got = integrated_gradients(
         model, pictures, target, steps=steps, batch_size=2)
@@ -57,7 +61,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
         got, _tf_explain(model, pictures, target, steps), atol=BATCHES)
 
   def test_a_class_for_each_image(self):
-    model = tiny.conv_net()
+    model = _net()
     pictures = tiny.images(4)
     targets = [2, 0, 1, 2]
     want = [_tf_explain(model, pictures[[i]], k, 10)[0]
@@ -79,8 +83,8 @@ class IntegratedGradientsTest(parameterized.TestCase):
     pictures = tiny.images(3)
     # The same float32 sums, whatever follows the logits.
     np.testing.assert_allclose(
-        integrated_gradients(tiny.conv_net(head=head), pictures, 1),
-        integrated_gradients(tiny.conv_net(), pictures, 1), atol=1e-6)
+        integrated_gradients(_net(head=head), pictures, 1),
+        integrated_gradients(_net(), pictures, 1), atol=1e-6)
 
   def test_alive_under_quantization(self):
     net = tiny.conv_net()
@@ -98,7 +102,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 3, 50)
   def test_the_batch_size_does_not_matter(self, batch_size):
-    model, pictures = tiny.conv_net(), tiny.images(3)
+    model, pictures = _net(), tiny.images(3)
     np.testing.assert_allclose(
         integrated_gradients(model, pictures, 0, batch_size=batch_size),
         integrated_gradients(model, pictures, 0), atol=BATCHES)
@@ -112,7 +116,7 @@ class IntegratedGradientsTest(parameterized.TestCase):
   def test_errors(self, changed, message):
     settings = {"images": tiny.images(2), **changed}
     with self.assertRaisesRegex(ValueError, message):
-      integrated_gradients(tiny.conv_net(), **settings)
+      integrated_gradients(_net(), **settings)
 
   def test_what_is_no_model_is_said(self):
     with self.assertRaisesRegex(TypeError, "model must be a tf_keras.Model"):
@@ -122,10 +126,10 @@ class IntegratedGradientsTest(parameterized.TestCase):
     with mock.patch.dict(sys.modules, {
         "tf_explain.core.integrated_gradients": None}), self.assertRaisesRegex(
             ImportError, "tf_explain"):
-      integrated_gradients(tiny.conv_net(), tiny.images(2))
+      integrated_gradients(_net(), tiny.images(2))
 
   def test_the_other_methods(self):
-    model, pictures = tiny.conv_net(tail="flatten"), tiny.images(4)
+    model, pictures = _net("flatten"), tiny.images(4)
     targets = [2, 0, 1, 1]
     for method, mine in (("vanilla_gradients", False),
                          ("gradients_inputs", True)):

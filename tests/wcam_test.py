@@ -103,6 +103,11 @@ class DropChannelsTest(parameterized.TestCase):
     for step in range(5):
       self.assertEqual(self._dropped(channels, rate, [step, 0]).sum(), count)
 
+  def test_where_nothing_is_dropped_nothing_is_drawn(self):
+    features = tf.ones([1, 1, 1, 3])
+    self.assertIs(
+        wcam.drop_channels(features, 0.3, tf.constant([0, 0])), features)
+
   def test_neither_rescales_nor_mixes(self):
     features = _rng().normal(size=(3, 4, 5, 10)).astype(np.float32)
     got = wcam.drop_channels(features, 0.3, tf.constant([1, 2])).numpy()
@@ -125,12 +130,13 @@ class DropChannelsTest(parameterized.TestCase):
 
   def test_every_subset_is_equally_likely_over_the_steps(self):
     @tf.function
-    def order(seed):
-      return wcam.drop_channels(tf.ones([1, 1, 1, 4]), 0.5, seed)[0, 0, 0]
+    def orders(steps):
+      return tf.map_fn(lambda step: wcam.drop_channels(
+          tf.ones([1, 1, 1, 4]), 0.5, tf.stack([step, 0]))[0, 0, 0], steps,
+                       fn_output_signature=tf.float32)
 
     draws = 1200
-    codes = [int(order(tf.constant([step, 0])).numpy() @ [8, 4, 2, 1])
-             for step in range(draws)]
+    codes = orders(tf.range(draws)).numpy() @ [8, 4, 2, 1]
     subsets, counts = np.unique(codes, return_counts=True)
     np.testing.assert_array_equal(subsets, [3, 5, 6, 9, 10, 12])
     expected = draws / 6
@@ -261,11 +267,21 @@ class MapDistanceTest(parameterized.TestCase):
     np.testing.assert_allclose(
         _distance(teacher, student), want, atol=1e-5)
 
+  def test_double_precision_is_kept_where_sizes_differ(self):
+    teacher, student = (_maps(seed, 2, size, size, dtype=np.float64)
+                        for seed, size in enumerate((4, 8)))
+    self.assertEqual(_distance(teacher, student).dtype, np.float64)
+
+  def test_what_has_the_smaller_size_is_left_as_it_is(self):
+    for size in (4, 8):
+      one, other = tf.ones([2, 4, 4]), tf.ones([2, size, size])
+      self.assertIs(wcam.same_size(one, other)[0], one)
+
   def test_sizes_unknown_while_tracing(self):
     maps = tf.TensorSpec([None, None, None])
     distance = tf.function(wcam.map_distance, input_signature=[maps, maps])
-    for size in (4, 8):
-      teacher, student = _maps(0, 2, 4, 4), _maps(1, 2, size, size)
+    for size in ((4, 4), (8, 8), (8, 3), (3, 9)):
+      teacher, student = _maps(0, 2, 4, 6), _maps(1, 2, *size)
       # Of unknown sizes tf.image.resize stands in for its own float32 matrices.
       np.testing.assert_allclose(
           distance(tf.constant(teacher), tf.constant(student)),
