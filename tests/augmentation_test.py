@@ -142,11 +142,12 @@ class AugmentationTest(parameterized.TestCase):
         self.logs(student, teacher)["attr_agreement"], 1.0, places=PLACES)
 
   def test_pruned_by_fit(self):
+    """As a graph of Keras."""
     teacher = _NETS["flat"]()
     student = _compile(kap.hold_zeros(kap.prune_with_reconstruction(
         teacher, {"act2": 0.02}, self.images)))
     logs = student.fit(
-        self.images, self.labels, batch_size=6, verbose=0,
+        self.images, self.labels, batch_size=12, verbose=0,
         callbacks=[kap.PreserveAttribution(
             teacher, kap.WCAM("act2"), hints=kap.Hints())]).history
     # Few weights go and others make up for them; images turned for the student

@@ -1,4 +1,9 @@
-"""What goes wrong in a fit: bad values, wrong settings, interruptions."""
+"""What goes wrong in a fit: bad values, wrong settings, interruptions.
+
+Most models are compiled to run eagerly, which takes a few steps in a fifth of
+the time that tracing them does; a test that says `run_eagerly=False` has Keras
+trace a graph.
+"""
 
 import contextlib
 import os
@@ -9,6 +14,7 @@ import time
 import warnings
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
@@ -31,7 +37,8 @@ MESSAGE = (r"The loss is not finite, and the weights are left as they are\. "
 def _compiled(model, **settings):
   model.compile(
       keras.optimizers.SGD(0.05, momentum=0.9),
-      keras.losses.CategoricalCrossentropy(from_logits=True), **settings)
+      keras.losses.CategoricalCrossentropy(from_logits=True),
+      **{"run_eagerly": True, **settings})
   return model
 
 
@@ -52,7 +59,7 @@ class _FaultsTest(parameterized.TestCase):
     keras.utils.set_random_seed(0)
     self.pictures = tiny.images(COUNT, size=4)
     self.labels = np.eye(3, dtype=np.float32)[tiny.labels(COUNT)]
-    self.teacher = tiny.conv_net(seed=0, size=4)
+    self.teacher = tiny.shared(tiny.conv_net, seed=0, size=4)
     self.net = tiny.conv_net(seed=1, size=4)
     self.wcam = WCAM("act")
 
@@ -74,8 +81,9 @@ class _FaultsTest(parameterized.TestCase):
     self.assert_clean(model)
     self.assertTrue(np.isfinite(model.evaluate(
         self.pictures, self.labels, verbose=0)))
-    history = self.fit(model, preserve=False, validation_data=(
-        self.pictures, self.labels))
+    history = self.fit(
+        model, preserve=False, batch_size=COUNT,
+        validation_data=(self.pictures, self.labels))
     self.assertEqual(set(history), {"loss", "val_loss"})
     self.assertEmpty([one for one in vars(model) if "attr_preserve" in one])
     path = tiny.folder(self) / "model.h5"
@@ -97,14 +105,20 @@ class _FaultsTest(parameterized.TestCase):
 class NotFiniteTest(_FaultsTest):
 
   @parameterized.parameters(
-      ("graph", np.nan), ("graph", np.inf), ("eager", np.nan),
-      ("two_steps", np.nan), ("pruned", np.inf))
+      ("graph", np.nan), ("eager", np.inf), ("eager", np.nan),
+      ("pruned", np.inf))
   def test_in_a_picture(self, way, value):
     """In the second batch of three: as after the first, to the last bit."""
-    settings = {"eager": {"run_eagerly": True},
-                "two_steps": {"steps_per_execution": 2}}.get(way, {})
+    self.check_in_a_picture(way, value)
+
+  @pytest.mark.slow("training")
+  def test_in_a_picture_of_several_steps_at_once(self):
+    self.check_in_a_picture("two_steps", np.nan)
+
+  def check_in_a_picture(self, way, value):
     model = tiny.prune(self.net) if way == "pruned" else self.net
-    _compiled(model, **settings)
+    _compiled(model, run_eagerly=way == "eager",
+              steps_per_execution=2 if way == "two_steps" else 1)
     keep = _Keep()
     start = model.get_weights()
     self.pictures[2, 1, 1, 0] = value
@@ -115,7 +129,7 @@ class NotFiniteTest(_FaultsTest):
       other = _compiled(tiny.conv_net(seed=1, size=4))
       self.fit(other, x=self.pictures[:2], y=self.labels[:2])
       for one, two in zip(model.get_weights(), other.get_weights()):
-        # Two steps are one function: its float32 sums may be ordered otherwise.
+        # Two steps are one graph: its float32 sums may be ordered otherwise.
         np.testing.assert_allclose(one, two, atol=1e-6)
       self.assertTrue(all(
           np.isfinite(one).all() for one in model.get_weights()))
@@ -147,7 +161,7 @@ class NotFiniteTest(_FaultsTest):
     """A weight that moves and moving averages too."""
     model = self.net
     model.compile(keras.mixed_precision.LossScaleOptimizer(
-        keras.optimizers.SGD(0.05)), "mse")
+        keras.optimizers.SGD(0.05)), "mse", run_eagerly=True)
     step = TrainStep(model, self.teacher, WCAM("act", agreement=0.9))
     start = model.get_weights()
     self.pictures[0, 0, 0, 0] = np.nan
@@ -155,9 +169,11 @@ class NotFiniteTest(_FaultsTest):
     self.assertTrue(tiny.weights_equal(model.get_weights(), start))
     self.assertTrue(np.isfinite(float(step.state.log_weight)))
 
+  # That XLA takes such a step at all, keras_ways_test.py holds as well.
+  @pytest.mark.slow("training")
   def test_xla_does_as_keras_does(self):
     """It has no assertions; what the loss's doc says is so."""
-    model = _compiled(self.net, jit_compile=True)
+    model = _compiled(self.net, jit_compile=True, run_eagerly=False)
     self.pictures[0, 0, 0, 0] = np.nan
     history = self.fit(
         model, [keras.callbacks.TerminateOnNaN()], epochs=3)
@@ -183,7 +199,7 @@ class DeadTest(_FaultsTest):
     for _ in range(2):
       with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        self.fit(net, [ours], preserve=False, epochs=3)
+        self.fit(net, [ours], preserve=False, epochs=2, batch_size=COUNT)
       self.assertLen([one for one in caught
                       if re.search(message, str(one.message))], 1)
 
@@ -228,8 +244,8 @@ class PruningStepTest(_FaultsTest):
       ours = PreserveAttribution(self.teacher, WCAM("act", drop_rate=0.5))
       history = self.fit(
           model, [*[update()] * before, ours, *[update()] * after],
-          preserve=False)
-      self.assertEqual(set(tiny.pruning_steps(model)), {3})
+          preserve=False, batch_size=3)
+      self.assertEqual(set(tiny.pruning_steps(model)), {2})
       found.append((model.get_weights(), history))
     for weights, history in found[1:]:
       self.assertTrue(tiny.weights_equal(weights, found[0][0]))
@@ -248,17 +264,27 @@ class PruningStepTest(_FaultsTest):
 class InterruptedTest(_FaultsTest):
 
   @parameterized.parameters(
-      ("on_train_begin", None), ("on_epoch_begin", 0.9),
-      ("on_train_batch_begin", None), ("on_train_batch_end", 0.9),
-      ("on_test_batch_begin", 0.9), ("on_train_end", 0.9))
+      ("on_train_batch_begin", None), ("on_test_batch_begin", 0.9),
+      ("on_train_end", 0.9))
   def test_by_another_callback(self, moment, agreement):
     """Ours has announced the batch already that never comes."""
+    self.check_by_another_callback(moment, agreement)
+
+  # At these moments callbacks_test.py interrupts as well.
+  @parameterized.parameters(
+      ("on_train_begin", None), ("on_epoch_begin", 0.9),
+      ("on_train_batch_end", 0.9))
+  @pytest.mark.slow("training")
+  def test_by_another_callback_between_steps(self, moment, agreement):
+    self.check_by_another_callback(moment, agreement)
+
+  def check_by_another_callback(self, moment, agreement):
     other = keras.callbacks.Callback()
     def interrupt(*_, **__):
       raise KeyboardInterrupt()
     setattr(other, moment, interrupt)
     self.wcam = WCAM("act", agreement=agreement)
-    model = _compiled(self.net, run_eagerly=True)
+    model = _compiled(self.net)
     ours = PreserveAttribution(self.teacher, self.wcam)
     with self.assertRaises(KeyboardInterrupt):
       self.fit(model, [ours, other], preserve=False,
@@ -324,7 +350,8 @@ class OddDataTest(_FaultsTest):
     self.assert_usable(model)
 
   def test_one_picture_at_a_time(self):
-    history = self.fit(_compiled(self.net), batch_size=1, epochs=2)
+    history = self.fit(_compiled(self.net), x=self.pictures[:3],
+                       y=self.labels[:3], batch_size=1, epochs=2)
     self.assertTrue(np.isfinite(history["loss"]).all())
     # Maps that are dead would count 0.
     self.assertBetween(history["attr_agreement"][1], 1e-3, 1)
@@ -334,7 +361,7 @@ class OddDataTest(_FaultsTest):
     """A softmax of one score says nothing; its logit has a map all the same."""
     self.teacher, model = (tiny.smooth_net(
         seed, classes=1, head=head) for seed in (0, 1))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     history = self.fit(model, y=self.labels[:, :1])
     # Maps of what the softmax gives, a constant, would be dead and count 0.
     self.assertBetween(history["attr_agreement"][0], 1e-3, 1)
@@ -344,7 +371,8 @@ class OddDataTest(_FaultsTest):
     found = []
     for kind in (np.float32, np.uint8):
       model = _compiled(tiny.conv_net(seed=1, size=4))
-      found.append(self.fit(model, x=pictures.astype(kind)))
+      found.append(self.fit(
+          model, x=pictures.astype(kind), batch_size=COUNT))
     for name in found[0]:
       # Whole numbers are exact in float32; sums may come in another order.
       np.testing.assert_allclose(

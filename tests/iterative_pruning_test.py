@@ -1,6 +1,7 @@
 """Tests of iterative_pruning.py: the schedule's numbers, then whole fits."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
@@ -23,8 +24,8 @@ class ScheduleTest(parameterized.TestCase):
       ("integers", lambda schedule: schedule),
       ("eager", lambda schedule: lambda step: schedule(
           tf.constant(step, tf.int64))),
-      ("graph", lambda schedule: lambda step: tf.function(schedule)(
-          tf.constant(step, tf.int64))),
+      ("graph", lambda schedule: tf.function(
+          schedule, input_signature=[tf.TensorSpec([], tf.int64)])),
       ("int32", lambda schedule: lambda step: schedule(
           tf.constant(step, tf.int32))))
   def test_numbers_worked_by_hand(self, call):
@@ -120,17 +121,19 @@ class FitTest(parameterized.TestCase):
         kap.clone_model(self.teacher),
         pruning_schedule=IterativePruning(**settings))
 
-  def fit(self, student, epochs, *callbacks, rate=0.02, steps=2, **settings):
+  def fit(self, student, epochs, *callbacks, rate=0.02, steps=2,
+          preserve=True, run_eagerly=True):
     student.compile(
         keras.optimizers.Adam(rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        **settings)
+        run_eagerly=run_eagerly)
+    ours = [kap.PreserveAttribution(
+        self.teacher, kap.WCAM("act2", weight=4.0))] * preserve
     return student.fit(
         self.pictures, self.labels, batch_size=8 // steps, epochs=epochs,
         verbose=0, callbacks=[
-            tfmot.sparsity.keras.UpdatePruningStep(), *callbacks,
-            kap.PreserveAttribution(
-                self.teacher, kap.WCAM("act2", weight=4.0))]).history
+            tfmot.sparsity.keras.UpdatePruningStep(), *callbacks, *ours]
+    ).history
 
   def left(self, student):
     """The weights left in each kernel."""
@@ -138,18 +141,26 @@ class FitTest(parameterized.TestCase):
     return [np.count_nonzero(layer.kernel) for layer in stripped.layers
             if hasattr(layer, "kernel")]
 
-  @parameterized.parameters(False, True)
-  def test_one_fit_of_16_rounds(self, run_eagerly):
+  def test_one_fit_of_16_rounds(self):
+    self.check_one_fit(17)  # One more: nothing happens in it.
+
+  @pytest.mark.slow("pruning")
+  def test_one_fit_that_runs_eagerly(self):
+    self.check_one_fit(3, run_eagerly=True)
+
+  def check_one_fit(self, epochs, run_eagerly=False):
     student = self.student(steps_per_round=2)
     left = []
     after = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: left.append(self.left(student)))
+        on_epoch_end=lambda epoch, logs: left.append([
+            np.count_nonzero(layer.layer.kernel) for layer in student.layers
+            if getattr(layer, "pruning_vars", ())]))
     masks = _Masks()
     before = self.teacher.get_weights()
-    epochs = 3 if run_eagerly else 17  # One more: nothing happens in it.
     history = self.fit(
         student, epochs, after, masks, run_eagerly=run_eagerly)
     sizes = (144, 576, 24)
+    self.assertEqual(self.left(student), left[-1])
     for number, counts in enumerate(left):
       sparsity = SPARSITIES[min(number, 15)]
       self.assertEqual(
@@ -171,13 +182,20 @@ class FitTest(parameterized.TestCase):
     for steps, sleeps in ((4, True), (8, False)):  # Steps of an epoch.
       keras.utils.set_random_seed(0)
       masks = _Masks()
-      self.fit(self.student(rounds=4, steps_per_round=4), 16 // steps, masks,
-               rate=0.2, steps=steps)
-      self.assertLen(masks.masks, 16)
+      self.fit(self.student(rounds=2, steps_per_round=4), 8 // steps, masks,
+               rate=0.2, steps=steps, preserve=False)
+      self.assertLen(masks.masks, 8)
       self.assertEqual(masks.woken() == 0, sleeps, masks.woken())
 
-  @parameterized.parameters("h5", "keras", "tf")
-  def test_saved_loaded_and_trained_on(self, kind):
+  def test_saved_loaded_and_trained_on(self):
+    self.check_saved_loaded_and_trained_on("h5")
+
+  @parameterized.parameters("keras", "tf")
+  @pytest.mark.slow("pruning")
+  def test_saved_in_another_format(self, kind):
+    self.check_saved_loaded_and_trained_on(kind)
+
+  def check_saved_loaded_and_trained_on(self, kind):
     student = self.student(rounds=4, steps_per_round=2)
     self.fit(student, 2)
     path = str(tiny.folder(self) / (f"net.{kind}" if kind != "tf" else "net"))

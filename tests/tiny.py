@@ -1,6 +1,7 @@
 """Tiny models, pictures and finite differences that the tests share."""
 
 import contextlib
+import functools
 import tempfile
 import unittest
 from collections.abc import Callable, Sequence
@@ -108,6 +109,22 @@ def smooth_net(
   return net
 
 
+def shared(build: Callable[..., keras.Model], *args, **settings) -> keras.Model:
+  """Builds a model once for all tests of a process.
+
+  A test may change its weights, which are put back here, and nothing else.
+  """
+  model, weights = _built(build, args, tuple(sorted(settings.items())))
+  model.set_weights(weights)
+  return model
+
+
+@functools.cache
+def _built(build, args, settings):
+  model = build(*args, **dict(settings))
+  return model, model.get_weights()
+
+
 def _block(x, number: str, width: int, activation: str):
   layers = keras.layers
   x = layers.Conv2D(
@@ -195,6 +212,16 @@ def pruning_steps(model: keras.Model) -> list[int]:
   """Reads the step counter of every pruned layer."""
   return [int(layer.pruning_step) for layer in model.layers
           if hasattr(layer, "pruning_step")]
+
+
+@contextlib.contextmanager
+def eagerly():
+  """Runs what tf.function makes as Python: tracing takes longer than to run."""
+  tf.config.run_functions_eagerly(True)
+  try:
+    yield
+  finally:
+    tf.config.run_functions_eagerly(False)
 
 
 @contextlib.contextmanager
