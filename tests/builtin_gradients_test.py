@@ -19,6 +19,8 @@ from tests import tiny
 from tests.shared_files import shared
 
 PADDINGS = ("SAME", "VALID")
+# Of pools.
+SIZES, STRIDES = (2, 3, (3, 1)), (1, 2, 3, (2, 1))
 # float32 sums in another order, or one rounding more.
 RTOL, ATOL = 1e-5, 1e-6
 
@@ -121,8 +123,16 @@ class RuleTest(parameterized.TestCase):
     self.check("Mean", lambda x: tf.reduce_mean(x, axis, keepdims), picture())
 
   @parameterized.product(
-      size=(2, 3, (3, 1)), stride=(1, 2, 3, (2, 1)), padding=PADDINGS)
+      size=(3, (3, 1)), stride=(2, (2, 1)), padding=PADDINGS)
   def test_max_pool(self, size, stride, padding):
+    self.check_max_pool(size, stride, padding)
+
+  @parameterized.product(size=SIZES, stride=STRIDES, padding=PADDINGS)
+  @pytest.mark.slow("files")
+  def test_every_max_pool(self, size, stride, padding):
+    self.check_max_pool(size, stride, padding)
+
+  def check_max_pool(self, size, stride, padding):
     # Ties, which TensorFlow gives to the first of the window, row by row; and
     # values below zero, where nothing may come from the padding.
     x = np.concatenate([picture(), steps(), steps() - 9], -1)
@@ -151,8 +161,16 @@ class RuleTest(parameterized.TestCase):
           [[1, 0, 2], [4, 0, 8], [0, 0, 0]])
 
   @parameterized.product(
-      size=(2, 3, (3, 1)), stride=(1, 2, 3, (2, 1)), padding=PADDINGS)
+      size=(3, (3, 1)), stride=(2, (2, 1)), padding=PADDINGS)
   def test_average_pool(self, size, stride, padding):
+    self.check_average_pool(size, stride, padding)
+
+  @parameterized.product(size=SIZES, stride=STRIDES, padding=PADDINGS)
+  @pytest.mark.slow("files")
+  def test_every_average_pool(self, size, stride, padding):
+    self.check_average_pool(size, stride, padding)
+
+  def check_average_pool(self, size, stride, padding):
     self.check(
         "AvgPool", lambda x: tf.nn.avg_pool2d(x, size, stride, padding),
         picture())
@@ -164,9 +182,19 @@ class RuleTest(parameterized.TestCase):
         picture())
 
   @parameterized.product(
+      size=((2, 2), (5, 3)), stride=(1, 2, 3), padding=PADDINGS,
+      multiplier=(2,))
+  def test_depthwise(self, size, stride, padding, multiplier):
+    self.check_depthwise(size, stride, padding, multiplier)
+
+  @parameterized.product(
       size=((1, 1), (2, 2), (3, 3), (5, 3)), stride=(1, 2, 3),
       padding=PADDINGS, multiplier=(1, 2))
-  def test_depthwise(self, size, stride, padding, multiplier):
+  @pytest.mark.slow("files")
+  def test_every_depthwise(self, size, stride, padding, multiplier):
+    self.check_depthwise(size, stride, padding, multiplier)
+
+  def check_depthwise(self, size, stride, padding, multiplier):
     kernel = np.random.default_rng(4).normal(
         size=[*size, 3, multiplier]).astype(np.float32)
     self.check(

@@ -425,13 +425,29 @@ class PrunedTest(absltest.TestCase):
 
 class ClusteredTest(absltest.TestCase):
 
-  def test_stripped(self):
+  def setUp(self):
+    super().setUp()
     clustering = tfmot.clustering.keras
-    net = clustering.cluster_weights(
+    self.student = clustering.cluster_weights(
         tiny.conv_net(size=helpers.SIZE), number_of_clusters=4,
         cluster_centroids_init=clustering.CentroidInitialization.LINEAR)
+
+  def kinds(self, net):
+    return [type(layer).__name__ for layer in net.layers]
+
+  def test_strip(self):
+    stripped = strip(self.student)
+    self.assertNotIn("ClusterWeights", self.kinds(stripped))
+    self.assertIn("ClusterWeights", self.kinds(self.student))
+    # The same weights in the same order of sums, but for float32 rounding.
+    np.testing.assert_allclose(
+        stripped(helpers.images()), self.student(helpers.images()), 1e-5, 1e-5)
+
+  @pytest.mark.slow("files")
+  def test_the_file(self):
+    net = self.student
     content = kap.export.convert(net, helpers.wcam(), mode="float32")
-    self.assertIn("ClusterWeights", [type(one).__name__ for one in net.layers])
+    self.assertIn("ClusterWeights", self.kinds(net))
     np.testing.assert_allclose(
         kap.export.Interpreter(content).predict(helpers.images()),
         net.predict(helpers.images(), verbose=0), 1e-5, 1e-5)
