@@ -31,9 +31,6 @@ PLACES = 5
 # The loss of the maps is three times a mean of distances, with three times its
 # rounding.
 LOSS_PLACES = 4
-# Maps of smooth models are positive, which keeps their cosines above it. An
-# agreement that nothing updates is 0.
-MEASURED = 0.1
 
 
 def _compiled(model, rate=0.05, **settings):
@@ -91,6 +88,14 @@ class _CallbackTest(parameterized.TestCase):
     for run in (model.train_on_batch, model.test_on_batch):
       logs = run(self.pictures[:2], self.labels[:2], return_dict=True)
       self.assertEqual(set(logs), {"loss", "accuracy"})
+
+
+  def agreement(self, student, classes=None):
+    """An epoch's mean, by NumPy, where the learning rate is 0."""
+    return np.mean([tiny.swa_cosines(
+        student, self.teacher, self.pictures[i:i + 3],
+        None if classes is None else classes[i:i + 3], training=True)
+                    for i in (0, 3)])
 
 
 class LogsTest(_CallbackTest):
@@ -233,10 +238,14 @@ class TrainingTest(_CallbackTest):
     self.fit(plain, preserve=False, epochs=2)
     history = self.fit(observed, epochs=2)
     self.assertEqual(history["attr_loss"], [0, 0])
-    self.assertGreater(history["attr_agreement"][0], MEASURED)
     for one, other in zip(plain.get_weights(), observed.get_weights()):
       # Four steps; only the order of float32 sums may differ.
       np.testing.assert_allclose(one, other, atol=1e-6)
+    self.wcam = WCAM("act", weight=0.0)
+    self.student.optimizer.learning_rate = 0.0
+    self.assertAlmostEqual(
+        self.fit()["attr_agreement"][0], self.agreement(self.student),
+        places=PLACES)
 
   def test_equal_to_the_steps_of_a_loop(self):
     """Keras traces the step; the loop calls it."""
@@ -271,9 +280,10 @@ class TrainingTest(_CallbackTest):
     self.assertEmpty({"train_step", "test_step"} & set(vars(other)))
 
   def test_a_smaller_student(self):
-    student = _compiled(tiny.smooth_net(1, width=2))
+    student = _compiled(tiny.smooth_net(1, width=2), 0.0)
     history = self.fit(student, epochs=2)
-    self.assertBetween(history["attr_agreement"][1], MEASURED, 1)
+    self.assertAlmostEqual(
+        history["attr_agreement"][1], self.agreement(student), places=PLACES)
     self.assert_clean(student)
 
   def test_pruning(self):
@@ -368,12 +378,17 @@ class TrainingTest(_CallbackTest):
         pairs, output_types=(tf.float32, tf.int32))
     data = data.map(lambda x, y: (tf.ensure_shape(x, [None, 4, 4, 2]), y))
     self.wcam = WCAM("act", target="label")
-    _compiled(self.student, metrics=None, run_eagerly=False)
+    _compiled(self.student, 0.0, metrics=None, run_eagerly=False)
     history = self.student.fit(
         data, verbose=0, validation_data=data,
         callbacks=[PreserveAttribution(self.teacher, self.wcam)]).history
-    self.assertBetween(history["attr_agreement"][0], MEASURED, 1)
-    self.assertBetween(history["val_attr_agreement"][0], MEASURED, 1)
+    self.assertAlmostEqual(
+        history["attr_agreement"][0],
+        self.agreement(self.student, self.labels), places=PLACES)
+    self.assertAlmostEqual(
+        history["val_attr_agreement"][0], tiny.swa_cosines(
+            self.student, self.teacher, self.pictures, self.labels).mean(),
+        places=PLACES)
 
 
 class AfterwardsTest(_CallbackTest):

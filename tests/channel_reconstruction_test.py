@@ -226,8 +226,10 @@ class PruneFiltersTest(parameterized.TestCase):
     kept = old.reshape(-1, 16, old.shape[-1])[:, rows].reshape(new.shape)
     slope = seen.T @ (seen @ new - wanted @ old)
     slope += layer_moments.DAMPING * np.sum(np.square(seen)) / (
-        old.shape[0]) * (new - kept)
-    self.assertLess(np.abs(slope).max(), 1e-3 * np.abs(wanted @ old).sum())
+        new.shape[0]) * (new - kept)
+    # Terms of 1e4, and weights rounded to float32: 2e-4 was measured. Another
+    # damping, such as half of it, would leave 3.
+    self.assertLess(np.abs(slope).max(), 2e-3)
     # Control: the refit moved weights, which would else be equal to the bit.
     self.assertGreater(np.abs(new - kept).max(), 0.01)
 
@@ -389,12 +391,14 @@ class PretrainedTest(absltest.TestCase):
     student = prune_filters(model, shares, criterion="obs", reconstruct=True,
                             images=images)
     unseen = pretrained.voc(2, 200, 96)[128:] / 255
-    maps, others = (kap.attribution.grad_cam(net, unseen, 1, "activation_22")
-                    for net in (model, student))
-    # A floor for what the refit keeps, a mean over unseen images. A trained
-    # model has no exact value.
-    self.assertGreater(
-        (tiny.unit(maps) * tiny.unit(others)).sum(1).mean(), 0.97)
+    maps, others, by_norm = (
+        tiny.unit(kap.attribution.grad_cam(net, unseen, 1, "activation_22"))
+        for net in (model, student, prune_filters(model, shares)))
+    # Half of its filters say next to nothing: of 72 images 1 less float32
+    # rounding was measured at worst, with a refit or without; by norms .994.
+    self.assertGreater((maps * others).sum(1).min(), 1 - 1e-5)
+    # Control: other filters go.
+    self.assertLess((maps * by_norm).sum(1).min(), 0.999)
     self.assertLess(student.count_params(), model.count_params() / 3)
 
 

@@ -398,23 +398,23 @@ class FileTest(_CompressionTest):
   @pytest.mark.slow("compressions")
   def test_one_after_another(self):
     """The chain of docs/compressions.md."""
-    wcam = kap.WCAM("act2")
-    preserve = kap.PreserveAttribution(self.teacher, wcam)
+    # Control: the same chain, observed only. Measured: .2 and more between.
+    for held, observed in zip(self.chain(5.0), self.chain(0.0), strict=True):
+      self.assertGreater(held, observed + 0.1)
 
-    def fit(student, *callbacks):
-      student.compile("adam", keras.losses.SparseCategoricalCrossentropy(
-          from_logits=True))
-      history = student.fit(
-          self.pictures, self.labels, batch_size=8, epochs=3, verbose=0,
-          callbacks=[*callbacks, preserve]).history
-      self.assertTrue(np.isfinite(history["attr_agreement"]).all())
-      # A coarse floor: each compression turns the maps, by how much differs.
-      self.assertGreater(history["attr_agreement"][-1], 0.7)
+  def chain(self, weight):
+    """Returns the agreement after each compression."""
+    keras.utils.set_random_seed(0)
+    agreements = []
+
+    def fit(student, name=""):
+      self.fit(student, name, weight=weight)
+      agreements.append(self.agreement(student))
 
     student = sparsity.prune_low_magnitude(
         kap.clone_model(self.teacher),
         sparsity.PolynomialDecay(0, 0.5, 0, 8, frequency=1))
-    fit(student, sparsity.UpdatePruningStep())
+    fit(student, "polynomial")
     student = clustering.cluster_weights(
         sparsity.strip_pruning(student), number_of_clusters=CLUSTERS,
         cluster_centroids_init=(
@@ -428,6 +428,7 @@ class FileTest(_CompressionTest):
             preserve_sparsity=True))
     fit(student)
     _check_sparse_clusters(_int8_kernels(self.convert(student)))
+    return agreements
 
 
 @pytest.mark.slow("compressions")

@@ -153,14 +153,16 @@ class KindsTest(parameterized.TestCase):
     net = export_helpers.net(tail)
     found = drift(net, export_helpers.converted(tail, mode),
                   export_helpers.wcam(), export_helpers.images())
-    limit = 1e-4 if mode == "float32" else 0.2
+    # Int8: half a step a tensor. Measured: .056 arrives, .036 is added.
+    most = {"float32": FLOAT32, "int8": 0.1}[mode]
     self.assertIn("act", [one.layer for one in found.rows])
     for one in found.rows:
-      self.assertLess(one.error, limit)
-      self.assertLess(one.added, limit)
-    # Int8: half a step a tensor, and ReLUs that flip. Float32 comes near 1.
-    self.assertGreater(found.facts["sensitivity"], 0.9)
-    self.assertGreater(found.facts["map"], 0.9)
+      self.assertLess(one.error, most)
+      self.assertLess(one.added, most)
+    # Of int8 .99988 was measured, of float32 1 less rounding.
+    least = {"float32": 1 - 1e-6, "int8": 0.9995}[mode]
+    self.assertGreater(found.facts["sensitivity"], least)
+    self.assertGreater(found.facts["map"], least)
 
   @parameterized.parameters("softmax", "softmax_layer")
   @pytest.mark.slow("files")

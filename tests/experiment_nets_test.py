@@ -8,8 +8,8 @@ from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
 from examples.experiment import nets
+from tests import channel_nets, tiny
 from tests import pretrained_test as pretrained
-from tests import tiny
 
 LEAST = {"vgg16": 32, "mobilenet": 32, "resnet8": 8, "small": 8}
 IMAGENET = "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5"
@@ -21,7 +21,7 @@ def pictures(size, low=0, high=1, count=2):
 
 
 def little(name):
-  return tiny.shake(
+  return channel_nets.settle(
       nets.build(name, size=LEAST[name], classes=3, width=1 / 8))
 
 
@@ -36,8 +36,9 @@ class BuildTest(parameterized.TestCase):
     self.assertEqual(logits.shape, (2, 3))
     self.assertEqual(net.layers[-1].name, "logits")
     self.assertTrue(np.isfinite(logits).all())
-    # Scores that are all equal would differ by 0.
-    self.assertGreater(np.ptp(logits), 1e-6)
+    # Of two pictures; measured: .7 and more. A deep net whose norms do not fit
+    # what they see gives one answer to every picture.
+    self.assertGreater(np.ptp(logits, axis=0).max(), 0.1)
 
     layer = nets.layer_of(name, size)
     maps = kap.attribution.grad_cam(net, images, [0, 1], layer)

@@ -42,16 +42,22 @@ class KerasExplainerTest(parameterized.TestCase):
       got.predict(images, logits=False)
 
   def test_a_quantize_aware_model(self):
-    """Its logits are those before the last quantizer, as `grad_cam`'s."""
+    """Its logits are the model's own: a linear head's are quantized."""
     net, images = helpers.quantize_aware(), helpers.images(4)
     maps, logits = KerasExplainer(net, "act").explain(images)
     # Float32 maps of batches of another size.
     np.testing.assert_allclose(
         maps, kap.attribution.grad_cam(net, images, None, "act"), rtol=1e-5)
-    # Two steps of .05, of 8 bits for -6..6: a value half way may take either
-    # step once sums come in another order.
+    # The same integers times the same step, of 8 bits for -6..6, of .047.
     np.testing.assert_allclose(
-        logits, net.predict(images, verbose=0), atol=0.1)
+        logits, net.predict(images, verbose=0), atol=1e-5)
+    low, high = (float(one) for name in ("min", "max")
+                 for one in net.layers[-1].weights
+                 if one.name.endswith(f"post_activation_{name}:0"))
+    steps = logits / ((high - low) / 255)
+    # Float32 quotients; logits before the quantizer would be off by .25 of a
+    # step in the mean.
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
 
   def test_any_number_of_images(self):
     explainer = KerasExplainer(helpers.net(), "act")

@@ -78,8 +78,10 @@ class CommandTest(parameterized.TestCase):
     attribute = (kap.attribution.grad_cam if method == "swa"
                  else kap.attribution.equal_weighted)
     want = attribute(helpers.net(), helpers.images(), 1, helpers.LAYER)
-    # Eight bits turn a map slightly, and float32 by its rounding alone.
-    self.assertGreater(np.median(helpers.cosines(maps, want)), 0.99)
+    # Eight bits turn a map slightly, and float32 by its rounding alone; as
+    # COSINES in convert_test.py, at worst.
+    self.assertGreater(helpers.cosines(maps, want).min(),
+                       {"float32": 1 - 1e-7, "int8": 0.998}[mode])
 
   def test_a_road_that_is_asked_for(self):
     code, out, err = self.run_main(mode="float32", road="features")

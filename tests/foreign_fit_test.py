@@ -45,8 +45,10 @@ class RangesTest(parameterized.TestCase):
     file = self.opened(mode, preprocess=lambda images: (images + 1) * 127.5)
     maps, _ = file.explain(self.images, 1)
     want = grad_cam(self.net, self.images, 1, "act")
-    # Steps of 8 bits in uint8, in images too; float32 comes far nearer.
-    self.assertGreater(helpers.cosines(maps, want).min(), 0.99)
+    # Float32 rounding; steps of 8 bits in uint8, in images too, of which .9974
+    # was measured.
+    self.assertGreater(helpers.cosines(maps, want).min(),
+                       {"float32": 1 - 1e-7, "uint8": 0.995}[mode])
 
   def test_a_range_that_makes_it_worse(self):
     with self.assertRaisesRegex(
@@ -69,9 +71,10 @@ class OtherTrainingTest(parameterized.TestCase):
     file = opened(content=content)
     self.assertIn("their numbers are not the teacher's", file.source)
     maps, _ = file.explain(images, 1)
-    # Steps of 8 bits in int8; float32 comes far nearer.
-    self.assertGreater(helpers.cosines(
-        maps, grad_cam(net, images, 1, "act")).min(), 0.998)
+    # Float32 rounding; steps of 8 bits in int8, of which .9997 was measured.
+    self.assertGreater(
+        helpers.cosines(maps, grad_cam(net, images, 1, "act")).min(),
+        {"float32": 1 - 1e-7, "int8": 0.999}[mode])
 
   def test_not_of_an_earlier_layer(self):
     content = another_training("float32")

@@ -166,11 +166,16 @@ class ScoresTest(parameterized.TestCase):
     self.assertIn("classes 1..3 of 4" if first else "classes 0..2 of 4",
                   file.source)
     maps, logits = file.explain(images, np.arange(8) % 3)
-    # Int8 steps of the logits; a class beside it is off by far more.
-    np.testing.assert_allclose(logits, net(images), atol=0.1)
+    exact = mode == "float32"
+    # Float32 sums; or four steps of .011, two were measured. The class beside
+    # it is off by far more.
+    np.testing.assert_allclose(
+        logits, net(images), atol=FLOAT32 if exact else 0.04)
     want = grad_cam(net, images, np.arange(8) % 3, "act")
+    # Measured of int8: .99985 at worst.
     self.assertGreater(
-        helpers.cosines(maps, want)[want.any((1, 2))].min(), LEAST_COSINE)
+        helpers.cosines(maps, want)[want.any((1, 2))].min(),
+        1 - 1e-6 if exact else 0.9995)
     self.assertEqual(file.predict(images).shape, (8, 3))
     with self.assertRaisesRegex(ValueError, "0..2"):
       file.explain(images, 3)

@@ -95,9 +95,9 @@ class InputGradientsTest(parameterized.TestCase):
     # From (1, 0) the way is (0, 2 t), alive all along.
     got = attribution.integrated_gradients(
         model, picture, 1, baseline=np.float32([[[1], [0]]]), steps=10)
-    # The first point lies on the kink, where the gradient is 0: half an
-    # interval of ten is missing, .1 of 2.
-    np.testing.assert_allclose(got, [[[0, 2]]], atol=0.11)
+    # The first point lies on the kink, where the gradient is 0, and has half a
+    # weight of eleven: 2 (9 + 1 / 2) / 10. The rest is float32.
+    np.testing.assert_allclose(got, [[[0, 1.9]]], atol=1e-5)
 
   def test_integrated_gradients_add_up(self):
     model = tiny.conv_net(tail="block", activation="softplus")

@@ -166,9 +166,13 @@ class ExplainTest(parameterized.TestCase):
     want = grad_cam(helpers.net(tail), weights)
     alive = want.max((1, 2)) > 0
     self.assertGreaterEqual(alive.sum(), 4)
-    # Int8 rounds features and gradients, of weak scores to few steps; float32
-    # files are held to the same.
-    self.assertGreater(helpers.cosines(maps[alive], want[alive]).min(), 0.99)
+    # Int8 rounds features and gradients, of weak scores to few steps: measured
+    # .994 of a microcontroller's backward pass, else .9996.
+    least = {"float32": 1 - 1e-7, "int8": 0.999}[mode]
+    if (tail, target, mode) == ("block", "microcontroller", "int8"):
+      least = 0.99
+    self.assertGreater(
+        helpers.cosines(maps[alive], want[alive]).min(), least)
     # Nothing weighted is nothing explained, not the file's top class.
     self.assertFalse(maps[2::4].any())
 
@@ -215,12 +219,19 @@ class ExplainTest(parameterized.TestCase):
     maps, _ = interpreter(tail, mode).explain(helpers.images(), target)
     want = grad_cam(helpers.net(tail), target)
     self.assertGreater(want.max((1, 2)).min(), 0)
-    # Allows 8-bit rounding of features, kernels and gradients, in the mean of
-    # eight maps.
-    self.assertGreater(helpers.cosines(maps, want).mean(), 0.99)
-    # Units, too: the mean of the maps. The int8 backward pass has one step for
-    # the gradients of all classes: .06 off was measured for the weakest.
-    off = 0.1 if (tail, mode) == ("block", "int8") else 0.05
+    # The cosines' mean and least, and how far the maps' mean, their unit, may
+    # be off. Features, kernels and gradients are rounded to 8 bits; measured at
+    # worst .9999, .9996 and .003; .9997, .9994 and .033; .9985, .995 and .028.
+    # Kernels of 11 bits, and small ones that "dynamic" leaves whole: 1 - 1e-6,
+    # 1 - 6e-6 and .0009.
+    mean, least, off = {
+        ("gap", "int8"): (0.9995, 0.999, 0.01),
+        ("block", "dynamic"): (0.999, 0.998, 0.05),
+        ("block", "int8"): (0.997, 0.99, 0.05),
+    }.get((tail, mode), (0.99999, 0.99998, 0.003))
+    cosines = helpers.cosines(maps, want)
+    self.assertGreater(cosines.mean(), mean)
+    self.assertGreater(cosines.min(), least)
     self.assertAlmostEqual(maps.mean() / want.mean(), 1, delta=off)
 
   @parameterized.product(

@@ -68,17 +68,29 @@ class ScoresTest(parameterized.TestCase):
         occlusion_spearman=0.999, rise_pearson=0.999)
 
   def test_logits_are_judged_not_probabilities(self):
-    """A sure net's probabilities do not move; its logits do."""
+    """A softmax mixes the classes: maps of its outputs are others."""
+    images, net = helpers.images(3), helpers.net(head="softmax")
+    content = helpers.converted("gap", head="softmax", seed=5)  # Another net.
     with few_masks():
-      linear, sure = (
+      linear, softmax = (
           kap.export.verify(
-              helpers.converted("gap", head=head), helpers.net(head=head),
-              helpers.wcam(), helpers.images(3), judges=BOTH)
+              helpers.converted("gap", head=head, seed=5),
+              helpers.net(head=head), helpers.wcam(), images, judges=BOTH)
           for head in ("linear", "softmax"))
-    for name in ("occlusion_ssim", "rise_ssim"):
+    top = net.predict(images, verbose=0).argmax(1)
+    for name, judge in (
+        ("occlusion", occlusion),
+        ("rise", functools.partial(rise, masks=20, centred=True))):
+      scores = softmax.scores[f"{name}_ssim"]
       # Float32 rounding of logits, read before the softmax in both.
       np.testing.assert_allclose(
-          linear.scores[name], sure.scores[name], atol=1e-4)
+          linear.scores[f"{name}_ssim"], scores, atol=1e-4)
+      of_probabilities = kap.evaluation.agreement(*(
+          judge(side, images, top) for side in (
+              lambda batch: net(batch).numpy(),
+              kap.export.Interpreter(content).predict)))["ssim"]
+      # Far above rounding. Measured: .3 at least.
+      self.assertGreater(np.abs(of_probabilities - scores).min(), 0.1)
 
   def test_in_the_summary_and_the_gate(self):
     with few_masks():

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -225,16 +224,27 @@ class JudgeTest(parameterized.TestCase):
     self.assertEqual(by_figure["bytes"]["gap_closed"], "")
 
   def test_picture(self):
-    content = judging.picture(
-        self.models["teacher"], self.files, helpers.wcam(), self.scenes, rows=2)
+    with mock.patch.object(
+        judging, "map_grid", side_effect=judging.map_grid) as draw:
+      content = judging.picture(
+          self.models["teacher"], self.files, helpers.wcam(), self.scenes,
+          rows=2)
     self.assertStartsWith(content, b"\x89PNG\r\n\x1a\n")
-    path = Path(tiny.folder(self)) / "maps.png"
-    path.write_bytes(content)
+    images, masks, maps, *rest = draw.call_args.args
+    self.assertEqual(list(maps), [
+        "teacher (float)", "plain (int8 file)", "preserved (int8 file)"])
     from matplotlib import image
-    pixels = image.imread(path)
-    self.assertGreater(min(pixels.shape[:2]), 300)
-    # A blank page has 0.
-    self.assertGreater(pixels[..., :3].std(), 0.1)
+    def pixels(content):
+      return image.imread(io.BytesIO(content))[..., :3]
+    page = pixels(content)
+    self.assertGreater(min(page.shape[:2]), 300)
+    for name, values in maps.items():
+      blank = pixels(judging.map_grid(
+          images, masks, {**maps, name: 0 * values}, *rest))
+      changed = np.abs(page - blank).max(-1).max(0)
+      # The column of that model, a fifth of the width, is another; equal pixels
+      # are equal to the bit.
+      self.assertBetween((changed > 0.05).mean(), 0.1, 0.2)
 
 
 if __name__ == "__main__":

@@ -504,11 +504,12 @@ class UseTest(_Keras3Test):
       callbacks = [PreserveAttribution(teacher, WCAM("act2b"))]
       if tiny.pruning_steps(student):
         callbacks.insert(0, tfmot.sparsity.keras.UpdatePruningStep())
-      logs = student.fit(pictures, labels, batch_size=2, verbose=0,
-                         callbacks=callbacks).history
-      # Half of the weights are gone, or quantizers' ranges untrained: agreement
-      # falls by that; dead maps have 0.
-      self.assertGreater(logs["attr_agreement"][0], 0.3)
+      logs = student.fit(
+          pictures, labels, batch_size=2, verbose=0, callbacks=callbacks,
+          validation_data=(pictures, labels)).history
+      # In inference mode: a batch's own statistics turn maps by far more than
+      # either compression. Measured: .9997 and .9999; of other weights .88.
+      self.assertGreater(logs["val_attr_agreement"][0], 0.999)
       self.assertTrue(np.isfinite(logs["attr_loss"][0]))
 
   def test_an_application(self):

@@ -172,8 +172,9 @@ class FewRowsTest(parameterized.TestCase):
       # to features of those before them.
       np.testing.assert_allclose(first, second, atol=1e-4)
     unseen = nets.pictures(model, 4, 1)
-    # A model that nothing was taken from would give the same scores.
-    self.assertGreater(np.abs(one(unseen) - model(unseen)).max(), 1e-6)
+    # A model that nothing was taken from would give the same scores but for
+    # float32. Measured: .08 and .15.
+    self.assertGreater(np.abs(one(unseen) - model(unseen)).max(), 0.01)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,10 @@ class LinearizeTest(parameterized.TestCase):
     # The same picture, moved a little, is on the same piece.
     moved = pictures + 1e-4 * np.sign(tiny.images(4, 5, 8))
     change = np.einsum("ikhwc,ihwc->ik", form.weights, moved - pictures)
-    # Both scores are rounded to float32, and so is their difference.
-    np.testing.assert_allclose(
-        model(moved).numpy() - form.scores, change, atol=2e-5)
+    # Scores of size 1, rounded to float32, and changes of 1e-4: 1.3 % of them
+    # at most was measured.
+    self.assertLess(tiny.relative_error(
+        model(moved).numpy() - form.scores, change), 0.04)
 
   def test_a_curved_net_has_a_residual(self):
     form = linearize(tiny.conv_net(activation="softplus"), tiny.images(3))

@@ -288,11 +288,10 @@ class LrpTest(parameterized.TestCase):
     for _ in range(3):
       quantized(pictures, training=True)
     close = lrp(quantized, pictures, 1)
-    # Steps of 8 bits move the map, and so do moving statistics after three
-    # batches of training.
+    # Steps of 8 bits move each map, and so do moving statistics after three
+    # batches of training. Measured: .9855 at worst.
     self.assertGreater(
-        np.sum(close * plain) / np.linalg.norm(close) / np.linalg.norm(plain),
-        0.9)
+        (tiny.unit(close) * tiny.unit(plain)).sum(1).min(), 0.97)
 
   @parameterized.parameters("softmax", "softmax_layer")
   def test_heads_are_seen_through(self, head):

@@ -139,8 +139,9 @@ class SignatureTest(parameterized.TestCase):
     want = kap.attribution.grad_cam(
         helpers.net("block"), helpers.images(), weights, helpers.LAYER)
     maps = np.concatenate([one["map"] for one in outputs])
-    # Steps of 8 bits in int8; float32 comes far nearer.
-    self.assertGreater(helpers.cosines(maps, want).min(), 0.998)
+    # Float32 rounding; steps of 8 bits in int8, of which .9996 was measured.
+    self.assertGreater(helpers.cosines(maps, want).min(),
+                       {"float32": 1 - 1e-7, "int8": 0.999}[mode])
 
   def test_of_equal_scores_the_first(self):
     self.check_equal_scores("int8")
@@ -225,8 +226,11 @@ class RoadsTest(parameterized.TestCase):
     np.testing.assert_array_equal(logits, runner.predict(helpers.images()))
     want = kap.attribution.grad_cam(
         helpers.net("block"), helpers.images(), 1, helpers.LAYER)
-    # Steps of 8 bits in the coarsest modes; float32 comes far nearer.
-    self.assertGreater(helpers.cosines(maps, want).min(), 0.998)
+    # Float32 rounding, 11 bits of weights, or steps of 8 bits in the other
+    # modes, of which .9990 was measured.
+    self.assertGreater(
+        helpers.cosines(maps, want).min(),
+        {"float32": 1 - 1e-7, "float16": 0.99999}.get(mode, 0.998))
 
   def test_past_the_layer(self):
     content = convert(bypassed())

@@ -221,6 +221,7 @@ class WrappedTest(parameterized.TestCase):
   @parameterized.parameters("vww", "resnet")
   def test_pruned_quantized_stripped(self, name):
     net, pictures = _net(name), _pictures(name)[:3]
+    top = net.predict(pictures, verbose=0).argmax(1)
     pruned = tiny.prune(net, 0.0)
     stripped = tfmot.sparsity.keras.strip_pruning(tiny.prune(net, 0.0))
     linear = tiny.copy_of(net)
@@ -230,20 +231,21 @@ class WrappedTest(parameterized.TestCase):
       quantized(pictures, training=True)
     for method in self.METHODS:
       explain = getattr(kap.attribution, method)
-      want = explain(net, pictures, 1)
+      want = explain(net, pictures, top)
       for other in (pruned, stripped, linear):
         # The same weights and logits: float32 gradients in another graph.
         self.assertLess(
-            tiny.relative_error(explain(other, pictures, 1), want), 1e-3,
+            tiny.relative_error(explain(other, pictures, top), want), 1e-4,
             (method, other.name))
-      close = explain(quantized, pictures, 1)
+      close = explain(quantized, pictures, top)
       cosine = kap.evaluation.agreement(
-          want, close, scores=("cosine",))["cosine"]  # NaN of dead maps.
+          want, close, scores=("cosine",))["cosine"]
       print(name, method, "quantize-aware cosine", np.round(cosine, 3))
       self.assertTrue(np.isfinite(close).all())
       if method in ("grad_cam", "lrp", "excitation_backprop"):
         # Eight bits turn a map; four runs on three images set their ranges.
-        self.assertGreater(np.nanmedian(cosine), 0.6)
+        # Measured: .966 at worst. NaN, of a dead map, fails.
+        self.assertGreater(cosine.min(), 0.93)
 
 
 _RELEVANCE = ("lrp", "excitation_backprop", "relative_attributing_propagation")

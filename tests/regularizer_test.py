@@ -363,8 +363,16 @@ class MatchTest(parameterized.TestCase):
     got = _match(WCAM("a", method="ewa"),
         *_tapped([teacher], kernel), *_tapped([student], other))
     self.assertEqual(got.distance.shape, (3,))
-    # Maps of squares are alike by being positive; a dead one would count 0.
-    self.assertTrue((got.agreement.numpy() > 0.3).all())
+    # Bilinear and antialiased, by hand: a triangle two pixels wide to each side
+    # has 1, 3, 3 and 1 parts of four pixels, where there are as many.
+    rows = np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
+    columns = np.array([
+        [3 / 7, 3 / 7, 1 / 7, 0, 0, 0], [0, 1 / 8, 3 / 8, 3 / 8, 1 / 8, 0],
+        [0, 0, 0, 1 / 7, 3 / 7, 3 / 7]])
+    want = _cosine((teacher**2).sum(-1), np.einsum(
+        "ih,bhw,jw->bij", rows, (student**2).sum(-1), columns))
+    np.testing.assert_allclose(got.agreement, want, atol=COSINE)
+    np.testing.assert_allclose(got.distance, 1 - want, atol=COSINE)
 
   def test_a_loss_of_ones_own_is_told_how_many_positions_a_map_has(self):
     class Summed(WCAM):

@@ -107,8 +107,9 @@ class FindTest(parameterized.TestCase):
                else foreign_files.converted("block"))
     match = find_tensor(content, net, "act", helpers.images(4))
     self.assertEqual(match.layer, "act")
-    # What `find_tensor` itself takes for a match at most, of integers.
-    self.assertLess(match.error, 0.5)
+    # Float32 rounding; a value half way between two of the quantizer's steps
+    # may take either. The net without its quantizers is .03 off.
+    self.assertLess(match.error, {"prune": 1e-5, "quantize": 3e-3}[kind])
 
   def test_layers_of_a_nested_model(self):
     inner = helpers.net("gap")

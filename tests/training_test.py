@@ -297,10 +297,11 @@ class StepTest(parameterized.TestCase):
     logs = step(tuple(map(tf.constant, other)))
     # Agreement is the mean over images, the loss over steps, as Keras has it.
     self.assertAlmostEqual(
-        float(logs["attr_agreement"]), np.concatenate(cosines).mean(), places=4)
+        float(logs["attr_agreement"]), np.concatenate(cosines).mean(),
+        places=PLACES)
     self.assertAlmostEqual(
         float(logs["attr_loss"]),
-        np.mean([3 * (1 - one.mean()) for one in cosines]), places=4)
+        np.mean([3 * (1 - one.mean()) for one in cosines]), places=PLACES)
     self.assertEqual(float(logs["attr_dead"]), 0)
     self.assertIn("accuracy", logs)
     self.assertEqual(set(logs), {

@@ -260,7 +260,8 @@ class CompressedTest(parameterized.TestCase):
     self.student = kap.unnest(
         self.model, keep_augmentation=False, keep_inference_mode=False)
 
-  def fit(self, student, **hints):
+  def fit(self, student, least, **hints):
+    """Trains for an epoch; the agreement must be above the least."""
     student.compile(keras.optimizers.Adam(1e-4),
                     keras.losses.SparseCategoricalCrossentropy(True),
                     run_eagerly=True)
@@ -268,9 +269,9 @@ class CompressedTest(parameterized.TestCase):
         self.images, self.labels, verbose=0,
         callbacks=[kap.PreserveAttribution(
             self.model, kap.WCAM("act2"), hints=kap.Hints(**hints))]).history
-    # The copy starts as the model, less what compression takes. Dead maps
-    # count as 0.
-    self.assertGreater(logs["attr_agreement"][0], 0.5)
+    # The copy starts as the model, less what compression takes. Fifteen nets of
+    # fresh weights came to .82 at most.
+    self.assertGreater(logs["attr_agreement"][0], least)
     file = kap.export.convert(student, kap.WCAM("act2"), mode="int8",
                               representative_images=self.images)
     maps, logits = kap.export.Interpreter(file).explain(self.images[:4])
@@ -284,7 +285,9 @@ class CompressedTest(parameterized.TestCase):
     pruned = kap.prune_with_reconstruction(self.student, shares, self.images)
     self.assertGreater(
         np.sum(pruned.get_layer("conv2").get_weights()[0] == 0), 0)
-    self.fit(kap.hold_zeros(kap.recalibrate_batch_norm(pruned, self.images)))
+    # Measured: .9977.
+    self.fit(kap.hold_zeros(kap.recalibrate_batch_norm(pruned, self.images)),
+             least=0.995)
 
   def test_filters(self):
     with self.assertRaisesRegex(ValueError, "no filter that is free.*unnest"):
@@ -294,7 +297,8 @@ class CompressedTest(parameterized.TestCase):
         self.student, shares, criterion="obs", reconstruct=True,
         images=self.images, return_channels=True)
     self.assertLess(student.count_params(), 0.7 * self.student.count_params())
-    self.fit(kap.recalibrate_batch_norm(student, self.images),
+    # Measured, with half of the filters gone: .934.
+    self.fit(kap.recalibrate_batch_norm(student, self.images), least=0.9,
              channels=channels)
 
   def test_quantization_aware(self):
@@ -312,7 +316,8 @@ class CompressedTest(parameterized.TestCase):
         kap.equalize_kernels(kap.recalibrate_batch_norm(net, seen)))
     kap.calibrate_quantizers(quantized, seen)
     self.model, self.images = net, seen
-    self.fit(quantized)
+    # Measured: .9999.
+    self.fit(quantized, least=0.999)
 
 
 if __name__ == "__main__":
