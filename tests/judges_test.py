@@ -110,6 +110,15 @@ class ScoresTest(parameterized.TestCase):
     self.assertNotIn("judge_images", report.facts)
     self.assertNotIn("occlusion_cosine", report.scores)
 
+  def test_the_first_twenty_by_default(self):
+    report = kap.export.verify(
+        helpers.converted("gap", "int8", seed=5), helpers.net(), helpers.wcam(),
+        helpers.images(22),
+        judges={"ones": lambda _, images, __: np.ones((len(images), 2, 2))})
+    self.assertEqual(report.facts["judge_images"], 20)
+    np.testing.assert_array_equal(
+        np.isnan(report.scores["ones_cosine"]), np.arange(22) >= 20)
+
   def test_a_judge_of_one_s_own(self):
     seen = []
 

@@ -1,6 +1,7 @@
 """Tests of verify.py: several runtimes side by side, and files as teachers."""
 
 import hashlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -61,6 +62,10 @@ class RuntimesTest(parameterized.TestCase):
     self.assertEqual(
         list(every.reports), ["xnnpack", "builtin", "reference", "tflm"])
     self.assertLen(every.differences, 6)
+    # By their names no less.
+    named = self.verify(helpers.converted(
+        "gap", "int8", target="microcontroller"), list(every.reports))
+    self.assertEqual(named.to_dict(), every.to_dict())
     # The microcontroller's kernels are the reference kernels, to the last bit.
     row = every.differences["reference", "tflm"]
     self.assertEqual((row["equal_logits"], row["steps"]), (1, 0))
@@ -90,6 +95,27 @@ class RuntimesTest(parameterized.TestCase):
   def test_one_that_was_named_must_run(self):
     with self.assertRaisesRegex((ValueError, ImportError), "tflm|tflite-micro"):
       self.verify(helpers.converted("gap", "float16"), ["xnnpack", "tflm"])
+
+  def test_one_that_refuses_what_it_has_opened(self):
+    class Refusing(kap.export.Interpreter):
+      def __init__(self, content, runtime):
+        super().__init__(content, runtime=runtime)
+        self.runtime = runtime
+
+      def explain(self, *arguments):
+        if self.runtime == "builtin":
+          raise ValueError("lacks\n  ELU")
+        return super().explain(*arguments)
+
+    with mock.patch(
+        "keras_attr_preserve.export.judging.explainers.Interpreter", Refusing):
+      some = self.verify(helpers.converted("gap", "float16"), "all")
+      with self.assertRaisesRegex(ValueError, "lacks\n  ELU"):
+        self.verify(helpers.converted("gap", "float16"), ("builtin",))
+    self.assertEqual(list(some.reports), ["xnnpack", "reference"])
+    self.assertEqual(list(some.differences), [("xnnpack", "reference")])
+    self.assertEqual(list(some.refused), ["tflm", "builtin"])
+    self.assertEqual(some.refused["builtin"], "lacks ELU")
 
   def test_none_can(self):
     with self.assertRaisesRegex(

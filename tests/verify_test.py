@@ -131,6 +131,7 @@ class ScoresTest(parameterized.TestCase):
 
   def test_the_worst_images(self):
     some = self.report.examples
+    self.assertLen(some.numbers, 5)
     self.assertEqual(some.numbers, self.report.worst_images())
     reference, maps, _, _ = raw_maps(
         self.content, self.teacher, self.images)
