@@ -89,7 +89,6 @@ class _CallbackTest(parameterized.TestCase):
       logs = run(self.pictures[:2], self.labels[:2], return_dict=True)
       self.assertEqual(set(logs), {"loss", "accuracy"})
 
-
   def agreement(self, student, classes=None):
     """An epoch's mean, by NumPy, where the learning rate is 0."""
     return np.mean([tiny.swa_cosines(
