@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_attr_preserve.call_swap import CallSwap
 from keras_attr_preserve.channel_graph import calls
-from keras_attr_preserve.compat import has_graph, keras, tf
+from keras_attr_preserve.compat import has_graph, keras
 
 __all__ = ["Augmentation", "only_augments"]
 
@@ -74,10 +74,10 @@ class Augmentation:
       yield
 
 
-@tf.autograph.experimental.do_not_convert
-def _as_it_is(inputs: Any, *args: Any, **settings: Any) -> Any:
+def _as_it_is(
+    own_call: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
   """A layer's `call`, in place of its own."""
-  del args, settings
+  del own_call, args, settings
   return inputs
 
 

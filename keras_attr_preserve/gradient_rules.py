@@ -2,8 +2,7 @@
 
 Two jobs need them. Training through a sensitivity differentiates a gradient,
 and TensorFlow's gradients of FakeQuant and of `tf.nn.moments` are not made for
-that: one gives silently nothing, the other silently something wrong; and a
-batch normalization in training mode mixes the images of a batch. And on the
+that: one gives silently nothing, the other silently something wrong. And on the
 device a backward pass must be written in operators that TFLite has.
 
 TensorFlow offers no public way to name another gradient for an operation that a
@@ -17,12 +16,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-__all__ = ["BATCH_IS_CONSTANT", "MOMENTS", "SENSITIVITY_RULES",
-           "STRAIGHT_THROUGH", "gradient_rules"]
+__all__ = ["MOMENTS", "SENSITIVITY_RULES", "STRAIGHT_THROUGH",
+           "gradient_rules"]
 
 Rule = Callable[..., object]
 
@@ -77,48 +75,11 @@ MOMENTS: Mapping[str, Rule] = {"SquaredDifference": _moments_difference}
 exact second gradient."""
 
 
-def _fused_batch_norm(op: tf.Operation, grad: tf.Tensor, *_):
-  if not op.get_attr("is_training"):
-    return NotImplemented
-  x, scale, _, _, _ = op.inputs
-  axes = [0, 2, 3] if op.get_attr("data_format") == b"NCHW" else [0, 1, 2]
-  # Anew, because the operation's own outputs hand no gradient on.
-  variance = tf.nn.moments(tf.cast(x, tf.float32), axes)[1]
-  factor = scale * tf.math.rsqrt(variance + op.get_attr("epsilon"))
-  if op.get_attr("data_format") == b"NCHW":
-    factor = tf.reshape(factor, [-1, 1, 1])
-  return [grad * tf.cast(factor, grad.dtype)] + [None] * 4
-
-
-def _not_through_the_batch(op: tf.Operation, grad: tf.Tensor):
-  del grad
-  axes = np.atleast_1d(tf.get_static_value(op.inputs[1]))
-  rank = op.inputs[0].shape.rank
-  if axes.size and rank and 0 in axes % rank:
-    return [None, None]
-  return NotImplemented
-
-
-BATCH_IS_CONSTANT: Mapping[str, Rule] = {
-    "FusedBatchNormV3": _fused_batch_norm,
-    "Mean": _not_through_the_batch,
-    "Sum": _not_through_the_batch,
-}
-"""Rules under which the statistics of a batch are numbers, not functions of it.
-
-In training mode a batch normalization subtracts from each image's gradient its
-share in the batch's mean and variance, so that the sensitivity of one image
-tells of all the others. What is explained is a net that runs on one image with
-statistics that stand still; under these rules the sensitivity is that of
-the net with this batch's statistics frozen, as at inference with its own. How
-it depends on the weights stays exact: the statistics move with them.
-"""
-
-SENSITIVITY_RULES: Mapping[str, Rule] = {
-    **STRAIGHT_THROUGH, **MOMENTS, **BATCH_IS_CONSTANT}
-"""Rules for a sensitivity that is itself differentiated, in training mode too:
-quantizers are transparent, a batch's statistics constants, and a normalization
-of each image by its own statistics is exact."""
+SENSITIVITY_RULES: Mapping[str, Rule] = {**STRAIGHT_THROUGH, **MOMENTS}
+"""Rules for a sensitivity that is itself differentiated: quantizers are
+transparent, and a normalization of each image by its own statistics is exact.
+What a batch normalization does in training mode is no matter of operations but
+of layers: see `batch_statistics.py`."""
 
 
 @contextlib.contextmanager

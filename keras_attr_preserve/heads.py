@@ -1,10 +1,26 @@
-"""Where a model's class scores stand before their softmax or sigmoid."""
+"""Where a model's class scores stand before their softmax or sigmoid.
 
+The score of a class is its logit. Layers behind the softmax or sigmoid that
+hand on what they take (Reshape, a linear Activation, Dropout) are looked
+through; a layer that computes something from probabilities is refused.
+"""
+
+import inspect
+import math
+import threading
 from typing import Any, NamedTuple
 
+from keras_attr_preserve.call_swap import CallSwap
 from keras_attr_preserve.compat import keras, tf
 
 __all__ = ["Head", "find_head", "output_names"]
+
+_TENSORFLOWS_OWN = {
+    tf.nn.softmax: keras.activations.softmax,
+    tf.nn.sigmoid: keras.activations.sigmoid}
+
+_OF_SHAPE_AND_TYPE = (
+    "Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "StopGradient")
 
 
 class Head(NamedTuple):
@@ -16,6 +32,8 @@ class Head(NamedTuple):
     hidden: whether the tensor hides them, inside its layer's activation.
     is_output: whether the model's output is the logits themselves.
     classes: the number of scores.
+    swap: what must be on while the model runs, so that its layer leaves the
+      logits where they can be read; None for nothing.
   """
 
   graph: keras.Model
@@ -23,10 +41,13 @@ class Head(NamedTuple):
   hidden: bool
   is_output: bool
   classes: int
+  swap: CallSwap | None = None
 
   def logits(self, value: tf.Tensor) -> tf.Tensor:
     """Turns the tensor's value into logits, `[batch, classes]`."""
-    return _before_activation(value) if self.hidden else value
+    logits = _before_activation(value) if self.hidden else value
+    return logits if logits.shape.rank == 2 else tf.reshape(
+        logits, [-1, self.classes])
 
 
 def find_head(model: keras.Model, output: str | None = None) -> Head:
@@ -41,7 +62,8 @@ def find_head(model: keras.Model, output: str | None = None) -> Head:
 
   Raises:
     ValueError: there is no such output, several and no name, or it is not
-      `[batch, classes]`; or it ends in a softmax that cannot be looked behind.
+      `[batch, classes]`; or it ends in a softmax that cannot be looked behind,
+      or computes something from its probabilities.
   """
   names = output_names(model)
   if output is None and len(names) > 1:
@@ -68,27 +90,71 @@ def output_names(model: keras.Model) -> list[str]:
 
 
 def _head(model: keras.Model, output: Any) -> Head:
+  """Follows an output back to the scores before its softmax or sigmoid."""
   classes = output.shape[-1]
+  layer, node, place = _producer(model, output)
+  if isinstance(layer, keras.Model):
+    return _head(layer, layer.outputs[place])
+  plain = _unwrap(layer)
+  if isinstance(plain, keras.layers.Softmax):
+    return Head(model, layer.get_input_at(node), False, False, classes)
+  if getattr(plain, "activation", None) in _TENSORFLOWS_OWN:
+    return Head(model, output, True, False, classes, CallSwap(
+        plain, _KerasActivation(
+            plain, _TENSORFLOWS_OWN[plain.activation]).call))
+  if _activation_name(plain) in ("softmax", "sigmoid"):
+    return Head(model, output, True, False, classes)
+  if not _is_plain(plain) and _squashes(layer, node):
+    raise ValueError(
+        f"model {model.name!r} ends in a softmax or sigmoid whose logits "
+        f"cannot be read, in layer {layer.name!r}; end it in "
+        "Dense(classes) followed by a Softmax layer.")
+  scores = Head(model, output, False, True, classes)
+  inputs = [] if isinstance(layer, keras.layers.InputLayer) or (
+      layer.count_params()) else tf.nest.flatten(layer.get_input_at(node))
+  behind = [_head(model, one) for one in inputs
+            if math.prod(one.shape[1:]) == classes]
+  if not behind or any(head.is_output for head in behind):
+    return scores
+  if len(inputs) == 1 and _hands_on(layer, node):
+    return behind[0]._replace(classes=classes)
+  raise ValueError(
+      f"model {model.name!r} computes something from the probabilities of its "
+      f"softmax or sigmoid, in layer {layer.name!r}, so that its scores are "
+      "no logits; end it in the softmax or sigmoid.")
+
+
+def _producer(
+    model: keras.Model, output: Any) -> tuple[keras.layers.Layer, int, int]:
+  """Finds the layer that makes a tensor, its node and which of its outputs."""
   for layer in model.layers:
     for node in range(len(layer.inbound_nodes)):
-      outputs = tf.nest.flatten(layer.get_output_at(node))
-      place = [i for i, one in enumerate(outputs) if one is output]
-      if not place:
-        continue
-      if isinstance(layer, keras.Model):
-        return _head(layer, layer.outputs[place[0]])
-      plain = _unwrap(layer)
-      if isinstance(plain, keras.layers.Softmax):
-        return Head(model, layer.get_input_at(node), False, False, classes)
-      if _activation_name(plain) in ("softmax", "sigmoid"):
-        return Head(model, output, True, False, classes)
-      if not _is_plain(plain) and _squashes(layer, node):
-        raise ValueError(
-            f"model {model.name!r} ends in a softmax or sigmoid whose logits "
-            f"cannot be read, in layer {layer.name!r}; end it in "
-            "Dense(classes) followed by a Softmax layer.")
-      return Head(model, output, False, True, classes)
+      for place, made in enumerate(
+          tf.nest.flatten(layer.get_output_at(node))):
+        if made is output:
+          return layer, node, place
   raise ValueError(f"model {model.name!r} has no layer that makes its output.")
+
+
+class _KerasActivation:
+  """A layer's `call` with Keras's form of its activation.
+
+  It computes the same and leaves the logits on its output, which TensorFlow's
+  does not.
+  """
+
+  def __init__(self, layer: keras.layers.Layer, activation: Any):
+    self._layer, self._activation = layer, activation
+    self._lock = threading.RLock()
+
+  def call(self, own_call: Any, *args: Any, **settings: Any) -> Any:
+    with self._lock:
+      own = self._layer.activation
+      self._layer.activation = self._activation
+      try:
+        return own_call(*args, **settings)
+      finally:
+        self._layer.activation = own
 
 
 def _unwrap(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -105,16 +171,27 @@ def _is_plain(layer: keras.layers.Layer) -> bool:
 
 def _squashes(layer: keras.layers.Layer, node: int) -> bool:
   """Traces a layer to see whether it ends in a softmax or sigmoid."""
+  return _last_operation(layer, node).type in ("Softmax", "Sigmoid")
+
+
+def _hands_on(layer: keras.layers.Layer, node: int) -> bool:
+  """Traces a layer to see whether it gives the very values that it takes."""
+  return _last_operation(layer, node).type == "Placeholder"
+
+
+def _last_operation(layer: keras.layers.Layer, node: int) -> tf.Operation:
+  """The last operation in a layer that changes values."""
   inputs = tf.nest.map_structure(
       lambda one: tf.TensorSpec(one.shape, one.dtype),
       layer.get_input_at(node))
   graph = tf.function(
-      lambda one: layer(one), autograph=False).get_concrete_function(
-          inputs).graph
-  op = graph.outputs[0].op
-  while op.type in ("Identity", "Cast", "Reshape"):
-    op = op.inputs[0].op
-  return op.type in ("Softmax", "Sigmoid")
+      lambda one: layer(one, training=False)
+      if "training" in inspect.signature(layer.call).parameters
+      else layer(one), autograph=False).get_concrete_function(inputs).graph
+  operation = graph.outputs[0].op
+  while operation.type in _OF_SHAPE_AND_TYPE:
+    operation = operation.inputs[0].op
+  return operation
 
 
 def _activation_name(layer: keras.layers.Layer) -> str:

@@ -11,6 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from keras_attr_preserve.augmentation import Augmentation
+from keras_attr_preserve.batch_statistics import (
+    StillStatistics,
+    still_statistics,
+)
 from keras_attr_preserve.call_swap import CallSwap
 from keras_attr_preserve.compat import (
     at_least_float32,
@@ -21,6 +25,7 @@ from keras_attr_preserve.compat import (
 )
 from keras_attr_preserve.gradient_rules import SENSITIVITY_RULES, gradient_rules
 from keras_attr_preserve.heads import find_head
+from keras_attr_preserve.inner_functions import InnerFunctions
 from keras_attr_preserve.layers import graphs_in, layer_output, locate
 
 __all__ = [
@@ -77,6 +82,7 @@ class Tap:
       output: str | None = None,
       *,
       augmented: bool = False,
+      runs: bool = True,
   ):
     """Finds what to read.
 
@@ -87,6 +93,8 @@ class Tap:
         there are several.
       augmented: calls get what `augment` gives, and leave the model's own
         random layers out, so that another model can be shown the same.
+      runs: whether what it computes runs in TensorFlow; False where calls are
+        only traced, for the converter.
 
     Raises:
       TypeError, ValueError: no such model, layer or output; or random layers
@@ -106,6 +114,8 @@ class Tap:
       self.shapes.append(tuple(features.shape))
     reads.setdefault(self._head.graph, {})[_LOGITS] = self._head.tensor
     self._augmentation = Augmentation(model, core) if augmented else None
+    self._statistics = StillStatistics(model)
+    self._functions = InnerFunctions(model, runs=runs)
     self._readers = [
         _Reader(graph, tensors) for graph, tensors in reads.items()]
     self.gives_logits = self._head.is_output
@@ -156,6 +166,11 @@ class Tap:
     with contextlib.ExitStack() as stack:
       if self._augmentation is not None:
         stack.enter_context(self._augmentation.done())
+      if training:
+        stack.enter_context(self._statistics.on())
+      stack.enter_context(self._functions.in_place())
+      if self._head.swap is not None:
+        stack.enter_context(self._head.swap.on())
       for reader in self._readers[1:]:
         stack.enter_context(reader.listening())
       core = self._readers[0]
@@ -196,7 +211,7 @@ class _Reader:
     self._wide = keras.Model(
         graph.input, [*graph.outputs, *tensors.values(), *added])
     self._seen = threading.local()
-    self._swap = CallSwap(graph, self._call)
+    self._swap = CallSwap(graph, self._in_place_of)
 
   @property
   def found(self) -> dict[str, tf.Tensor]:
@@ -225,7 +240,10 @@ class _Reader:
     with self._swap.on():
       yield
 
-  @tf.autograph.experimental.do_not_convert
+  def _in_place_of(self, own_call: Any, *args: Any, **settings: Any) -> Any:
+    del own_call
+    return self._call(*args, **settings)
+
   def _call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
     outputs = tf.nest.flatten(
         self._wide(inputs, training=training, mask=mask))
@@ -269,7 +287,8 @@ def feature_gradients(
   """Differentiates a score by each feature map.
 
   Quantizers are transparent to it: it is alive where one clips a score, and an
-  outer tape can differentiate it (see `SENSITIVITY_RULES`).
+  outer tape can differentiate it (see `SENSITIVITY_RULES`). The statistics of a
+  batch are constants to it (see `batch_statistics.py`).
 
   Args:
     tape: the tape that recorded the tap's call; persistent to ask it again.
@@ -283,7 +302,7 @@ def feature_gradients(
   Raises:
     ValueError: the logits do not depend on some layer.
   """
-  with gradient_rules(SENSITIVITY_RULES):
+  with gradient_rules(SENSITIVITY_RULES), still_statistics():
     gradients = tape.gradient(
         tapped.logits, tapped.features,
         output_gradients=tf.cast(seed, tapped.logits.dtype))

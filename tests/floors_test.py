@@ -12,9 +12,10 @@ import keras_attr_preserve
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules", "progress"),
-    ("drawing",),
+    ("call_swap", "drawing"),
     ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
-     "keras3_layers", "layer_moments", "preserving", "call_swap"),
+     "keras3_layers", "layer_moments", "preserving", "batch_statistics",
+     "inner_functions"),
     ("layer_inputs", "layer_fitting", "staged_inputs", "channel_costs",
      "augmentation"),
     ("tap", "teacher_cache", "channel_slicing", "keras3", "saving",

@@ -5,13 +5,11 @@ from unittest import mock
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 from absl.testing import absltest, parameterized
 from tensorflow.python.framework import ops
 
 from keras_attr_preserve.gradient_rules import (
     MOMENTS,
-    SENSITIVITY_RULES,
     STRAIGHT_THROUGH,
     gradient_rules,
 )
@@ -204,79 +202,6 @@ class MomentsTest(parameterized.TestCase):
       for a, b in zip(got, want):
         self.assertEqual(a.shape, b.shape)
         np.testing.assert_allclose(a, b, rtol=FLOAT64)
-
-
-class BatchIsConstantTest(parameterized.TestCase):
-  """Batch normalization in training mode, as if its statistics stood still."""
-
-  def _layers(self, kind):
-    if kind == "fused":
-      layer, x = keras.layers.BatchNormalization(), (5, 3, 3, 2)
-      return layer, x, [0, 1, 2]
-    if kind == "unfused":
-      return keras.layers.BatchNormalization(fused=False), (5, 3, 3, 2), [
-          0, 1, 2]
-    if kind == "synchronized":
-      return keras.layers.BatchNormalization(synchronized=True), (
-          5, 3, 3, 2), [0, 1, 2]
-    return keras.layers.BatchNormalization(), (7, 4), [0]
-
-  @parameterized.parameters("fused", "unfused", "synchronized", "dense")
-  def test_equal_to_a_net_with_these_statistics_frozen(self, kind):
-    layer, shape, axes = self._layers(kind)
-    rng = np.random.default_rng(0)
-    x = tf.constant(rng.normal(size=shape), tf.float32)
-    kernel = tf.constant(rng.normal(size=shape), tf.float32)
-    layer.build(shape)
-    layer.gamma.assign(rng.uniform(0.5, 2, shape[-1:]))
-
-    def score(normalized):
-      return tf.reduce_sum(tf.tanh(normalized) * kernel, axis=[
-          *range(1, len(shape))])
-
-    with tf.GradientTape(persistent=True) as tape:
-      tape.watch(x)
-      mean, variance = tf.nn.moments(x, axes)
-      factor = layer.gamma / tf.sqrt(variance + layer.epsilon)
-      got_score = score(layer(x, training=True))
-      want_score = score((x - mean) * factor + layer.beta)
-      still = score((x - tf.stop_gradient(mean)) * tf.stop_gradient(factor)
-                    + layer.beta)
-    np.testing.assert_allclose(got_score, want_score, atol=FLOAT32)
-    with gradient_rules(SENSITIVITY_RULES):
-      got = tape.gradient(got_score, x)
-    np.testing.assert_allclose(got, tape.gradient(still, x), atol=FLOAT32)
-    # And without the rules, the images are mixed.
-    mixed = tape.gradient(want_score, x)
-    np.testing.assert_allclose(tape.gradient(got_score, x), mixed, atol=FLOAT32)
-    # Far more than FLOAT32.
-    self.assertGreater(np.abs(got - mixed).max(), 0.05)
-
-  def test_one_image_alone(self):
-    """The sensitivity of an image does not depend on the others' scores."""
-    layer = keras.layers.BatchNormalization()
-    x = tf.random.stateless_normal([4, 3, 3, 2], [0, 1])
-    with tf.GradientTape(persistent=True) as tape:
-      tape.watch(x)
-      scores = tf.reduce_sum(layer(x, training=True)**2, [1, 2, 3])
-      first = scores[0]
-    with gradient_rules(SENSITIVITY_RULES):
-      together, alone = tape.gradient(scores, x), tape.gradient(first, x)
-    # Float32 sums of one score's gradient; the other scores add nothing.
-    np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
-    self.assertEqual(np.abs(alone[1:]).max(), 0)
-
-  def test_means_within_an_image_keep_their_gradient(self):
-    x = tf.random.stateless_normal([4, 3, 3, 2], [0, 1])
-    for axes in ([1, 2], [-1], [1, 2, 3]):
-      for reduce in (tf.reduce_mean, tf.reduce_sum):
-        with tf.GradientTape(persistent=True) as tape:
-          tape.watch(x)
-          y = reduce(x**2, axes)
-        want = tape.gradient(y, x)
-        with gradient_rules(SENSITIVITY_RULES):
-          np.testing.assert_array_equal(tape.gradient(y, x), want)
-        self.assertGreater(np.abs(want).max(), 0)
 
 
 class GradientRulesTest(absltest.TestCase):

@@ -57,10 +57,21 @@ def _tanh(op, grad):
 
 
 def _batch_norm(op, grad, *_):
-  if op.get_attr("is_training"):
+  x, gamma, _, _, variance = op.inputs
+  if not op.get_attr("is_training"):
+    factor = gamma * tf.math.rsqrt(variance + op.get_attr("epsilon"))
+    return grad * factor, None, None, None, None
+  # What tf_keras computes a LayerNormalization by: [1, groups, values, 1], each
+  # group by its own statistics, and gamma is 1. A BatchNormalization runs in
+  # inference mode here.
+  if op.get_attr("data_format") != b"NCHW" or x.shape[0] != 1:
     raise ValueError("batch normalization must run in inference mode here.")
-  _, gamma, _, _, variance = op.inputs
-  factor = gamma * tf.math.rsqrt(variance + op.get_attr("epsilon"))
+  centred = x - tf.reduce_mean(x, 2, keepdims=True)
+  variance = tf.reduce_mean(centred * centred, 2, keepdims=True)
+  factor = tf.math.rsqrt(variance + op.get_attr("epsilon"))
+  unit = centred * factor
+  grad = (grad - tf.reduce_mean(grad, 2, keepdims=True)
+          - unit * tf.reduce_mean(grad * unit, 2, keepdims=True))
   return grad * factor, None, None, None, None
 
 

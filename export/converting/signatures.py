@@ -42,6 +42,7 @@ class ExplainedModel:
     """
     self.model = model
     self._tap = Tap(model, [layer])
+    self._traced = Tap(model, [layer], runs=False)
     shape = [1, *model.inputs[0].shape[1:]]
     if None in shape:
       raise ValueError(
@@ -54,7 +55,7 @@ class ExplainedModel:
   def explain_features(self):
     """Images to scores and features; no operator more than the model's."""
     def explain(images):
-      tapped = self._tap(images)
+      tapped = self._traced(images)
       return {**self._scores(tapped), "features": tapped.features[0]}
     return tf.function(explain, input_signature=[self._image])
 
@@ -67,7 +68,7 @@ class ExplainedModel:
     def explain(images, class_weights):
       with tf.GradientTape() as tape:
         tape.watch(images)
-        tapped = self._tap(images)
+        tapped = self._traced(images)
       with gradient_rules(BUILTIN_GRADIENTS):
         gradient, = feature_gradients(tape, tapped, class_weights)
         # A mean, since TFLite's int8 SUM is wrong in its reference kernels.
@@ -89,7 +90,7 @@ class ExplainedModel:
     def explain(images, class_weights):
       with tf.GradientTape() as tape:
         tape.watch(images)
-        tapped = self._tap(images)
+        tapped = self._traced(images)
       features, = tapped.features
       seed = _seed(tapped.logits, class_weights)
       with gradient_rules(BUILTIN_GRADIENTS):
@@ -100,7 +101,7 @@ class ExplainedModel:
               "map": sensitivity_weighted_map(features, sensitivity)}
 
     def explain_equally(images):
-      tapped = self._tap(images)
+      tapped = self._traced(images)
       features, = tapped.features
       return {"logits": tapped.logits, "features": features,
               "map": equal_weighted_map(features)}

@@ -33,6 +33,10 @@ from keras_attr_preserve.export.judging.judges import (
   checked_judges,
   judged_maps,
 )
+from keras_attr_preserve.export.judging.sensitivity_check import (
+  check_sensitivities,
+  says_otherwise,
+)
 from keras_attr_preserve.export.running.interpreter import RUNTIMES
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.progress import Progress
@@ -70,6 +74,10 @@ def verify(
   Both explain the teacher's top class of each image: the file by what
   `Interpreter.explain` reads from its bytes, the teacher by Grad-CAM (or the
   equal-weighted map) of the layer the WCAM names.
+
+  The teacher's own sensitivities are checked, too: some of its feature values
+  are changed a little, and its scores must move as the sensitivities say, or
+  the report's first line says that they do not (see `check_sensitivities`).
 
   Judges are methods that nothing was trained on, and that see scores alone.
   They probe the first `judge_images` images through the file, on the very
@@ -140,7 +148,8 @@ def verify(
   facts = {"images": len(images), **file_sizes(content),
            "sha256": _digest(content),
            "teacher": teacher.name if isinstance(teacher, keras.Model)
-           else f"file {_digest(file_content(teacher))}"}
+           else f"file {_digest(file_content(teacher))}",
+           "sensitivity_check": _sensitivity_check(teacher, wcam, images, top)}
   reports = {
       name: _report(side, reference, top, images, {
           **facts, "runtime": name, **file_facts(files[name], wcam)})
@@ -152,6 +161,21 @@ def verify(
           sides[one].maps, sides[one].logits, sides[other].maps,
           sides[other].logits, logit_step(files[one]))
       for one, other in itertools.combinations(sides, 2)})
+
+
+def _sensitivity_check(teacher, wcam, images, top) -> dict[str, Any]:
+  """Measures slopes of the teacher's scores, or says why not."""
+  if wcam.method != "swa":
+    return {"reason": f"maps of method {wcam.method!r} have no sensitivity"}
+  if not isinstance(teacher, keras.Model):
+    return {"reason": "the teacher is a file, whose features cannot be moved"}
+  return check_sensitivities(teacher, wcam.layers[0], images, top)
+
+
+def _doubts(facts: Mapping[str, Any]) -> list[str]:
+  """Says what puts a report's figures in doubt."""
+  doubt = says_otherwise(facts["sensitivity_check"])
+  return [] if doubt is None else [doubt]
 
 
 def _digest(content: bytes) -> str:
@@ -215,7 +239,8 @@ def _report(
       "images_range": [float(images.min()), float(images.max())],
       "teacher_dead": float(1 - alive.mean()),
   }, Examples(worst, images[worst], ours[worst], maps[worst],
-              (float(images.min()), float(images.max()))))
+              (float(images.min()), float(images.max()))),
+              _doubts(facts))
 
 
 def _same_size(

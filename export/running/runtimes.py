@@ -1,5 +1,7 @@
 """The runtimes that a .tflite file is run on."""
 
+import re
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,21 +34,35 @@ def start(content: bytes, runtime: str, subgraphs: int) -> "LiteRT | Tflm":
 
 
 class LiteRT:
-  """Runs signatures in LiteRT, in this process."""
+  """Runs signatures in LiteRT, in this process, for one thread at a time.
+
+  Attributes:
+    lacks: the operator for which the reference kernels have none, so that the
+      builtin ones run the file; None for the kernels asked for.
+  """
 
   def __init__(self, content: bytes, runtime: str):
     self._name = runtime
+    self.lacks: str | None = None
+    # LiteRT writes inputs and reads outputs in the same memory for each call.
+    self._lock = threading.Lock()
     try:
-      self._interpreter = litert.Interpreter(
-          model_content=content,
-          experimental_op_resolver_type=_RESOLVERS[runtime])
-      self._interpreter.allocate_tensors()
+      self._interpreter = _loaded(content, runtime)
     except (ValueError, RuntimeError) as error:
-      raise ValueError(
-          f"tflite_model is refused by the runtime {runtime!r}: "
-          f"{error}") from error
+      self.lacks = _lacking_kernel(runtime, error)
+      if self.lacks is None:
+        raise ValueError(
+            f"tflite_model is refused by the runtime {runtime!r}: "
+            f"{error}") from error
+      self._interpreter = _loaded(content, "builtin")
 
   def run(
+      self, key: str, signature: Signature, feeds: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    with self._lock:
+      return self._run(key, signature, feeds)
+
+  def _run(
       self, key: str, signature: Signature, feeds: Mapping[str, np.ndarray]
   ) -> dict[str, np.ndarray]:
     call = (self._interpreter.get_signature_runner(key) if key
@@ -82,6 +98,21 @@ class LiteRT:
           outputs[spec.position]["index"])
               for name, spec in signature.outputs.items()}
     return call
+
+
+def _loaded(content: bytes, runtime: str) -> litert.Interpreter:
+  interpreter = litert.Interpreter(
+      model_content=content,
+      experimental_op_resolver_type=_RESOLVERS[runtime])
+  interpreter.allocate_tensors()
+  return interpreter
+
+
+def _lacking_kernel(runtime: str, error: Exception) -> str | None:
+  """Names the operator that the reference kernels lack; None of others."""
+  match = re.search(
+      r"Didn't find op for builtin opcode '(\w+)'", str(error))
+  return match.group(1) if match and runtime == "reference" else None
 
 
 def _filled(batch: np.ndarray, size: int) -> np.ndarray:

@@ -99,8 +99,11 @@ class Comparison:
   def __str__(self) -> str:
     """One table: a column a runtime; then how far they are apart."""
     first = next(iter(self.reports.values()))
-    lines = facts_lines({name: value for name, value in first.facts.items()
-                         if name != "runtime"})
+    lines = [*dict.fromkeys(
+        warning for report in self.reports.values()
+        for warning in report.warnings)]
+    lines += facts_lines({name: value for name, value in first.facts.items()
+                          if name != "runtime"})
     lines += ["", _row("agreement of maps", self.reports)]
     columns = [_figures(report) for report in self.reports.values()]
     for name in columns[0]:

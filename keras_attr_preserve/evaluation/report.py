@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +75,8 @@ class Report:
       not, 0..1.
     facts: what was judged: file, layer, method, runtime, sizes.
     examples: images of the lowest cosine, the worst first; None for none.
+    warnings: sentences that put the figures in doubt; the text of the report
+      begins with them, and no requirement is met.
   """
 
   def __init__(
@@ -83,8 +85,10 @@ class Report:
       dead: float,
       facts: Mapping[str, Any],
       examples: Examples | None = None,
+      warnings: Sequence[str] = (),
   ):
     """Keeps the figures; `verify` makes reports."""
+    self.warnings = tuple(warnings)
     self.scores = dict(scores)
     self.dead = float(dead)
     self.facts = dict(facts)
@@ -142,7 +146,7 @@ class Report:
       **limits: float,
   ) -> list[str]:
     """Says what `require` would raise for, a phrase each; arguments alike."""
-    short = []
+    short = list(self.warnings)
     for key, limit in limits.items():
       name, value = self._figure(key)
       low = not _lower_is_better(name)
@@ -171,7 +175,7 @@ class Report:
 
   def __str__(self) -> str:
     """The figures as a table of text."""
-    lines = facts_lines(self.facts)
+    lines = [*self.warnings, *facts_lines(self.facts)]
     lines += ["", f"{'agreement of maps':<22}" + "".join(
         f"{head:>9}" for head in _HEADS)]
     for name, row in self.summary().items():
@@ -186,6 +190,7 @@ class Report:
   def to_dict(self) -> dict[str, Any]:
     """Gives facts and figures as plain values; NaN becomes None."""
     return plain({
+        "warnings": self.warnings,
         **self.facts,
         "agreement": self.summary(),
         "dead": self.dead,
