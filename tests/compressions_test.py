@@ -461,7 +461,7 @@ class SavingTest(_CompressionTest):
   @_each("pqat", "cqat", "pcqat")
   def test_saved_model(self, name):
     student = WRAP[name]()
-    self.fit(student)
+    self.fit(student, graph=True)
     loaded = keras.models.load_model(self.saved(student, "tf"))
     np.testing.assert_array_equal(
         loaded(self.pictures), student(self.pictures))
