@@ -29,7 +29,7 @@ def person():
   return real.load(real.VWW / "vww_96.h5")
 
 
-@pytest.mark.slow("pretrained")
+@pytest.mark.slow("photographs")
 class DriftTest(parameterized.TestCase):
 
   def check_resnet(self, content):
@@ -74,7 +74,7 @@ class DriftTest(parameterized.TestCase):
     self.assertLen([name for name in harms if "activation" in name], 27)
 
 
-@pytest.mark.slow("pretrained")
+@pytest.mark.slow("photographs")
 class SelectiveTest(parameterized.TestCase):
 
   def test_resnet8(self):

@@ -15,7 +15,10 @@ GROUPS = {
     "files": "conversions in every mode, files of others, damaged files",
     "firmware": "C sources, TFLite Micro, emulated boards",
     "explaining": "every attribution method on every kind of model",
-    "pretrained": "pretrained models on photographs (KAP_MODEL_DIR)",
+    "pretrained": "pretrained models and files of others (KAP_MODEL_DIR)",
+    "photographs": "pretrained models trained, judged, on microcontrollers",
+    "applications": "every method on models of keras.applications",
+    "deep_applications": "the same on DenseNet, Xception, Inception, NASNet",
     "devices": "several devices and workers, Keras 3 models",
 }
 
@@ -30,4 +33,4 @@ if __name__ == "__main__":
     print(turn(int(sys.argv[1].removeprefix("--turn="))))
   else:
     for name, holds in GROUPS.items():
-      print(f"  GROUP={name:<13} {holds}")
+      print(f"  GROUP={name:<18} {holds}")

@@ -102,7 +102,7 @@ class PretrainedTest(parameterized.TestCase):
        "linear", 0.99, 0.9),
       ("mobilenet_last", _mobilenet, _objects, "conv_pw_13_relu", "swa",
        "linear", 0.99, 0.95))
-  @pytest.mark.slow("pretrained")
+  @pytest.mark.slow("photographs")
   def test_export(self, make, pictures, layer, method, kind, median, worst):
     net = make()
     wcam = kap.WCAM(layer or last_spatial_layer(net), method=method)

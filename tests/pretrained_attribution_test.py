@@ -271,9 +271,19 @@ class ApplicationsTest(parameterized.TestCase):
   @parameterized.parameters(
       ("MobileNetV2", 64), ("MobileNetV3Small", 64, "cam"),
       ("EfficientNetB0", 32, "cam", "pathway_gradient"), ("ResNet50V2", 64),
-      ("VGG16", 32, "cam"), ("DenseNet121", 64), ("Xception", 71),
-      ("InceptionV3", 75, "cam"), ("NASNetMobile", 64))
+      ("VGG16", 32, "cam"))
+  @pytest.mark.slow("applications")
   def test_every_method(self, name, size, *refused):
+    self._check_every_method(name, size, refused)
+
+  @parameterized.parameters(
+      ("DenseNet121", 64), ("Xception", 71), ("InceptionV3", 75, "cam"),
+      ("NASNetMobile", 64))
+  @pytest.mark.slow("deep_applications")
+  def test_every_method_on_deeper_models(self, name, size, *refused):
+    self._check_every_method(name, size, refused)
+
+  def _check_every_method(self, name, size, refused):
     rng = np.random.default_rng(0)
     net = getattr(keras.applications, name)(
         input_shape=(size, size, 3), weights=None, classes=10)

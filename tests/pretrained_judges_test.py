@@ -33,7 +33,7 @@ class JudgedTest(parameterized.TestCase):
       ("vww", {"cosine": 0.99, "occlusion_cosine": 0.9, "rise_cosine": 0.98}),
       ("resnet", {
           "cosine": 0.99, "occlusion_cosine": 0.95, "rise_cosine": 0.98}))
-  @pytest.mark.slow("pretrained")
+  @pytest.mark.slow("photographs")
   @helpers.needs_tflm
   def test_int8_on_every_runtime(self, name, least):
     path, calibration, images = _pictures(name)

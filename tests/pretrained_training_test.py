@@ -84,7 +84,7 @@ class TrainingTest(parameterized.TestCase):
   @parameterized.parameters(
       ("resnet8", "prune"), ("resnet8", "quantize"), ("vww", "prune"),
       ("vww", "quantize"), ("mobilenet", "prune"))
-  @pytest.mark.slow("pretrained")
+  @pytest.mark.slow("photographs")
   def test_holds_maps_better_than_plain(self, name, wrap):
     wrap = {"prune": _prune, "quantize": _quantize}[wrap]
     layer = self._last(name)

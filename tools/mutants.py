@@ -18,6 +18,7 @@ import importlib.abc
 import importlib.util
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -137,28 +138,24 @@ def _head(node: ast.AST) -> str:
   return ast.unparse(ast.fix_missing_locations(node)).split("\n")[0]
 
 
-class _Mutant(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-  """Hands a mutant to whoever imports its module."""
+class _Mutant(importlib.abc.MetaPathFinder):
+  """Hands a mutant to whoever imports its module.
+
+  It stands in a file of its own, since AutoGraph reads the source of what it
+  converts by file and line.
+  """
 
   def __init__(self, path: Path, text: str):
-    self.path, self.text = str(path), text
+    self.path = str(path)
+    self.file = Path(tempfile.mkdtemp()) / path.name
+    self.file.write_text(text)
 
   def find_spec(self, fullname, path, target=None):
     spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
     if spec is None or spec.origin is None or (
         os.path.realpath(spec.origin) != self.path):
       return None
-    return importlib.util.spec_from_file_location(
-        fullname, self.path, loader=self)
-
-  def get_filename(self, fullname):
-    return self.path
-
-  def get_data(self, path):
-    return self.text.encode()
-
-  def path_stats(self, path):
-    raise OSError  # Compile anew: a cached module is the right one.
+    return importlib.util.spec_from_file_location(fullname, self.file)
 
 
 def start(path: str, text: str, log: int) -> int:
@@ -171,13 +168,15 @@ def start(path: str, text: str, log: int) -> int:
   os.dup2(log, 2)
   import pytest
 
-  sys.meta_path.insert(0, _Mutant(ROOT / path, text))
+  mutant = _Mutant(ROOT / path, text)
+  sys.meta_path.insert(0, mutant)
   code = 2
   try:
     code = pytest.main(["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider",
                         "-p", "no:xdist"] + [
                             f"tests/{name}_test.py" for name in TARGETS[path]])
   finally:
+    shutil.rmtree(mutant.file.parent)
     os._exit(int(code))
 
 
