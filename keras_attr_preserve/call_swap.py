@@ -1,6 +1,7 @@
 """Another `call` for a layer, while a block runs."""
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -65,14 +66,15 @@ class _Installed:
     self._had_its_own = "call" in vars(layer)
     self._own_call = own_call = layer.call
 
-    @tf.autograph.experimental.do_not_convert
     def call(*args: Any, **kwargs: Any) -> Any:
       swaps = _swaps_of_thread().get(id(layer))
       if not swaps:
         return own_call(*args, **kwargs)
       return swaps[-1](own_call, *args, **kwargs)
 
-    layer.call = call
+    # tfmot's wrappers look there for whether a layer takes `training`.
+    call.__signature__ = inspect.signature(own_call)
+    layer.call = tf.autograph.experimental.do_not_convert(call)
 
   def remove(self) -> None:
     """Leaves the layer as it was."""

@@ -1,20 +1,22 @@
 """Tests of call_swap.py: another call inside a block, in its thread alone."""
 
+import contextlib
 import threading
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from keras_attr_preserve.call_swap import CallSwap
+from tests import tiny
 
 
 def _times(factor):
   return lambda own_call, inputs: factor * own_call(inputs)
 
 
-class CallSwapTest(absltest.TestCase):
+class CallSwapTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -46,6 +48,28 @@ class CallSwapTest(absltest.TestCase):
       np.testing.assert_array_equal(self.layer(self.x), [0, 9])
     np.testing.assert_array_equal(self.layer(self.x), [0, 3])
     self.assertIn("call", vars(self.layer))
+
+  @parameterized.parameters(tiny.prune, tiny.quantize)
+  def test_wrappers_of_tfmot_see_the_same_arguments(self, wrap):
+    """They ask a layer's `call` whether it takes `training`."""
+    model = wrap(tiny.conv_net())
+    norms = [layer for layer in model.submodules
+             if isinstance(layer, keras.layers.BatchNormalization)]
+    self.assertNotEmpty(norms)
+    for layer in model.layers:
+      if hasattr(layer, "pruning_step"):
+        layer.pruning_step.assign(0)  # As UpdatePruningStep does.
+    seen = []
+
+    def look(own_call, *args, **kwargs):
+      seen.append(kwargs.get("training", args[1:]))
+      return own_call(*args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+      for layer in norms:
+        stack.enter_context(CallSwap(layer, look).on())
+      model(tiny.images(), training=True)
+    self.assertEqual(seen, [True] * len(norms))
 
   def test_each_thread_has_its_own(self):
     barrier, seen = threading.Barrier(3, timeout=60), {}

@@ -38,7 +38,7 @@ def _plain_grad_cam(model, images, classes):
   with tf.GradientTape() as tape:
     features, logits = wide(images)
     scores = tf.gather(logits, classes, axis=1, batch_dims=1)
-  weights = tf.reduce_sum(tape.gradient(scores, features), [1, 2])
+  weights = tf.reduce_mean(tape.gradient(scores, features), [1, 2])
   return tf.nn.relu(tf.einsum("bhwc,bc->bhw", features, weights)).numpy()
 
 
