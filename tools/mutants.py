@@ -115,15 +115,15 @@ def _mutable(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
 
 def mutants(text: str) -> Iterator[tuple[int, str, str]]:
   """Gives every mutant of a module: line, what changed, whole text."""
-  tree = ast.parse(text)
+  tree, lines = ast.parse(text), text.splitlines()
   for parent, field, index in list(_mutable(tree)):
     value = getattr(parent, field)
     child = value if index is None else value[index]
     for faulty in mutations(child):
       _put(parent, field, index, faulty)
       before, after = (_head(node) for node in (child, faulty))
-      yield child.lineno, f"{before}  ->  {after}", ast.unparse(
-          ast.fix_missing_locations(tree))
+      change = f"{before}  ->  {after}  in  {lines[child.lineno - 1].strip()}"
+      yield child.lineno, change, ast.unparse(ast.fix_missing_locations(tree))
       _put(parent, field, index, child)
 
 
