@@ -134,7 +134,7 @@ def drift(
                    if name not in found)
   return Drift(tuple(rows), left_out, {
       "images": len(images), "layer": wcam.layers[0], "method": wcam.method,
-      "runtime": runtime, "road": (ours or {}).get("road"),
+      "runtime": file.kernels, "road": (ours or {}).get("road"),
       **_own(tflite_model, ours, runtime, passes, wcam, images, weights)})
 
 

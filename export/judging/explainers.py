@@ -194,14 +194,16 @@ def file_facts(
     file: Interpreter | ForeignExplainer, wcam: WCAM) -> dict[str, Any]:
   """What a report says of a file: what `convert` wrote into it, and ranges.
 
-  "layer" is the teacher's; "input_range" is what the file's input can hold,
-  None where it takes floats. Of a file of somebody else's, what was found out.
+  "runtime" is what ran it; "layer" is the teacher's; "input_range" is what the
+  file's input can hold, None where it takes floats. Of a file of somebody
+  else's, what was found out.
   """
   if isinstance(file, ForeignExplainer):
     return {**file.facts, "layer": wcam.layers[0]}
   spec = file.signatures["predict"].inputs["images"]
   return {
       **(file.metadata or {}),
+      "runtime": file.runtime,
       "layer": wcam.layers[0],
       "input_range": list(spec.range) if spec.scale else None,
   }

@@ -46,7 +46,7 @@ def with_outputs(
 
 def exposed_run(
     model: schema.ModelT, subgraph: int, numbers: Iterable[int], runtime: str,
-) -> Run:
+) -> tuple[Run, str]:
   """Loads a file with tensors among its outputs.
 
   Args:
@@ -56,7 +56,7 @@ def exposed_run(
     runtime: see `Interpreter`.
 
   Returns:
-    A function that runs it.
+    A function that runs it, and what kernels do; see `Interpreter.runtime`.
 
   Raises:
     ValueError: the runtime refuses the file; at once, or when it runs.
@@ -79,7 +79,7 @@ def exposed_run(
     values = runner.run(_KEY, signature, {
         str(number): array for number, array in feeds.items()})
     return {number: values[str(number)] for number in numbers}
-  return run
+  return run, runner.kernels
 
 
 def _named(index: int) -> schema.TensorMapT:

@@ -57,7 +57,8 @@ class FileTensors:
     outputs: the numbers of the file's own outputs.
     model: the parsed file.
     subgraph: the number of the subgraph that is run.
-    runtime: what it runs on.
+    runtime: what it is to run on.
+    kernels: what it ran on last; see `Interpreter.runtime`.
     preprocess: what is done to images first, or None.
   """
 
@@ -91,7 +92,7 @@ class FileTensors:
     if isinstance(tflite_model, (str, os.PathLike)):
       tflite_model = Path(tflite_model).read_bytes()
     self.model = checked_model(tflite_model, runtime)
-    self.runtime = runtime
+    self.runtime = self.kernels = runtime
     self.preprocess = preprocess
     entry = _signature(self.model, signature)
     self.subgraph = entry.subgraph
@@ -204,7 +205,7 @@ class FileTensors:
 
   def _run(self, numbers: frozenset[int]):
     if numbers not in self._runs:
-      self._runs[numbers] = exposed_run(
+      self._runs[numbers], self.kernels = exposed_run(
           self.model, self.subgraph, numbers, self.runtime)
     return self._runs[numbers]
 

@@ -54,6 +54,8 @@ class Interpreter:
     metadata: what `convert` wrote: layer, method, mode and road; None in a file
       of somebody else's, which can `predict` but not `explain`.
     signatures: the file's signatures, by name.
+
+  Several threads may ask it; their calls wait for each other.
   """
 
   def __init__(
@@ -86,6 +88,14 @@ class Interpreter:
       _check_explain(self.metadata, self.signatures)
     self._head = self._read_head(model)
     self._runtime = start(self._content, runtime, len(model.subgraphs))
+
+  @property
+  def runtime(self) -> str:
+    """What runs the file: the runtime asked for, or "builtin" and why.
+
+    LiteRT's reference kernels lack some operators, such as ELU.
+    """
+    return self._runtime.kernels
 
   @property
   def input_shape(self) -> tuple[int, ...]:

@@ -37,24 +37,24 @@ class LiteRT:
   """Runs signatures in LiteRT, in this process, for one thread at a time.
 
   Attributes:
-    lacks: the operator for which the reference kernels have none, so that the
-      builtin ones run the file; None for the kernels asked for.
+    kernels: what runs the file: the runtime asked for, or "builtin" and why,
+      where the reference kernels lack one of its operators.
   """
 
   def __init__(self, content: bytes, runtime: str):
-    self._name = runtime
-    self.lacks: str | None = None
+    self._name = self.kernels = runtime
     # LiteRT writes inputs and reads outputs in the same memory for each call.
     self._lock = threading.Lock()
     try:
       self._interpreter = _loaded(content, runtime)
     except (ValueError, RuntimeError) as error:
-      self.lacks = _lacking_kernel(runtime, error)
-      if self.lacks is None:
+      lacking = _lacking_kernel(runtime, error)
+      if lacking is None:
         raise ValueError(
             f"tflite_model is refused by the runtime {runtime!r}: "
             f"{error}") from error
       self._interpreter = _loaded(content, "builtin")
+      self.kernels = f"builtin: the reference kernels lack {lacking}"
 
   def run(
       self, key: str, signature: Signature, feeds: Mapping[str, np.ndarray]
@@ -124,7 +124,12 @@ class Tflm:
   """Runs a file in the TFLite Micro interpreter, in a process of its own.
 
   That interpreter ends its process on files it cannot take, and prints.
+
+  Attributes:
+    kernels: as of a `LiteRT`.
   """
+
+  kernels = "tflm"
 
   def __init__(self, content: bytes, subgraphs: int):
     if not tflm_worker.installed():
