@@ -78,7 +78,9 @@ def _batch_norm(op, grad, *_):
 def _mean(op, grad):
   size = op.inputs[0].shape.as_list()
   axes = np.atleast_1d(tf.get_static_value(op.inputs[1])) % len(size)
-  kept = [1 if axis in axes else length for axis, length in enumerate(size)]
+  # A function inside the model does not know the batch: that is -1.
+  kept = [1 if axis in axes else -1 if length is None else length
+          for axis, length in enumerate(size)]
   spread = [length if axis in axes else 1 for axis, length in enumerate(size)]
   share = np.full(spread, 1 / np.prod(spread), np.float32)
   return tf.reshape(grad, kept) * share, None
