@@ -92,7 +92,7 @@ class OwnRulesTest(parameterized.TestCase):
   @parameterized.parameters(
       "VGG16", "MobileNet", "MobileNetV2", "ResNet50", "Xception",
       "InceptionV3")
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_nets_that_are_taken(self, name):
     size = {"Xception": 71, "InceptionV3": 75}.get(name, 32)
     tfmot.quantization.keras.quantize_model(getattr(keras.applications, name)(
@@ -102,7 +102,7 @@ class OwnRulesTest(parameterized.TestCase):
       "ResNet50V2", "ResNetRS50", "DenseNet121", "EfficientNetB0",
       "EfficientNetV2B0", "MobileNetV3Small", "RegNetX002", "RegNetY002",
       "NASNetMobile")
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_nets_that_the_page_has_taken(self, name):
     teacher = getattr(keras.applications, name)(
         input_shape=(32, 32, 3), weights=None, classes=2)

@@ -167,7 +167,7 @@ class KindsTest(_SavingTest):
 
   @parameterized.named_parameters(
       one for one in CASES if one[0] not in QUICK)
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_there_and_back_of_the_rest(self, kind, ending):
     self.check_there_and_back(kind, ending, graph=True)
 
@@ -204,7 +204,7 @@ class KindsTest(_SavingTest):
   def test_what_was_loaded_can_be_saved_again(self, ending, second_ending):
     self.check_saved_again(ending, second_ending)
 
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_what_was_loaded_can_be_saved_again_to_a_folder(self):
     self.check_saved_again("", "")
 
@@ -220,7 +220,7 @@ class KindsTest(_SavingTest):
     self.check_that_keras_files_could_not_be_loaded(kind)
 
   @parameterized.parameters("pqat", "cqat")
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_keras_files_of_the_rest_that_could_not_be_loaded(self, kind):
     self.check_that_keras_files_could_not_be_loaded(kind)
 
@@ -242,7 +242,7 @@ class KindsTest(_SavingTest):
     self.check_that_keras_forgets("pqat", ".h5")
 
   @parameterized.parameters("pqat", "cqat")
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_keras_alone_forgets_zeros_and_clusters_in_a_folder(self, kind):
     self.check_that_keras_forgets(kind, "")
 
@@ -264,7 +264,7 @@ class KindsTest(_SavingTest):
     else:
       self.assertLen(np.unique(kernel), kernel.size)
 
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_clusters_that_training_emptied(self):
     for kind in ("cqat",):
       model = _made(kind)
@@ -401,7 +401,7 @@ class FitTest(_SavingTest):
     self.check_inside_a_fit(kind, ending, graph)
 
   @parameterized.parameters(("pruned", ".h5"), ("pruned", ""), ("pqat", ""))
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_of_the_rest_inside_a_fit(self, kind, ending):
     self.check_inside_a_fit(kind, ending, graph=True)
 
@@ -422,7 +422,7 @@ class FitTest(_SavingTest):
         PreserveAttribution(teacher, WCAM("act"))], graph=graph)
     self.assertIn("attr_loss", history.history)
 
-  @pytest.mark.slow("compressions")
+  @pytest.mark.slow("saving")
   def test_in_a_process_of_its_own(self):
     model = _made("pqat")
     paths = [str(save_model(model, self.folder / f"net{ending}"))
