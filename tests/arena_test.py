@@ -11,6 +11,7 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
+from keras_attr_preserve.export.files.tflm_operators import missing_operators
 from keras_attr_preserve.export.running import arena
 from tests import export_helpers as helpers
 
@@ -166,7 +167,7 @@ class RealTest(parameterized.TestCase):
     planned = 0
     for path in paths:
       content = path.read_bytes()
-      if not kap.export.tflm_operators.missing_operators(content):
+      if not missing_operators(content):
         self.assert_planned(content)
         planned += 1
     self.assertGreaterEqual(planned, 11)
