@@ -566,7 +566,7 @@ class TailsThatTFLiteCannotExpressTest(parameterized.TestCase):
     return tiny.shake(keras.Model(images, keras.layers.Dense(3)(x)))
 
   def test_gelu(self):
-    # Erf before TensorFlow 2.17, Erfc since.
+    # Erf in TensorFlow 2.16, Erfc in 2.21.
     net = self.net(keras.layers.Conv2D(4, 3, activation="gelu"))
     with self.assertRaisesRegex(
         ValueError, "layer 'act': TFLite cannot express.*Erfc?") as caught:
