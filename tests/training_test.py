@@ -482,6 +482,32 @@ class StepTest(parameterized.TestCase):
     self.assertEqual(int(student.optimizer.iterations), 1)
 
 
+class StateTest(absltest.TestCase):
+
+  def _step(self, wcam, **settings):
+    student = _compiled(_net(1))
+    return TrainStep(student, _net(0), wcam, **settings)
+
+  def test_there_is_none_where_nothing_moves(self):
+    self.assertIsNone(self._step(WCAM("act", weight=1.0)).state)
+    self.assertIsNone(self._step(None, distillation=Distillation()).state)
+
+  def test_there_is_where_a_weight_moves(self):
+    self.assertIsNotNone(self._step(WCAM("act")).state)
+    self.assertIsNotNone(
+        self._step(WCAM("act", weight=1.0, agreement=0.9)).state)
+
+
+class CacheTest(absltest.TestCase):
+
+  def test_xla_takes_none(self):
+    student, teacher = _net(1), _net(0)
+    student.compile("sgd", "mse", jit_compile=True)
+    with self.assertRaisesRegex(ValueError, "cache: XLA takes no table"):
+      TrainStep(student, teacher, WCAM("act"), cache=True)
+    self.assertIsNone(TrainStep(student, teacher, WCAM("act")).cache)
+
+
 class ErrorsTest(parameterized.TestCase):
 
   @parameterized.parameters(

@@ -34,7 +34,8 @@ TARGETS = {
     "keras_attr_preserve/regularizer.py": (
         "regularizer", "weighted_targets", "training_gradient", "training"),
     "keras_attr_preserve/training.py": (
-        "training", "training_gradient", "callbacks", "faults"),
+        "training", "hints", "distribution", "teacher_cache",
+        "training_gradient", "faults", "callbacks"),
     "keras_attr_preserve/layer_moments.py": (
         "layer_moments", "layer_inputs", "reconstruction"),
     "keras_attr_preserve/layer_fitting.py": (
@@ -215,6 +216,7 @@ def main() -> int:
   parser.add_argument("--jobs", type=int, default=2)
   parser.add_argument("--module", help="mutants of this module alone")
   parser.add_argument("--matching", help="mutants whose change has this text")
+  parser.add_argument("--done", help="an output of before: what it has is left")
   flags = parser.parse_args()
   os.chdir(ROOT)
   sys.path.insert(0, str(ROOT))
@@ -225,6 +227,10 @@ def main() -> int:
     every = [one for one in every if flags.matching in one[2]]
   chosen = random.Random(flags.seed).sample(
       every, min(flags.count, len(every)))
+  if flags.done:
+    done = Path(flags.done).read_text()
+    chosen = [one for one in chosen
+              if f" {one[0]}:{one[1]}: {one[2]} [" not in done]
   print(f"{len(chosen)} of {len(every)} mutants, seed {flags.seed}", flush=True)
 
   # Imported once, for all children; nothing is computed before they part.
