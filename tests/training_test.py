@@ -1,6 +1,7 @@
 """Tests of training.py: what a step sums, trains and reports."""
 
 import contextlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -496,6 +497,22 @@ class StateTest(absltest.TestCase):
     self.assertIsNotNone(self._step(WCAM("act")).state)
     self.assertIsNotNone(
         self._step(WCAM("act", weight=1.0, agreement=0.9)).state)
+
+
+class KeptTest(absltest.TestCase):
+  """Which weights are put back where a loss is not finite."""
+
+  def test_all_in_training_on_one_device(self):
+    step = TrainStep(_compiled(_net(1)), _net(0), WCAM("act"))
+    self.assertLen(step._kept(training=True), len(step.model.variables))
+    self.assertEmpty(step._kept(training=False))
+
+  def test_none_on_several_devices(self):
+    step = TrainStep(_compiled(_net(1)), _net(0), WCAM("act"))
+    two = mock.Mock(num_replicas_in_sync=2)
+    with mock.patch.object(tf.distribute, "get_strategy", lambda: two):
+      self.assertEmpty(step._kept(training=True))
+      self.assertEmpty(step._kept(training=False))
 
 
 class CacheTest(absltest.TestCase):
