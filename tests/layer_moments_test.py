@@ -94,6 +94,11 @@ class MomentsTest(parameterized.TestCase):
         moments.right(self.start, self.start), self.damped @ self.start)
     np.testing.assert_allclose(
         moments.refitted(self.start, self.start), self.start)
+    # Damping holds to the start, not to the teacher's weights.
+    weights = self.weights[:_INPUTS]
+    np.testing.assert_allclose(
+        moments.right(weights, self.start),
+        self.own.T @ self.own @ weights + self.damping * self.start)
     # Sums that are equal are kept once.
     self.assertIsNone(getattr(moments, "_cross", None))
 

@@ -34,8 +34,8 @@ TARGETS = {
     "keras_attr_preserve/regularizer.py": (
         "regularizer", "weighted_targets", "training_gradient", "training"),
     "keras_attr_preserve/training.py": (
-        "training", "weighting", "hints", "distribution", "teacher_cache",
-        "training_gradient", "faults", "callbacks"),
+        "training", "weighting", "hints", "distribution", "augmentation",
+        "teacher_cache", "training_gradient", "faults", "callbacks"),
     "keras_attr_preserve/layer_moments.py": (
         "layer_moments", "layer_inputs", "reconstruction"),
     "keras_attr_preserve/layer_fitting.py": (
