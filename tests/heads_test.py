@@ -41,17 +41,6 @@ def _model(head, scale=20.0):
   return model, keras.Model(inputs, logits)
 
 
-def _grad_cam(plain, images, classes):
-  """Grad-CAM of a model of logits by a tape, without this library."""
-  wide = keras.Model(plain.inputs, [plain.get_layer("act").output,
-                                    plain.output])
-  with tf.GradientTape() as tape:
-    features, logits = wide(images)
-    scores = tf.gather(logits, classes, axis=1, batch_dims=1)
-  weights = tf.reduce_mean(tape.gradient(scores, features), [1, 2])
-  return tf.nn.relu(tf.einsum("bhwc,bc->bhw", features, weights)).numpy()
-
-
 class FollowersTest(parameterized.TestCase):
 
   @parameterized.product(squash=tuple(SQUASHES), follower=tuple(FOLLOWERS))
@@ -67,7 +56,7 @@ class FollowersTest(parameterized.TestCase):
     # The same operations but for the order of float32 sums.
     np.testing.assert_allclose(
         kap.attribution.grad_cam(model, images, classes, "act"),
-        _grad_cam(plain, images, classes), rtol=1e-4, atol=1e-6)
+        tiny.plain_grad_cam(plain, images, classes), rtol=1e-4, atol=1e-6)
 
   def test_layers_behind_logits_are_left_alone(self):
     model, plain = _model(lambda x: _layers.Activation("linear")(
@@ -109,7 +98,7 @@ class FollowersTest(parameterized.TestCase):
     # Float32 sums in the runtime's order.
     np.testing.assert_allclose(logits, plain(images), atol=1e-5)
     np.testing.assert_allclose(
-        maps, _grad_cam(plain, images, [1] * 4), atol=1e-5)
+        maps, tiny.plain_grad_cam(plain, images, [1] * 4), atol=1e-5)
 
 
 class RefusedTest(parameterized.TestCase):

@@ -31,28 +31,17 @@ def _model(kind):
   return tiny.shake(keras.Model(inputs, _layers.Dense(3)(x)), 3)
 
 
-def _plain_grad_cam(model, images, classes):
-  """Grad-CAM by a tape, without this library."""
-  layer = model.get_layer("act")
-  wide = keras.Model(model.inputs, [layer.output, model.output])
-  with tf.GradientTape() as tape:
-    features, logits = wide(images)
-    scores = tf.gather(logits, classes, axis=1, batch_dims=1)
-  weights = tf.reduce_mean(tape.gradient(scores, features), [1, 2])
-  return tf.nn.relu(tf.einsum("bhwc,bc->bhw", features, weights)).numpy()
-
-
 class OrderTest(parameterized.TestCase):
 
   @parameterized.parameters("nothing", "grad_cam", "a tape", "convert")
   def test_a_grouped_convolution_converts(self, before):
     model, images, classes = _model("groups"), helpers.images(), [0, 1] * 4
     wcam = kap.WCAM("act")
-    want = _plain_grad_cam(_model("groups"), images, classes)
+    want = tiny.plain_grad_cam(_model("groups"), images, classes)
     if before == "grad_cam":
       kap.attribution.grad_cam(model, images, classes, "act")
     elif before == "a tape":
-      _plain_grad_cam(model, images, classes)
+      tiny.plain_grad_cam(model, images, classes)
     elif before == "convert":
       kap.export.convert(model, wcam, mode="float32")
     content = kap.export.convert(model, wcam, mode="float32")
@@ -64,14 +53,14 @@ class OrderTest(parameterized.TestCase):
     """Quantizers are transparent to a sensitivity, whoever asked before."""
     images = 9 * helpers.images()  # Beyond the quantizer's range.
     plain, asked = _model("compiled"), _model("compiled")
-    _plain_grad_cam(asked, images, [1] * 8)  # Its gradient is clipped.
+    tiny.plain_grad_cam(asked, images, [1] * 8)  # Its gradient is clipped.
     first, second = (kap.attribution.grad_cam(model, images, 1, "act")
                      for model in (plain, asked))
     np.testing.assert_array_equal(first, second)
     # What clips has no gradient, so that the plain tape has another map: far
     # more than rounding.
     self.assertGreater(
-        np.abs(first - _plain_grad_cam(plain, images, [1] * 8)).max(), 1e-3)
+        np.abs(first - tiny.plain_grad_cam(plain, images, [1] * 8)).max(), 1e-3)
 
   def test_functions_are_functions_again(self):
     self.assertFalse(tf.config.functions_run_eagerly())

@@ -363,3 +363,26 @@ def weights_equal(
   """Says whether two lists of arrays are equal to the last bit."""
   return len(one) == len(other) and all(
       np.array_equal(a, b) for a, b in zip(one, other))
+
+
+def plain_grad_cam(
+    model: keras.Model, images: np.ndarray, classes: Sequence[int],
+    layer: str = "act") -> np.ndarray:
+  """Makes Grad-CAM by a tape, without this library.
+
+  Args:
+    model: gives logits; its layers are not nested.
+    images: what it takes.
+    classes: each image's class.
+    layer: whose features are explained.
+
+  Returns:
+    Maps, `[images, height, width]`.
+  """
+  wide = keras.Model(
+      model.inputs, [model.get_layer(layer).output, model.output])
+  with tf.GradientTape() as tape:
+    features, logits = wide(images)
+    scores = tf.gather(logits, classes, axis=1, batch_dims=1)
+  weights = tf.reduce_mean(tape.gradient(scores, features), [1, 2])
+  return tf.nn.relu(tf.einsum("bhwc,bc->bhw", features, weights)).numpy()

@@ -98,10 +98,6 @@ class RuntimesTest(parameterized.TestCase):
 
   def test_one_that_refuses_what_it_has_opened(self):
     class Refusing(kap.export.Interpreter):
-      def __init__(self, content, runtime):
-        super().__init__(content, runtime=runtime)
-        self.runtime = runtime
-
       def explain(self, *arguments):
         if self.runtime == "builtin":
           raise ValueError("lacks\n  ELU")
