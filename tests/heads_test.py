@@ -32,7 +32,7 @@ def _model(head, scale=20.0):
   keras.utils.set_random_seed(0)
   inputs = keras.Input((6, 6, 2))
   x = _layers.Conv2D(4, 3, activation="relu", name="act")(inputs)
-  dense = _layers.Dense(3, name="dense")
+  dense = _layers.Dense(3, name="logits")
   logits = dense(_layers.GlobalAveragePooling2D()(x))
   model = keras.Model(inputs, head(logits))
   tiny.shake(model)
