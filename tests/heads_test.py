@@ -43,7 +43,9 @@ def _model(head, scale=20.0):
 
 class FollowersTest(parameterized.TestCase):
 
-  @parameterized.product(squash=tuple(SQUASHES), follower=tuple(FOLLOWERS))
+  @parameterized.parameters(
+      *(("softmax", follower) for follower in FOLLOWERS),
+      *((squash, "reshape") for squash in SQUASHES if squash != "softmax"))
   def test_logits_behind_what_changes_nothing(self, squash, follower):
     model, plain = _model(lambda x: _layers.Reshape((3,))(
         FOLLOWERS[follower](SQUASHES[squash](x))))
