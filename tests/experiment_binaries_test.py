@@ -26,7 +26,7 @@ class SmokeTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
 
   def ran(self, name, *arguments, run=run_inside):
     done = run(name, "--smoke", f"--output={self.folder / 'out'}", *arguments)

@@ -18,7 +18,7 @@ class RecordsTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    folder = self.enterContext(tempfile.TemporaryDirectory())
+    folder = self.enter_context(tempfile.TemporaryDirectory())
     self.path = Path(folder) / "results.jsonl"
 
   def test_rows_come_back_in_their_order(self):

@@ -150,7 +150,7 @@ class FitTeacherTest(parameterized.TestCase):
         model.get_weights(), other.get_weights()))
 
   def test_it_goes_on_where_it_was_stopped(self):
-    self.enterContext(eager())
+    self.enter_context(eager())
     data, folder = dataset(), tiny.folder(self) / "backup"
     settings = {"epochs": 3, "backup": folder, "head_first": True}
     stopped = RuntimeError("stopped in the second epoch")

@@ -138,7 +138,7 @@ class ExperimentTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
 
   def tearDown(self):
     # Whatever was made of the teacher.
@@ -148,8 +148,8 @@ class ExperimentTest(parameterized.TestCase):
 
   def leave_unjudged(self):
     """Has runs make a student, but no file, and no figures."""
-    self.enterContext(mock.patch.object(module, "Judge", _NoJudge))
-    self.enterContext(mock.patch.object(
+    self.enter_context(mock.patch.object(module, "Judge", _NoJudge))
+    self.enter_context(mock.patch.object(
         Experiment, "_ship", return_value=b""))
 
   def open(self, folder="results", settings=SETTINGS, **named):

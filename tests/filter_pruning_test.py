@@ -289,7 +289,7 @@ class ChoiceTest(_PruningTest):
   def setUp(self):
     super().setUp()
     # channel_gates_test has the scores of channels as a graph.
-    self.enterContext(tiny.eager())
+    self.enter_context(tiny.eager())
 
   def test_the_least_norms_go(self):
     model = tiny.copy_of(nets.vgg(False))

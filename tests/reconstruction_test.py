@@ -37,7 +37,7 @@ class PruneLinearTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.enterContext(mock.patch.object(layer_moments, "DAMPING", 1e-12))
+    self.enter_context(mock.patch.object(layer_moments, "DAMPING", 1e-12))
 
   def test_a_twin_takes_over_what_goes(self):
     # Both inputs are equal, so that either serves for 3 + 1.

@@ -79,7 +79,7 @@ class StagedInputsTest(parameterized.TestCase):
       kept=(0, staged_inputs.KEPT))
   def test_as_from_the_start(self, build, kept):
     """While each layer is changed once it was asked for."""
-    self.enterContext(mock.patch.object(staged_inputs, "KEPT", kept))
+    self.enter_context(mock.patch.object(staged_inputs, "KEPT", kept))
     net = self.net(build)
     before = net.get_weights()
     changed, inputs = clone_model(net), StagedInputs(net, IMAGES, 2)
@@ -116,7 +116,7 @@ class StagedInputsTest(parameterized.TestCase):
       (4, 4 * 64 * 5 - 1, [3, 2, 1]))
   def test_what_lies_before_a_bottleneck_runs_once(self, filters, kept, want):
     """But for maps of more values than the pictures, and all than are kept."""
-    self.enterContext(mock.patch.object(staged_inputs, "KEPT", kept))
+    self.enter_context(mock.patch.object(staged_inputs, "KEPT", kept))
     def build(x):
       for name in "abc":
         x = Counted(name=f"after_{name}")(conv(name, x, filters))
