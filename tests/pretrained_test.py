@@ -287,9 +287,11 @@ class MobileNet160Test(_MobileNetTest):
 
   @pytest.mark.slow("pretrained")
   def test_float32_earlier_map(self):
-    # One of the maps is nearly dead: .9999, spearman .984; the others as FLOAT.
-    self.check("conv_pw_11_relu", "float32", IN_FLOATS, cosine_p5=1 - 1e-6,
-               cosine_worst=0.999, spearman_p5=0.999)
+    # Rounding turns a ReLU's gate in three maps: 2e-6, 5e-6 and 1e-5 apart, and
+    # no further than Keras in float32 is from itself in float64 (2e-6, 1e-5,
+    # 1e-4). One map is nearly dead, spearman .984; the others are as FLOAT.
+    self.check("conv_pw_11_relu", "float32", IN_FLOATS, cosine_median=1 - 1e-8,
+               cosine_p5=1 - 1e-5, cosine_worst=0.999, spearman_p5=0.999)
 
   @pytest.mark.slow("pretrained")
   def test_int8_last_map(self):
