@@ -319,7 +319,7 @@ class CallTest(parameterized.TestCase):
     with self.assertRaisesRegex(TypeError, "wcam must be a WCAM"):
       drift(net, content, "act4", IMAGES)
     with self.assertRaisesRegex(ValueError, "no layer of that name"):
-      drift(net, content, kap.WCAM("nothing"), IMAGES)
+      drift(net, content, kap.WCAM("nothing", student_layer="act4"), IMAGES)
     with self.assertRaisesRegex(ValueError, "images must have shape"):
       drift(net, content, WCAM, IMAGES[0])
     with self.assertRaisesRegex(ValueError, "batch_size"):

@@ -8,7 +8,11 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, keras
 from keras_attr_preserve.export.converting import phone
-from keras_attr_preserve.export.converting.accuracy import BARS, MapAccuracy
+from keras_attr_preserve.export.converting.accuracy import (
+  BARS,
+  MapAccuracy,
+  representative_range,
+)
 from keras_attr_preserve.export.converting.converter import (
   MODES,
   run_converter,
@@ -104,8 +108,8 @@ def convert(
 
   Returns:
     The bytes of the .tflite file. Its metadata "keras_attr_preserve" say layer,
-    method, mode, target and road, the median cosine and on how many images it
-    was measured, and why that road was taken.
+    method, mode, target and road, the median cosine, on how many images of
+    which range it was measured, and why that road was taken.
 
   Raises:
     TypeError, ValueError: an argument is not as above, no representative images
@@ -245,7 +249,7 @@ def _annotated(
         explained.model, facts["layer"], facts["method"], images)
     cosine = accuracy.median_cosine(trial)
     known = {"median_cosine": None if np.isnan(cosine) else round(cosine, 6),
-             "measured_on": accuracy.count}
+             "measured_on": accuracy.count, **representative_range(images)}
     wanted = BARS[facts["mode"]]
     if cosine < wanted:
       warnings.warn(

@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.export.converting.accuracy import BARS, MapAccuracy
+from keras_attr_preserve.export.converting.accuracy import (
+  BARS,
+  MapAccuracy,
+  representative_range,
+)
 from keras_attr_preserve.export.converting.converter import (
   run_converter,
   shortened,
@@ -95,6 +99,7 @@ def phone_file(
       "weights": weights,
       "median_cosine": None if np.isnan(cosine) else round(cosine, 6),
       "measured_on": 0 if accuracy is None else accuracy.count,
+      **representative_range(images),
       "reason": "; ".join([
           _reason(cosine, promised, images is not None),
           *([] if road == "auto" else [f"road={road!r} was asked for"]),

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.evaluation.report import ShortfallError
+from keras_attr_preserve.export.converting.accuracy import representative_range
 from keras_attr_preserve.export.converting.converter import run_converter
 from keras_attr_preserve.export.converting.feature_maps import FeatureMaps
 from keras_attr_preserve.export.converting.first_run import FirstRun
@@ -98,6 +99,7 @@ def finished(
         found.append(Finished(build(forward, {
             "median_cosine": round(float(np.nanmedian(cosines)), 6),
             "measured_on": held_out.alive,
+            **representative_range(held_out.images),
             "selective": {
                 **facts["selective"], "kept": kept, "bytes_added": added,
                 "agreement": round(reached, 6)}}), trial, reached, added))
