@@ -330,7 +330,7 @@ class CallTest(parameterized.TestCase):
       drift(net, b"nothing at all", WCAM, IMAGES)
     with self.assertRaises(OSError):
       drift(net, "/no/such/file.tflite", WCAM, IMAGES)
-    with self.assertRaisesRegex(ValueError, "images must"):
+    with self.assertRaisesRegex(ValueError, "was converted for 'act'"):
       drift(net, export_helpers.converted(), WCAM, IMAGES)
 
   def test_the_file_of_another_net(self):
