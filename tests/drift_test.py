@@ -319,7 +319,7 @@ class CallTest(parameterized.TestCase):
     with self.assertRaisesRegex(TypeError, "wcam must be a WCAM"):
       drift(net, content, "act4", IMAGES)
     with self.assertRaisesRegex(ValueError, "no layer of that name"):
-      drift(net, content, kap.WCAM("nothing"), IMAGES)
+      drift(net, content, kap.WCAM("nothing", student_layer="act4"), IMAGES)
     with self.assertRaisesRegex(ValueError, "images must have shape"):
       drift(net, content, WCAM, IMAGES[0])
     with self.assertRaisesRegex(ValueError, "batch_size"):
@@ -330,7 +330,7 @@ class CallTest(parameterized.TestCase):
       drift(net, b"nothing at all", WCAM, IMAGES)
     with self.assertRaises(OSError):
       drift(net, "/no/such/file.tflite", WCAM, IMAGES)
-    with self.assertRaisesRegex(ValueError, "images must"):
+    with self.assertRaisesRegex(ValueError, "was converted for 'act'"):
       drift(net, export_helpers.converted(), WCAM, IMAGES)
 
   def test_the_file_of_another_net(self):

@@ -50,6 +50,8 @@ class FilesTest(parameterized.TestCase):
         "layer": "act", "method": "swa", "mode": "int8", "target": "phone",
         "road": "tail", "weights": "int8",
         "median_cosine": runner.metadata["median_cosine"], "measured_on": 32,
+        "representative_range": [float(helpers.calibration().min()),
+                                 float(helpers.calibration().max())],
         "reason": "reaches the median cosine 0.99"})
     self.assertEqual(set(runner.signatures), {"predict", "explain"})
     self.assertEqual(runner.input_shape, (8, 8, 2))

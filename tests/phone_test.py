@@ -13,6 +13,7 @@ from ai_edge_litert import interpreter as litert
 import keras_attr_preserve as kap
 from keras_attr_preserve.export.converting import accuracy
 from keras_attr_preserve.export.converting.converter import run_converter
+from keras_attr_preserve.export.converting.first_run import FirstRun
 from keras_attr_preserve.export.converting.phone import phone_file
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import (
@@ -82,7 +83,8 @@ def file_at(cosines: list[float]) -> bytes:
     return phone_file(
         features_file(), ExplainedModel(helpers.net("block"), helpers.LAYER),
         {"layer": helpers.LAYER, "method": "swa", "mode": "int8",
-         "target": "phone"}, helpers.calibration())
+         "target": "phone"}, helpers.calibration(),
+        FirstRun(helpers.net("block"), helpers.LAYER, "int8", None))
 
 
 def call(content, class_weights, images):

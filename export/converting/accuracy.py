@@ -9,11 +9,17 @@ from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.export.running.interpreter import Interpreter
 from keras_attr_preserve.tap import Tap, top_class_seed
 
-__all__ = ["BARS", "MapAccuracy"]
+__all__ = ["BARS", "MapAccuracy", "representative_range"]
 
 BARS = {"float32": 0.999, "float16": 0.999, "dynamic": 0.999,
         "int8": 0.99, "int16x8": 0.99}
 """For each mode the median cosine that a file's maps are to reach."""
+
+def representative_range(images: np.ndarray | None) -> dict[str, list[float]]:
+  """What a file's metadata say of the images it was measured on, if of any."""
+  return {} if images is None else {
+      "representative_range": [float(images.min()), float(images.max())]}
+
 
 _MOST = 100  # Images; a median needs no more.
 

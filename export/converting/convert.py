@@ -8,12 +8,17 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, keras
 from keras_attr_preserve.export.converting import phone
-from keras_attr_preserve.export.converting.accuracy import BARS, MapAccuracy
+from keras_attr_preserve.export.converting.accuracy import (
+  BARS,
+  MapAccuracy,
+  representative_range,
+)
 from keras_attr_preserve.export.converting.converter import (
   MODES,
   run_converter,
   shortened,
 )
+from keras_attr_preserve.export.converting.first_run import FirstRun
 from keras_attr_preserve.export.converting.linear_tail import (
   has_constant_sensitivity,
   head_is_found,
@@ -44,7 +49,8 @@ def convert(
 ) -> bytes:
   """Converts a model to TFLite, with `explain` beside `predict`.
 
-  The file explains the first of the WCAM's layers, in builtin operators.
+  The file explains the first of the WCAM's layers, in builtin operators. Every
+  signature is run once before the file is returned.
 
   For phones, `predict` gives `logits` (and `predictions`, where the model ends
   in a softmax or sigmoid) and has not one operator more than the bare model.
@@ -102,13 +108,14 @@ def convert(
 
   Returns:
     The bytes of the .tflite file. Its metadata "keras_attr_preserve" say layer,
-    method, mode, target and road, the median cosine and on how many images it
-    was measured, and why that road was taken.
+    method, mode, target and road, the median cosine, on how many images of
+    which range it was measured, and why that road was taken.
 
   Raises:
     TypeError, ValueError: an argument is not as above, no representative images
-      where they are needed, a tail that TFLite cannot express, or a road that
-      does not lead to this model's map.
+      where they are needed, a tail that TFLite cannot express, a road that
+      does not lead to this model's map; or the file does not run, or gives
+      what is not finite.
     ShortfallError: what `selective` asks for cannot be reached.
   """
   model, images = _checked(
@@ -119,9 +126,11 @@ def convert(
   facts = {"layer": layer, "method": wcam.method, "mode": mode,
            "target": target}
   explained = ExplainedModel(model, layer)
+  first_run = FirstRun(model, layer, mode, images)
   if target == "phone" and road != "features":
     return phone.phone_file(
-        _with_features(explained, mode, images), explained, facts, images, road)
+        _with_features(explained, mode, images), explained, facts, images,
+        first_run, road)
 
   ewa = wcam.method == "ewa"
   # That of a head with a hidden layer changes; few images suffice to see it.
@@ -132,14 +141,15 @@ def convert(
     content = _with_features(explained, mode, images)
     if ewa or head_is_found(content, model, layer):
       return _annotated(
-          content, {**facts, "road": "features"}, explained, images)
+          content, {**facts, "road": "features"}, explained, images, first_run)
   if road == "features":
     raise ValueError(
         f"road 'features' does not lead to the map of layer {layer!r}: what "
         "follows it is more than pooling, a linear layer, and a hidden one "
         "with a ReLU before that.")
   content = _with_gradient(explained, facts, images)
-  return _annotated(content, {**facts, "road": "gradient"}, explained, images)
+  return _annotated(
+      content, {**facts, "road": "gradient"}, explained, images, first_run)
 
 
 def _selective(model, wcam, mode, images, target, road, require) -> bytes:
@@ -229,15 +239,17 @@ def _with_gradient(
 
 def _annotated(
     content: bytes, facts: dict[str, Any], explained: ExplainedModel,
-    images: np.ndarray | None) -> bytes:
+    images: np.ndarray | None, first_run: FirstRun) -> bytes:
   """Adds the metadata of a file of one subgraph, with what was measured."""
   known = {"median_cosine": None, "measured_on": 0}
+  trial = annotate(content, facts, _ALIASES)
+  first_run.check(trial)
   if images is not None:
     accuracy = MapAccuracy(
         explained.model, facts["layer"], facts["method"], images)
-    cosine = accuracy.median_cosine(annotate(content, facts, _ALIASES))
+    cosine = accuracy.median_cosine(trial)
     known = {"median_cosine": None if np.isnan(cosine) else round(cosine, 6),
-             "measured_on": accuracy.count}
+             "measured_on": accuracy.count, **representative_range(images)}
     wanted = BARS[facts["mode"]]
     if cosine < wanted:
       warnings.warn(

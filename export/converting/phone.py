@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.export.converting.accuracy import BARS, MapAccuracy
+from keras_attr_preserve.export.converting.accuracy import (
+  BARS,
+  MapAccuracy,
+  representative_range,
+)
 from keras_attr_preserve.export.converting.converter import (
   run_converter,
   shortened,
 )
+from keras_attr_preserve.export.converting.first_run import FirstRun
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
 from keras_attr_preserve.export.files.merge import BypassError, merge
@@ -39,6 +44,7 @@ def phone_file(
     explained: ExplainedModel,
     facts: dict[str, Any],
     images: np.ndarray | None,
+    first_run: FirstRun,
     road: str = "auto",
 ) -> bytes:
   """Puts a map into a file.
@@ -48,6 +54,7 @@ def phone_file(
     explained: the model.
     facts: "layer", "method" and "mode", for the metadata.
     images: what the maps are measured on; None takes the first road there is.
+    first_run: runs each file that is tried.
     road: "tail", "whole", or "auto": the first of these whose maps come near
       enough to the Keras model's.
 
@@ -55,8 +62,8 @@ def phone_file(
     The file. Its metadata say which road, why, and what was measured.
 
   Raises:
-    ValueError: TFLite cannot express the backward pass; or there is no such
-      road.
+    ValueError: TFLite cannot express the backward pass; there is no such road;
+      or the file does not run.
   """
   try:
     piece = run_converter(explained.explain_map(facts["method"]), "float32")
@@ -72,8 +79,9 @@ def phone_file(
     return merge(forward, piece, from_features=way == "tail", weights=weights)
 
   def measure(content, way):
-    return np.nan if accuracy is None else accuracy.median_cosine(
-        annotate(content, {**facts, "road": way}, {}))
+    trial = annotate(content, {**facts, "road": way}, {})
+    first_run.check(trial)
+    return np.nan if accuracy is None else accuracy.median_cosine(trial)
 
   # Of a file that only just reaches it on these images, half would not on
   # others: a third of what may be missing is kept to spare.
@@ -91,6 +99,7 @@ def phone_file(
       "weights": weights,
       "median_cosine": None if np.isnan(cosine) else round(cosine, 6),
       "measured_on": 0 if accuracy is None else accuracy.count,
+      **representative_range(images),
       "reason": "; ".join([
           _reason(cosine, promised, images is not None),
           *([] if road == "auto" else [f"road={road!r} was asked for"]),

@@ -7,8 +7,10 @@ import numpy as np
 
 from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.evaluation.report import ShortfallError
+from keras_attr_preserve.export.converting.accuracy import representative_range
 from keras_attr_preserve.export.converting.converter import run_converter
 from keras_attr_preserve.export.converting.feature_maps import FeatureMaps
+from keras_attr_preserve.export.converting.first_run import FirstRun
 from keras_attr_preserve.export.converting.layer_quantizer import LayerQuantizer
 from keras_attr_preserve.export.converting.linear_tail import head_is_found
 from keras_attr_preserve.export.converting.selective_search import Search, Trial
@@ -68,10 +70,12 @@ def finished(
 
   Raises:
     ShortfallError: no file reaches it.
-    ValueError: no road leads to the map.
+    ValueError: no road leads to the map, or the file does not run.
   """
   require = facts["selective"]["require"]
   make = _phone_files if facts["target"] == "phone" else _plain_files
+  first_run = FirstRun(
+      explained.model, facts["layer"], "int8", held_out.images)
   found, size, best = [], None, -np.inf
   for build in make(quantizer.content(), explained, facts):
     size = size or len(build(quantizer.content(), {}))
@@ -82,6 +86,7 @@ def finished(
         break
       forward = quantizer.content(trial.nodes)
       content = build(forward, {})
+      first_run.check(content)
       maps = Interpreter(content).explain(
           held_out.images, held_out.targets).maps
       cosines = agreement(held_out.reference, maps)["cosine"]
@@ -94,6 +99,7 @@ def finished(
         found.append(Finished(build(forward, {
             "median_cosine": round(float(np.nanmedian(cosines)), 6),
             "measured_on": held_out.alive,
+            **representative_range(held_out.images),
             "selective": {
                 **facts["selective"], "kept": kept, "bytes_added": added,
                 "agreement": round(reached, 6)}}), trial, reached, added))

@@ -13,6 +13,7 @@ from keras_attr_preserve.evaluation.localization import localization
 from keras_attr_preserve.evaluation.report import summarize
 from keras_attr_preserve.evaluation.statistics import confidence_interval
 from keras_attr_preserve.export.running.interpreter import Interpreter
+from keras_attr_preserve.export.running.known_facts import check_layer
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import same_size
@@ -59,7 +60,9 @@ def compare_models(
       method, which are brought to the smaller of two sizes; or, with masks, of
       `evaluation.localization`, magnitudes where a map has a sign.
     targets: as for `grad_cam`; None for the reference's top class, for all.
-    layer: the layer explained; by model's name where it differs; None for the
+    layer: the layer explained; by model's name where it differs. A file is
+      explained at the layer it was converted for, and no other may be given for
+      it. None for that layer in all models, and where there is no file for the
       last one with a spatial map.
     masks: bool `[images, height, width]`, one for each image, for scores of
       localization.
@@ -80,7 +83,7 @@ def compare_models(
     logits = _logits(tap, images)
     targets = (logits.argmax(1) if logits.shape[1] > 1
                else (logits[:, 0] >= 0).astype(int))
-  sides = {name: _Side(name, model, layer) for name, model in models.items()}
+  sides = _sides(models, layer)
   rows = []
   for method, function in methods.items():
     wanted = sides[reference].maps(method, function, images, targets)
@@ -96,10 +99,15 @@ def compare_models(
 class _Side:
   """One model or file, with what it can be explained by."""
 
-  def __init__(self, name: str, model: Model, layer: Any):
+  def __init__(self, model: Model, layer: str | None):
     self._model = model if isinstance(model, keras.Model) else None
     self._file = None if self._model is not None else Interpreter(model)
-    self._layer = layer.get(name) if isinstance(layer, Mapping) else layer
+    self.layer = layer
+
+  @property
+  def metadata(self) -> Mapping[str, Any] | None:
+    """What a file of ours says of itself; None of all else."""
+    return None if self._file is None else self._file.metadata
 
   def maps(self, method, function, images, targets) -> np.ndarray | None:
     """The maps of a method; None where it cannot be had."""
@@ -111,7 +119,7 @@ class _Side:
         return None
       return self._file.explain(images, targets).maps
     try:
-      return function(self._model, images, targets, self._layer)
+      return function(self._model, images, targets, self.layer)
     except ValueError as error:
       if not str(error).startswith("layer must be None"):
         raise
@@ -123,6 +131,29 @@ class _Side:
     if not hasattr(self, "_tap"):
       self._tap = Tap(self._model)
     return _logits(self._tap, images)
+
+
+def _sides(models: Mapping[str, Model], layer: Any) -> dict[str, _Side]:
+  """Opens models and files, and settles which layer each is explained at."""
+  sides = {name: _Side(
+      model, layer.get(name) if isinstance(layer, Mapping) else layer)
+           for name, model in models.items()}
+  known = {name: side.metadata["layer"] for name, side in sides.items()
+           if side.metadata is not None}
+  for name, own in known.items():
+    if sides[name].layer is not None:
+      check_layer({"layer": own}, sides[name].layer, f"the file {name!r}",
+                  "layer is")
+  missing = [name for name, side in sides.items() if side.layer is None]
+  if known and missing:
+    if len(set(known.values())) > 1 and set(missing) - set(known):
+      raise ValueError(
+          "layer must name the layer of each model, since the files were "
+          f"converted for different ones: {known}; it names none for "
+          f"{sorted(set(missing) - set(known))}.")
+    for name in missing:
+      sides[name].layer = known.get(name, next(iter(known.values())))
+  return sides
 
 
 def _checked(models, methods, scores, masks):

@@ -16,10 +16,6 @@ import numpy as np
 from keras_attr_preserve.attribution.batches import class_weights, run_batches
 from keras_attr_preserve.compat import check_model, keras, tf
 from keras_attr_preserve.evaluation.agreement import agreement
-from keras_attr_preserve.export.files.flatbuffer import (
-  read_metadata,
-  read_model,
-)
 from keras_attr_preserve.export.judging.drift_passes import (
   INPUT,
   Passes,
@@ -35,8 +31,12 @@ from keras_attr_preserve.export.reading.layer_changes import layers_by_name
 from keras_attr_preserve.export.reading.layer_outputs import LayerOutputs
 from keras_attr_preserve.export.reading.tensors import Match, layer_tensors
 from keras_attr_preserve.export.running.interpreter import Interpreter
+from keras_attr_preserve.export.running.known_facts import (
+  file_metadata,
+  known_wcam,
+)
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.regularizer import WCAM, check_wcam
+from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.tap import Tap, top_class_seed
 
 __all__ = ["Drift", "LayerDrift", "drift"]
@@ -48,7 +48,7 @@ _TO_MATCH = 8
 def drift(
     model: keras.Model,
     tflite_model: bytes | str | os.PathLike,
-    wcam: WCAM,
+    wcam: WCAM | None,
     images: np.ndarray,
     *,
     targets: Any = None,
@@ -80,7 +80,8 @@ def drift(
       quantizers. Left as it came.
     tflite_model: the file's bytes or path, of whatever number types and
       whoever's making.
-    wcam: names the layer and the method; the first layer is taken.
+    wcam: names the layer and the method; the first layer is taken. Of a file
+      made by `convert` both must be the file's own; None takes them from it.
     images: `[images, height, width, channels]`, in the range the model takes; a
       few dozen.
     targets: the class explained, as for `attribution.grad_cam`; None for the
@@ -103,14 +104,14 @@ def drift(
     a quantized net one layer at a time.
   """
   check_model(model)
-  check_wcam(wcam)
+  if isinstance(tflite_model, (str, os.PathLike)):
+    tflite_model = Path(tflite_model).read_bytes()
+  ours = file_metadata(tflite_model)
+  wcam = known_wcam(ours, wcam)
   if batch_size < 1:
     raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
   tap = Tap(model, [wcam.layers[0]])
   images = check_images(images, tap.picture_shape)
-  if isinstance(tflite_model, (str, os.PathLike)):
-    tflite_model = Path(tflite_model).read_bytes()
-  ours = read_metadata(read_model(tflite_model))
   file = FileTensors(tflite_model, runtime=runtime, preprocess=preprocess)
   weights = _weights(tap, images, targets)
   found, named = _matches(file, model, images[:_TO_MATCH])
@@ -202,8 +203,7 @@ def _bears(tensor: str, layer: str) -> bool:
 def _own(content, facts, runtime, passes: Passes, wcam: WCAM, images, weights):
   """Holds the file's own map and sensitivity against the model's."""
   found = {"map": None, "sensitivity": None}
-  if facts is None or (facts["layer"], facts["method"]) != (
-      wcam.student_layers[0], wcam.method):
+  if facts is None:
     return found
   maps = Interpreter(content, runtime=runtime).explain(
       images, weights).maps

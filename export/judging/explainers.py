@@ -10,7 +10,6 @@ import numpy as np
 from keras_attr_preserve.attribution import equal_weighted, grad_cam
 from keras_attr_preserve.attribution.batches import class_weights, run_batches
 from keras_attr_preserve.compat import check_model, keras, tf
-from keras_attr_preserve.export.files.flatbuffer import read_metadata
 from keras_attr_preserve.export.reading.foreign import (
   ForeignExplainer,
   explainer,
@@ -19,6 +18,11 @@ from keras_attr_preserve.export.running.integrity import checked_model
 from keras_attr_preserve.export.running.interpreter import (
   Explanation,
   Interpreter,
+)
+from keras_attr_preserve.export.running.known_facts import (
+  check_layer,
+  check_method,
+  file_metadata,
 )
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.regularizer import WCAM
@@ -106,8 +110,9 @@ def file_content(
 
 
 def file_explainer(
-    content: bytes, wcam: WCAM, runtime: str, name: str = "the file",
-    teacher: Any = None, images: np.ndarray | None = None,
+    content: bytes, wcam: WCAM, layer: str, runtime: str,
+    name: str = "the file", teacher: Any = None,
+    images: np.ndarray | None = None,
     foreign: Mapping[str, Any] | None = None,
 ) -> Interpreter | ForeignExplainer:
   """Opens a file for explaining.
@@ -115,6 +120,8 @@ def file_explainer(
   Args:
     content: the file's bytes.
     wcam: its method must be the file's.
+    layer: whose layer the file's must be: the WCAM's first of the student, or
+      where the file stands in for the teacher of that.
     runtime: see `Interpreter`.
     name: what the error calls the file.
     teacher: by whose numbers a file of somebody else's is searched, if it is a
@@ -123,18 +130,17 @@ def file_explainer(
     foreign: settings of `explainer` for a file of somebody else's.
 
   Raises:
-    TypeError, ValueError: no such file, or it explains by another method.
+    TypeError, ValueError: no such file, or it explains by another method or
+      another layer.
   """
   # Checked first: a damaged file of ours is nobody else's.
-  if read_metadata(checked_model(content, runtime)) is None:
+  checked_model(content, runtime)
+  if file_metadata(content) is None:
     return _foreign_explainer(
         content, wcam, runtime, name, teacher, images, dict(foreign or {}))
   interpreter = Interpreter(content, runtime=runtime)
-  metadata = interpreter.metadata or {}
-  if metadata and metadata["method"] != wcam.method:
-    raise ValueError(
-        f"wcam has method {wcam.method!r}, but {name} was converted for "
-        f"{metadata['method']!r}.")
+  check_method(interpreter.metadata, wcam.method, name)
+  check_layer(interpreter.metadata, layer, name)
   return interpreter
 
 
@@ -159,7 +165,7 @@ def teacher_explainer(
 
   Args:
     teacher: a `tf_keras` model; or a file's bytes or path.
-    wcam: whose first layer and method are explained; a file has its own layer.
+    wcam: whose first layer and method are explained.
 
   Raises:
     OSError: the path cannot be read.
@@ -168,7 +174,8 @@ def teacher_explainer(
   if isinstance(teacher, (bytes, bytearray, str, os.PathLike)):
     try:
       return file_explainer(
-          file_content(teacher), wcam, "xnnpack", "the teacher's file")
+          file_content(teacher), wcam, wcam.layers[0], "xnnpack",
+          "the teacher's file")
     except ValueError as error:
       raise ValueError(
           "teacher must be a tf_keras model, or a .tflite file that explains; "
@@ -194,17 +201,18 @@ def file_facts(
     file: Interpreter | ForeignExplainer, wcam: WCAM) -> dict[str, Any]:
   """What a report says of a file: what `convert` wrote into it, and ranges.
 
-  "runtime" is what ran it; "layer" is the teacher's; "input_range" is what the
-  file's input can hold, None where it takes floats. Of a file of somebody
-  else's, what was found out.
+  "runtime" is what ran it; "layer" is the teacher's, "file_layer" the file's
+  own; "input_range" is what its input can hold, None where it takes floats. Of
+  a file of somebody else's, what was found out.
   """
   if isinstance(file, ForeignExplainer):
     return {**file.facts, "layer": wcam.layers[0]}
   spec = file.signatures["predict"].inputs["images"]
   return {
-      **(file.metadata or {}),
+      **file.metadata,
       "runtime": file.runtime,
       "layer": wcam.layers[0],
+      "file_layer": file.metadata["layer"],
       "input_range": list(spec.range) if spec.scale else None,
   }
 

@@ -38,9 +38,13 @@ from keras_attr_preserve.export.judging.sensitivity_check import (
   says_otherwise,
 )
 from keras_attr_preserve.export.running.interpreter import RUNTIMES
+from keras_attr_preserve.export.running.known_facts import (
+  file_metadata,
+  known_wcam,
+)
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.progress import Progress
-from keras_attr_preserve.regularizer import WCAM, check_wcam
+from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.wcam import same_size
 
 __all__ = ["ALL_RUNTIMES", "verify"]
@@ -60,7 +64,7 @@ class _Side(NamedTuple):
 def verify(
     tflite_model: bytes | str | os.PathLike,
     teacher: keras.Model | bytes | str | os.PathLike,
-    wcam: WCAM,
+    wcam: WCAM | None,
     images: np.ndarray,
     *,
     runtime: str | Sequence[str] = "xnnpack",
@@ -93,6 +97,8 @@ def verify(
     teacher: the float model it is to agree with, which is not changed; or a
       .tflite file in its stead, by its bytes or path, run on "xnnpack".
     wcam: names the teacher's layer and the method; the first layer is compared.
+      Of a file made by `convert` the student's layer and the method must be the
+      file's own; None takes both from the file.
     images: `[images, height, width, channels]`, in the range the teacher takes;
       pictures that neither training nor choosing has seen.
     runtime: see `Interpreter`; several, to see them side by side; or "all" for
@@ -114,19 +120,19 @@ def verify(
   Raises:
     OSError: a path cannot be read.
     TypeError, ValueError: an argument is not as above; the file explains by
-      another method, or has other classes; a runtime asked for by name refuses
-      it, or all of them do.
+      another method or another layer, or has other classes; a runtime asked
+      for by name refuses it, or all of them do.
     ImportError: "tflm" was asked for by name and is not installed.
   """
-  check_wcam(wcam)
   names = _runtimes(runtime)
   judges = checked_judges(judges)
   if isinstance(judge_images, bool) or not (
       isinstance(judge_images, int) and judge_images >= 1):
     raise ValueError(f"judge_images must be 1 or more; got {judge_images!r}.")
+  content = file_content(tflite_model)
+  wcam = known_wcam(file_metadata(content), wcam)
   original = teacher_explainer(teacher, wcam)
   images = check_images(images, original.input_shape)
-  content = file_content(tflite_model)
 
   def ask(explainer: Explainer, top: np.ndarray, whose: str) -> _Side:
     maps, logits = explainer.explain(images, top)
@@ -137,8 +143,8 @@ def verify(
   # Opened before anything is run, so that a wrong file is known at once.
   files, refused = _each(
       names, lambda name: file_explainer(
-          content, wcam, name, teacher=teacher, images=images,
-          foreign=foreign), runtime)
+          content, wcam, wcam.student_layers[0], name, teacher=teacher,
+          images=images, foreign=foreign), runtime)
   top = top_classes(original.predict(images, logits=True))
   reference = ask(original, top, "teacher")
   for file in files.values():

@@ -7,6 +7,7 @@ must be found, and the road that leads to a map be chosen. `source` tells both.
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ from keras_attr_preserve.export.reading.foreign_scores import (
   shared_scores,
 )
 from keras_attr_preserve.export.running.interpreter import Explanation
+from keras_attr_preserve.export.running.known_facts import (
+  file_metadata,
+  known_wcam,
+)
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["BLACK_BOXES", "ForeignExplainer", "explainer"]
@@ -76,7 +81,8 @@ def explainer(
     tflite_model: the file's bytes or path.
     teacher: the `tf_keras` model it is held against; not changed.
     wcam: the teacher's layer, the first one counts, and the method; None for
-      the last features and "swa", only without a teacher.
+      the last features and "swa", only without a teacher. A file that `convert`
+      made says layer and method itself, and no others may be given.
     images: `[images, ...]`, eight real ones or more, in the teacher's range, by
       whose numbers tensors are found; needed with a teacher.
     tensor: the number or name of the tensor with the features, in place of the
@@ -109,7 +115,17 @@ def explainer(
                      "found by what both give of the same images.")
   if wcam is not None:
     check_wcam(wcam)
-  elif teacher is not None and black_box is None:
+  if isinstance(tflite_model, (str, os.PathLike)):
+    tflite_model = Path(tflite_model).read_bytes()
+  ours = file_metadata(tflite_model)
+  if ours is not None and tensor is None and black_box is None:
+    if wcam is None and teacher is None:
+      raise ValueError(
+          "tflite_model was made by kap.export.convert and says itself that it "
+          f"explains layer {ours['layer']!r}: take kap.export.Interpreter, or "
+          "name a tensor or a black_box.")
+    wcam = known_wcam(ours, wcam)
+  if wcam is None and teacher is not None and black_box is None:
     raise ValueError("wcam must say which of the teacher's layers is "
                      "explained; got None.")
   file = FileTensors(tflite_model, runtime=runtime, signature=signature,

@@ -241,13 +241,18 @@ class Interpreter:
     images = check_images(images, self.input_shape)
     spec = self._signature("predict").inputs[self._image_name]
     low, high = spec.range
+    step, slack = spec.scale, (high - low) / 2
+    if not step:
+      # Floats clip nothing; but another range is no matter of a few images.
+      low, high = (self.metadata or {}).get(
+          "representative_range", (-np.inf, np.inf))
+      step, slack = (high - low) / 255, 10 * (high - low)
     least, most = float(images.min()), float(images.max())
-    slack = (high - low) / 2
-    steps = (most - least) / spec.scale if spec.scale else np.inf
-    if least < low - slack or most > high + slack or 0 < steps < 2:
+    outside = least < low - slack or most > high + slack
+    if high > low and (outside or 0 < most - least < 2 * step < np.inf):
       raise ValueError(
           f"images must be in the range the model was trained on; the file "
-          f"takes {low:.4g}..{high:.4g} in steps of {spec.scale:.4g}, got "
+          f"takes {low:.4g}..{high:.4g} in steps of {step:.4g}, got "
           f"{least:.4g}..{most:.4g}.")
     return images
 
