@@ -35,6 +35,7 @@ from examples.pictures import map_grid
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.files import make_folder, write_whole
+from keras_attr_preserve.scores import top_classes
 
 FLAGS = flags.FLAGS
 
@@ -125,7 +126,7 @@ def picture(
     masks = marked == data.class_ids[classes][:, None, None]
   else:
     logits = predict(model, split.images, recipe.pixel_range)
-    which, classes = np.arange(len(logits)), logits.argmax(1)
+    which, classes = np.arange(len(logits)), top_classes(logits, True)
   maps = attribution.grad_cam(
       model, in_range(split.images[which], recipe.pixel_range), classes, layer)
   kind, scores = ("logit", logits.max(1)) if masks is None else (

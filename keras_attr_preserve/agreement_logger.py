@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution import equal_weighted, grad_cam
-from keras_attr_preserve.attribution.batches import class_weights, run_batches
+from keras_attr_preserve.attribution.batches import run_batches
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.drawing import side_by_side
 from keras_attr_preserve.evaluation.agreement import agreement, dead_maps
 from keras_attr_preserve.evaluation.report import summarize
 from keras_attr_preserve.files import make_folder
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.tap import Tap, top_class_seed
+from keras_attr_preserve.scores import class_weights, top_class_seed
+from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import same_size
 
 __all__ = ["AgreementLogger"]

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights, run_batches
+from keras_attr_preserve.attribution.batches import run_batches
 from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph
 from keras_attr_preserve.compat import at_least_float32, keras, tf
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.tap import Tap, sensitivities, top_class_seed
+from keras_attr_preserve.scores import class_weights, top_class_seed
+from keras_attr_preserve.tap import Tap, sensitivities
 from keras_attr_preserve.wcam import sensitivity_weighted_map, unit_map
 
 __all__ = ["map_contributions", "score_contributions"]

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, tf
-from keras_attr_preserve.tap import Tapped, sensitivities, top_class_seed
+from keras_attr_preserve.scores import top_class_seed
+from keras_attr_preserve.tap import Tapped, sensitivities
 
 __all__ = ["WCAM", "Guide", "Match", "Schedule", "check_wcam", "check_weight",
            "layer_pairs"]
@@ -187,7 +188,8 @@ class WCAM:
     classes = teacher_logits.shape[-1]
     count = self.explained(classes)
     everyone = tf.ones(tf.shape(teacher_logits)[:1])
-    if self.target == "teacher":
+    if self.target == "teacher" or (
+        self.target == "top_k" and classes == 1):
       return [(top_class_seed(teacher_logits), everyone)]
     if self.target == "top_k":
       order = tf.math.top_k(teacher_logits, self.top_k).indices

@@ -33,7 +33,6 @@ __all__ = [
     "Tapped",
     "feature_gradients",
     "sensitivities",
-    "top_class_seed",
     "watch",
 ]
 
@@ -311,22 +310,6 @@ def feature_gradients(
         "layer: the class scores do not depend on one of the chosen layers "
         "through differentiable operations.")
   return gradients
-
-
-def top_class_seed(logits: tf.Tensor) -> tf.Tensor:
-  """Returns each image's top class as weights of the logits.
-
-  Args:
-    logits: `[batch, classes]`. One logit stands for two classes: 1 where it is
-      not negative, and 0, whose score is its negative.
-
-  Returns:
-    `[batch, classes]`, float32: one-hot, or the sign of a single logit.
-  """
-  classes = logits.shape[-1]
-  if classes == 1:
-    return tf.where(logits >= 0, 1.0, -1.0)
-  return tf.one_hot(tf.argmax(logits, axis=-1), classes)
 
 
 _LOGITS = "logits of the head"  # A key that is no layer's name.

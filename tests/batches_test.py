@@ -9,10 +9,10 @@ from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution
 from keras_attr_preserve.attribution.batches import (
-  class_weights,
   run_batches,
   run_model,
 )
+from keras_attr_preserve.scores import class_weights
 from tests import tiny
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -62,6 +63,22 @@ class FindTest(parameterized.TestCase):
     file = file_of(helpers.net("gap", classes=1, head="sigmoid"))
     scores = find_scores(file, 1)
     self.assertEqual((scores.classes, scores.squash), (1, "LOGISTIC"))
+
+  @parameterized.parameters(
+      lambda p: p * 0.9 + 0.05, lambda p: tf.clip_by_value(p, 0.1, 0.9),
+      lambda p: keras.layers.Concatenate()([1 - p, p]))
+  def test_what_is_computed_from_probabilities_has_no_logits(self, change):
+    net = helpers.net("gap", head="softmax")
+    file = file_of(keras.Model(net.input, change(net.output)))
+    with self.assertRaisesRegex(
+        ValueError, "from the probabilities of a softmax or sigmoid"):
+      find_scores(file)
+
+  def test_what_mixes_probabilities_with_others_has(self):
+    net = helpers.net("gap")
+    file = file_of(keras.Model(
+        net.input, net.output * tf.nn.softmax(net.output)))
+    self.assertEqual(find_scores(file).squash, "")
 
   @parameterized.parameters("float32", "int8")
   def test_of_several_outputs_the_one_that_fits(self, mode):

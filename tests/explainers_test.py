@@ -6,8 +6,8 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve.export.judging.explainers import (
   KerasExplainer,
-  top_classes,
 )
+from keras_attr_preserve.scores import top_classes
 from tests import export_helpers as helpers
 from tests import tiny
 

@@ -17,6 +17,10 @@ FOLLOWERS = {
     "two reshapes": lambda x: _layers.Flatten()(_layers.Reshape((1, 1, 3))(x)),
     "linear": lambda x: _layers.Activation("linear", dtype="float32")(x),
     "dropout": lambda x: _layers.Dropout(0.5)(x),
+    "an operator with arguments": lambda x: tf.reshape(x, [-1, 3]),
+    "a cut that cuts nothing": lambda x: x[:, :3],
+    "a mean of one": lambda x: _layers.GlobalAveragePooling2D()(
+        _layers.Reshape((1, 1, 3))(x)),
 }
 SQUASHES = {
     "softmax": lambda x: _layers.Activation("softmax")(x),
@@ -24,6 +28,14 @@ SQUASHES = {
     "sigmoid": lambda x: _layers.Activation("sigmoid")(x),
     "in the convolution's place": lambda x: _layers.Softmax()(
         _layers.Reshape((1, 1, 3))(x)),
+    "function": lambda x: _layers.Lambda(lambda z: tf.nn.softmax(z))(x),
+    "operator": lambda x: tf.nn.softmax(x, axis=-1),
+    "by hand": lambda x: _layers.Lambda(lambda z: 1 / (1 + tf.exp(-z)))(x),
+    "hard sigmoid": lambda x: _layers.Activation("hard_sigmoid")(x),
+    "log softmax": lambda x: _layers.Activation("log_softmax")(x),
+    "for each time": lambda x: _layers.TimeDistributed(
+        _layers.Activation("softmax"))(_layers.Reshape((1, 3))(x)),
+    "traced": lambda x: _layers.Lambda(tf.function(tf.nn.sigmoid))(x),
 }
 
 
@@ -73,8 +85,25 @@ class FollowersTest(parameterized.TestCase):
     images = tiny.images()
     np.testing.assert_array_equal(Tap(model)(images).logits, plain(images))
 
-  @parameterized.parameters(tf.nn.softmax, tf.nn.sigmoid)
-  def test_tensorflows_own_activation_inside_a_layer(self, activation):
+  def test_behind_a_nested_model_that_changes_nothing(self):
+    inner, plain = _model(SQUASHES["softmax"])
+    model = keras.Sequential([inner, keras.Sequential([
+        _layers.Reshape((1, 1, 3), input_shape=(3,)), _layers.Flatten()])])
+    images = tiny.images()
+    np.testing.assert_array_equal(Tap(model)(images).logits, plain(images))
+
+  def test_an_operator_that_makes_logits(self):
+    model, plain = _model(lambda x: x / 2 + 1)
+    self.assertTrue(Tap(model).gives_logits)
+    images = tiny.images()
+    np.testing.assert_array_equal(
+        Tap(model)(images).logits, plain(images) / 2 + 1)
+
+  @parameterized.parameters(
+      tf.nn.softmax, tf.nn.sigmoid, tf.nn.log_softmax,
+      keras.activations.hard_sigmoid, lambda x: tf.nn.softmax(x, -1),
+      _layers.Softmax())
+  def test_other_activations_inside_a_layer(self, activation):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 2))
     x = _layers.Conv2D(4, 3, activation="relu", name="act")(inputs)
@@ -109,6 +138,11 @@ class RefusedTest(parameterized.TestCase):
       lambda x: _layers.Lambda(
           lambda p: tf.clip_by_value(p, 1e-7, 1 - 1e-7), name="last")(
               _layers.Softmax()(x)),
+      lambda x: _layers.Softmax(name="last")(_layers.Softmax()(x)),
+      lambda x: _layers.Activation("sigmoid", name="last")(
+          tf.nn.sigmoid(x)),
+      lambda x: (lambda p: _layers.Concatenate(name="last")([1 - p, p]))(
+          _layers.Dense(1, "sigmoid")(x)),
       lambda x: _layers.Average(name="last")(
           [_layers.Softmax()(x), _layers.Softmax()(-x)]),
       lambda x: _layers.Rescaling(0.9, 0.05, name="last")(
@@ -131,7 +165,8 @@ class RefusedTest(parameterized.TestCase):
 
   def test_a_function_that_hides_its_softmax(self):
     model, _ = _model(
-        lambda x: _layers.Lambda(lambda z: tf.nn.softmax(z), name="last")(x))
+        lambda x: _layers.Lambda(
+            lambda z: tf.nn.softmax(z / 2), name="last")(x))
     with self.assertRaisesRegex(ValueError, "cannot be read, in layer 'last'"):
       Tap(model)
 

@@ -133,7 +133,8 @@ class OcclusionTest(parameterized.TestCase):
         occlusion(weighted([0.5]), images, 1, baseline=0),
         [[[0.5]], [[-0.5]]])
     np.testing.assert_allclose(  # 0 counts as class 1.
-        occlusion(weighted([0.5]), 0 * images[:1], baseline=1), [[[-0.5]]])
+        occlusion(weighted([0.5]), 0 * images[:1], baseline=1, logits=True),
+        [[[-0.5]]])
 
   def test_a_model_and_its_file(self):
     net, images = helpers.net("block"), helpers.images(3)

@@ -7,7 +7,8 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import WCAM, Distillation, TrainStep
-from keras_attr_preserve.tap import Tap, sensitivities, top_class_seed
+from keras_attr_preserve.scores import top_class_seed
+from keras_attr_preserve.tap import Tap, sensitivities
 from tests import tiny
 
 COUNT = 6

@@ -53,7 +53,8 @@ def task_loss(model: keras.Model, multi_label: bool) -> keras.losses.Loss:
   Returns:
     A Keras loss that takes what the model gives.
   """
-  from_logits = find_head(model).is_output
+  # Logarithms of probabilities are logits, too.
+  from_logits = find_head(model).squash in ("", "log_softmax")
   kind = (keras.losses.BinaryCrossentropy if multi_label
           else keras.losses.CategoricalCrossentropy)
   return kind(from_logits=from_logits)

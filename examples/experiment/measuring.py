@@ -14,6 +14,7 @@ from examples.experiment.fitting import in_range
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.evaluation.report import summarize
+from keras_attr_preserve.scores import top_classes
 from keras_attr_preserve.tap import Tap
 
 __all__ = ["Judge", "task_figures"]
@@ -90,7 +91,7 @@ class Judge:
     self.images = in_range(split.images, pixel_range)
     predict = _logits(teacher)
     logits = predict(self.images)
-    self._top = logits.argmax(1)
+    self._top = top_classes(logits, True)
     self._set_pairs(split, np.asarray(class_ids))
     # Judged at even steps, not at the beginning: parts may be sorted.
     self._probes = _even(len(self.which), probes)
@@ -170,7 +171,8 @@ class Judge:
     scores = evaluation.agreement(self.teacher_maps, maps, scores=_SCORES)
     per_class: dict[str, dict[str, float]] = {}
     row = {**self._task(logits, per_class),
-           "same_top_class": float((logits.argmax(1) == self._top).mean()),
+           "same_top_class": float((
+               top_classes(logits, True) == self._top).mean()),
            "dead": float(np.mean(
                ~maps.any((1, 2))[self.teacher_maps.any((1, 2))]))}
     for name in _SCORES:

@@ -7,7 +7,8 @@ from keras_attr_preserve.attribution.batches import run_batches
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.export.running.interpreter import Interpreter
-from keras_attr_preserve.tap import Tap, top_class_seed
+from keras_attr_preserve.scores import top_class_seed
+from keras_attr_preserve.tap import Tap
 
 __all__ = ["BARS", "MapAccuracy", "representative_range"]
 

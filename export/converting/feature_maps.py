@@ -9,7 +9,8 @@ from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.export.files.flatbuffer import read_model, signatures
 from keras_attr_preserve.export.reading.layer_changes import changed
 from keras_attr_preserve.layers import locate
-from keras_attr_preserve.tap import Tap, sensitivities, top_class_seed
+from keras_attr_preserve.scores import top_class_seed
+from keras_attr_preserve.tap import Tap, sensitivities
 
 __all__ = ["FeatureMaps"]
 

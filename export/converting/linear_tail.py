@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.export.files.flatbuffer import read_model, signatures
 from keras_attr_preserve.export.files.head import read_head
+from keras_attr_preserve.scores import class_weights
 from keras_attr_preserve.tap import Tap, sensitivities
 
 __all__ = ["has_constant_sensitivity", "head_is_found"]

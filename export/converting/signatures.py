@@ -10,11 +10,11 @@ from keras_attr_preserve.export.converting.builtin_gradients import (
   BUILTIN_GRADIENTS,
 )
 from keras_attr_preserve.gradient_rules import gradient_rules
+from keras_attr_preserve.scores import top_class_seed
 from keras_attr_preserve.tap import (
   Tap,
   Tapped,
   feature_gradients,
-  top_class_seed,
 )
 from keras_attr_preserve.wcam import (
   equal_weighted_map,

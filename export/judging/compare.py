@@ -15,6 +15,7 @@ from keras_attr_preserve.evaluation.statistics import confidence_interval
 from keras_attr_preserve.export.running.interpreter import Interpreter
 from keras_attr_preserve.export.running.known_facts import check_layer
 from keras_attr_preserve.images import check_images
+from keras_attr_preserve.scores import top_classes
 from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import same_size
 
@@ -80,9 +81,7 @@ def compare_models(
   tap = Tap(models[reference])
   images = check_images(images, tap.picture_shape)
   if targets is None:
-    logits = _logits(tap, images)
-    targets = (logits.argmax(1) if logits.shape[1] > 1
-               else (logits[:, 0] >= 0).astype(int))
+    targets = top_classes(_logits(tap, images), True)
   sides = _sides(models, layer)
   rows = []
   for method, function in methods.items():
@@ -112,7 +111,7 @@ class _Side:
   def maps(self, method, function, images, targets) -> np.ndarray | None:
     """The maps of a method; None where it cannot be had."""
     if method in _BLACK_BOXES:
-      return function(self._predict, images, targets)
+      return function(self._predict, images, targets, logits=True)
     if self._model is None:
       kind = (self._file.metadata or {}).get("method")
       if _OF_FILES.get(method) != kind:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights, run_batches
+from keras_attr_preserve.attribution.batches import run_batches
 from keras_attr_preserve.compat import check_model, keras, tf
 from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.export.judging.drift_passes import (
@@ -37,7 +37,8 @@ from keras_attr_preserve.export.running.known_facts import (
 )
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.regularizer import WCAM
-from keras_attr_preserve.tap import Tap, top_class_seed
+from keras_attr_preserve.scores import class_weights, top_class_seed
+from keras_attr_preserve.tap import Tap
 
 __all__ = ["Drift", "LayerDrift", "drift"]
 

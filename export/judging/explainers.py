@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_attr_preserve.attribution import equal_weighted, grad_cam
-from keras_attr_preserve.attribution.batches import class_weights, run_batches
+from keras_attr_preserve.attribution.batches import run_batches
 from keras_attr_preserve.compat import check_model, keras, tf
 from keras_attr_preserve.export.reading.foreign import (
   ForeignExplainer,
@@ -26,11 +26,11 @@ from keras_attr_preserve.export.running.known_facts import (
 )
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.scores import class_weights, top_classes
 from keras_attr_preserve.tap import Tap
 
 __all__ = ["Explainer", "KerasExplainer", "check_classes", "file_content",
-           "file_explainer", "file_facts", "logit_step", "teacher_explainer",
-           "top_classes"]
+           "file_explainer", "file_facts", "logit_step", "teacher_explainer"]
 
 _BATCH_SIZE = 64
 
@@ -94,7 +94,7 @@ class KerasExplainer:
   def explain(self, images: np.ndarray, targets: Any = None) -> Explanation:
     """Explains each image's score; arguments as of `Interpreter.explain`."""
     logits = self.predict(images)
-    targets = top_classes(logits) if targets is None else targets
+    targets = top_classes(logits, True) if targets is None else targets
     maps = self._method(
         self._model, images, class_weights(targets, *logits.shape),
         self._layer, batch_size=_BATCH_SIZE)
@@ -222,10 +222,3 @@ def logit_step(file: Interpreter | ForeignExplainer) -> float:
   if isinstance(file, ForeignExplainer):
     return file.logit_step
   return float(file.signatures["predict"].outputs["logits"].scale)
-
-
-def top_classes(logits: np.ndarray) -> np.ndarray:
-  """Gives each image's top class; of one logit, whether it is at least 0."""
-  if logits.shape[1] == 1:
-    return (logits[:, 0] >= 0).astype(int)
-  return logits.argmax(1)

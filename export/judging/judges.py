@@ -85,6 +85,7 @@ def judged_maps(
   def scores(batch: np.ndarray) -> np.ndarray:
     return predict(np.concatenate([batch, along]))[:-1]
 
+  scores.gives_logits = True  # The black boxes ask for it.
   maps = {}
   for name, judge in judges.items():
     if judge is None:

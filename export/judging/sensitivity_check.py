@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights
 from keras_attr_preserve.call_swap import CallSwap
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.layers import locate
+from keras_attr_preserve.scores import class_weights
 from keras_attr_preserve.tap import Tap, sensitivities
 
 __all__ = ["BAR", "check_sensitivities", "says_otherwise"]

@@ -26,7 +26,6 @@ from keras_attr_preserve.export.judging.explainers import (
   file_facts,
   logit_step,
   teacher_explainer,
-  top_classes,
 )
 from keras_attr_preserve.export.judging.judges import (
   Judges,
@@ -45,6 +44,7 @@ from keras_attr_preserve.export.running.known_facts import (
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.progress import Progress
 from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.scores import top_classes
 from keras_attr_preserve.wcam import same_size
 
 __all__ = ["ALL_RUNTIMES", "verify"]
@@ -145,7 +145,7 @@ def verify(
       names, lambda name: file_explainer(
           content, wcam, wcam.student_layers[0], name, teacher=teacher,
           images=images, foreign=foreign), runtime)
-  top = top_classes(original.predict(images, logits=True))
+  top = top_classes(original.predict(images, logits=True), True)
   reference = ask(original, top, "teacher")
   for file in files.values():
     check_classes(file, reference.logits.shape[1])
@@ -230,7 +230,8 @@ def _report(
   """Scores a file's side against the teacher's."""
   ours, maps = _same_size(reference.maps, side.maps)
   scores = agreement(ours, maps)
-  scores["same_class"] = (top_classes(side.logits) == top).astype(float)
+  scores["same_class"] = (
+      top_classes(side.logits, True) == top).astype(float)
   for name, judged in side.judged.items():
     facts = {**facts, "judge_images": len(judged)}
     for score, values in agreement(

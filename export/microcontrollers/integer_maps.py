@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_attr_preserve.export.microcontrollers.integer_head import IntegerHead
+from keras_attr_preserve.scores import class_weights, top_classes
 
 __all__ = ["IntegerMap", "ask_weighted", "explain_features",
            "explain_sensitivity", "explain_squares", "target_weights",
@@ -42,16 +43,12 @@ def top_class(logits: np.ndarray, zero_point: int) -> int:
     The first of the largest; of a single logit 1 where it is not negative,
     else 0.
   """
-  if len(logits) == 1:
-    return int(logits[0] >= zero_point)
-  return int(np.argmax(logits))
+  return int(top_classes(logits[None].astype(np.int64) - zero_point, True)[0])
 
 
 def target_weights(target: int, logits: int) -> np.ndarray:
   """Returns int8 weights of the logits, `[logits]`, that ask for one class."""
-  if logits == 1:
-    return np.int8([2 * target - 1])
-  return np.eye(logits, dtype=np.int8)[target]
+  return class_weights(target, 1, logits)[0].astype(np.int8)
 
 
 def ask_weighted(

@@ -19,6 +19,9 @@ __all__ = ["ClassScores", "find_scores", "follow", "likely_preprocess"]
 # Operators on the way from logits to an output that keep the order of classes.
 _COPIES = frozenset({"QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE"})
 _SQUASHES = frozenset({"SOFTMAX", "LOGISTIC", "LOG_SOFTMAX"})
+# What follows these are scores of their own.
+_WEIGHTED = frozenset({
+    "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
 
 _RANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "images * 255": lambda images: images * 255,
@@ -70,7 +73,8 @@ def find_scores(
     Where they are.
 
   Raises:
-    ValueError: no output fits, or several.
+    ValueError: no output fits, or several; or it is computed from
+      probabilities, so that it has no logits.
   """
   if output is not None:
     chosen = [file.find(output)]
@@ -158,9 +162,25 @@ def _before_squash(
       return output, ""
     tensor = before
   if tensor.operator not in _SQUASHES:
+    if _from_probabilities(file, tensor):
+      raise ValueError(
+          f"tflite_model computes its class scores, {output}, from the "
+          "probabilities of a softmax or sigmoid, so that they are no logits; "
+          "name an output before that by `output`, or convert the model again "
+          "without it.")
     return output, ""
   logits = file.source(tensor.index)
   return (output, "") if logits is None else (logits, tensor.operator)
+
+
+def _from_probabilities(file: FileTensors, tensor: FileTensor) -> bool:
+  """Says whether all that a tensor is computed from is behind a squash."""
+  if tensor.operator in _SQUASHES:
+    return True
+  sources = file.sources(tensor.index)
+  return bool(sources) and tensor.operator not in _WEIGHTED and all(
+      _classes(one) is not None and _from_probabilities(file, one)
+      for one in sources)
 
 
 def _centred(scores: np.ndarray) -> np.ndarray:

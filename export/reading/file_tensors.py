@@ -180,6 +180,14 @@ class FileTensors:
         return self.tensors.get(int(operator.inputs[0]))
     return None
 
+  def sources(self, number: int) -> list[FileTensor]:
+    """Returns all that a tensor's operator takes and that is computed."""
+    for operator in self.model.subgraphs[self.subgraph].operators:
+      if number in operator.outputs:
+        return [self.tensors[int(one)] for one in operator.inputs
+                if int(one) in self.tensors]
+    return []
+
   def _prepared(self, images: np.ndarray) -> np.ndarray:
     if self.preprocess is not None:
       images = self.preprocess(images)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights
 from keras_attr_preserve.attribution.occlusion import occlusion
 from keras_attr_preserve.attribution.rise import rise
 from keras_attr_preserve.compat import keras
@@ -36,6 +35,7 @@ from keras_attr_preserve.export.running.known_facts import (
   known_wcam,
 )
 from keras_attr_preserve.regularizer import WCAM, check_wcam
+from keras_attr_preserve.scores import class_weights, top_classes
 
 __all__ = ["BLACK_BOXES", "ForeignExplainer", "explainer"]
 
@@ -182,6 +182,11 @@ class ForeignExplainer:
     }
 
   @property
+  def gives_logits(self) -> bool:
+    """Whether `predict` gives logits, since no softmax or sigmoid is last."""
+    return not self._scores.file.squash
+
+  @property
   def input_shape(self) -> tuple[int | None, ...]:
     """The shape of one image; None where the file leaves a size open."""
     return self._file.image_shape
@@ -231,12 +236,12 @@ class ForeignExplainer:
             f"{self._file.tensors[index]}, so that there is no map of it.")
     logits = self._scores.shared(values[wanted[0]])
     if targets is None:
-      targets = (logits.argmax(1) if logits.shape[1] > 1
-                 else (logits[:, 0] >= 0).astype(int))
+      targets = top_classes(logits, True)
     weights = class_weights(targets, *logits.shape)
     if self._road is None:
       maps = BLACK_BOXES[self.method](
-          functools.partial(self.predict, logits=True), images, weights)
+          functools.partial(self.predict, logits=True), images, weights,
+          logits=True)
     else:
       maps = self._map(values[wanted[1]], weights, images)
     return Explanation(np.maximum(maps, 0).astype(np.float32), logits)

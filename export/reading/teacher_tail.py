@@ -1,5 +1,7 @@
 """The sensitivity of a teacher's tail at features that are not its own."""
 
+import contextlib
+
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import run_batches
@@ -65,7 +67,9 @@ class TeacherTail:
     with tf.GradientTape() as tape:
       tape.watch(features)
       feeds = [features, images][:len(self._tail.inputs)]
-      logits = self._head.logits(self._tail(feeds, training=False))
+      with self._head.swap.on() if self._head.swap else (
+          contextlib.nullcontext()):
+        logits = self._head.logits(self._tail(feeds, training=False))
     gradient = tape.gradient(
         logits, features, output_gradients=class_weights)
     return (tf.reduce_sum(gradient, [1, 2]),)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights
 from keras_attr_preserve.export.files.flatbuffer import (
   Signature,
   read_metadata,
@@ -18,6 +17,7 @@ from keras_attr_preserve.export.running import tflm_worker
 from keras_attr_preserve.export.running.integrity import checked_model
 from keras_attr_preserve.export.running.runtimes import RUNTIMES, start
 from keras_attr_preserve.images import check_images
+from keras_attr_preserve.scores import class_weights, top_classes
 
 __all__ = ["RUNTIMES", "Explanation", "Interpreter", "tflm_installed"]
 
@@ -98,6 +98,13 @@ class Interpreter:
     return self._runtime.kernels
 
   @property
+  def gives_logits(self) -> bool | None:
+    """Whether `predict` gives logits; None in a file of somebody else's."""
+    if self.metadata is None:
+      return None
+    return "predictions" not in self.signatures["predict"].outputs
+
+  @property
   def input_shape(self) -> tuple[int, ...]:
     """The shape of one image: `(height, width, channels)`."""
     return self._signature("predict").inputs[self._image_name].shape[1:]
@@ -115,8 +122,13 @@ class Interpreter:
 
     Raises:
       TypeError, ValueError: images of another shape, range or with NaN; a file
-        with several outputs and no signature.
+        with several outputs and no signature; or the logits of a file of
+        somebody else's are asked for.
     """
+    if logits and self.metadata is None:
+      raise ValueError(
+          "logits must be False: where a file that kap.export.convert has not "
+          "made has its logits, only kap.export.explainer finds out; got True.")
     images = self._checked(images)
     signature = self._signature("predict")
     outputs = self._run("predict", {self._image_name: images})
@@ -283,10 +295,8 @@ class Interpreter:
 
 
 def _top_class(logits: np.ndarray) -> np.ndarray:
-  """Weights of the logits for the largest; for one logit, its sign."""
-  top = (logits.argmax(1) if logits.shape[1] > 1
-         else (logits[:, 0] >= 0).astype(int))
-  return class_weights(top, *logits.shape)
+  """Weights of the logits for the top class."""
+  return class_weights(top_classes(logits, True), *logits.shape)
 
 
 def _check_explain(

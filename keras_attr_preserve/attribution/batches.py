@@ -1,4 +1,4 @@
-"""What the methods share: targets, running in batches, and what is kept."""
+"""What the methods share: running in batches, and what is kept."""
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator
@@ -9,54 +9,13 @@ import numpy as np
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.layers import graphs_in
 
-__all__ = ["class_weights", "full_batch", "graph_of", "has_tanh", "kept",
+__all__ = ["full_batch", "graph_of", "has_tanh", "kept",
            "run_batches", "run_model"]
 
 _PIXELS = 64 * 96 * 96  # Of a batch.
 
 # What was made for a model. Graphs hold its variables but not the model.
 _kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def class_weights(targets: Any, count: int, classes: int) -> np.ndarray:
-  """Says which score is explained, as weights of the logits.
-
-  Args:
-    targets: a class number for all images; class numbers `[count]`; or float
-      weights of the logits `[count, classes]`. Of one logit, class 1 is its
-      positive side and class 0 its negative.
-    count: how many images.
-    classes: how many logits.
-
-  Returns:
-    Weights, float32 `[count, classes]`.
-
-  Raises:
-    ValueError: the targets have another shape, name no class, or hold weights
-      that are not finite.
-  """
-  targets = np.asarray(targets)
-  if targets.shape == (count, classes) and targets.dtype.kind == "f":
-    with np.errstate(over="ignore"):  # Too large for float32 is said below.
-      weights = targets.astype(np.float32)
-    if not np.isfinite(weights).all():
-      raise ValueError(
-          "targets must be finite weights of the logits; got "
-          f"{weights[~np.isfinite(weights)][0]}.")
-    return weights
-  if targets.shape not in ((), (count,)) or targets.dtype.kind not in "iub":
-    raise ValueError(
-        f"targets must be None, a class number, {count} class numbers, or "
-        f"float weights [{count}, {classes}]; got {targets.dtype} of shape "
-        f"{list(targets.shape)}.")
-  targets = np.broadcast_to(targets.astype(int), count)
-  if targets.min() < 0 or targets.max() >= max(classes, 2):
-    raise ValueError(
-        f"targets must be class numbers in 0..{max(classes, 2) - 1}; got "
-        f"{targets.min()}..{targets.max()}.")
-  if classes == 1:
-    return np.where(targets, 1, -1).astype(np.float32)[:, None]
-  return np.eye(classes, dtype=np.float32)[targets]
 
 
 def full_batch(batch_size: int | None, images: np.ndarray) -> int:

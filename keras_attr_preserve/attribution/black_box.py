@@ -1,18 +1,24 @@
 """What the black-box methods share: a callable's scores."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import (
-  class_weights,
-  graph_of,
-  has_tanh,
-)
+from keras_attr_preserve.attribution.batches import graph_of, has_tanh, kept
 from keras_attr_preserve.compat import has_graph, keras, tf
+from keras_attr_preserve.scores import (
+  are_logits,
+  class_weights,
+  explained_scores,
+  top_classes,
+)
+from keras_attr_preserve.tap import Tap
 
 __all__ = ["Predict", "Scorer"]
+
+_OF_MODELS = ("__call__", "call", "predict", "predict_on_batch")
 
 Predict = Callable[[np.ndarray], Any]
 """Float32 images `[n, height, width, channels]` to scores `[n, classes]`."""
@@ -26,19 +32,23 @@ class Scorer:
   """
 
   def __init__(
-      self, predict: Predict, images: np.ndarray, targets: Any, batch_size: int
+      self, predict: Predict, images: np.ndarray, targets: Any, batch_size: int,
+      logits: bool | None = None,
   ):
     """Runs the images as they are, once.
 
     Args:
       predict: see `Predict`.
       images: checked ones.
-      targets: None for the top class of each image (of one score, whether it is
-        at least 0, as of a logit); or as `class_weights` takes them.
+      targets: None for the top class of each image, or as `class_weights`
+        takes them; see `scores.py` for one column.
       batch_size: images a call.
+      logits: whether scores are logits; None where that is not known. It
+        matters for one column alone.
 
     Raises:
-      TypeError, ValueError: an argument is not as above.
+      TypeError, ValueError: an argument is not as above; or one column of
+        scores could be either.
     """
     if not callable(predict):
       raise TypeError(
@@ -51,11 +61,15 @@ class Scorer:
     scores = np.concatenate([
         self._scores(images[i:i + batch_size])
         for i in range(0, len(images), batch_size)])
+    if scores.shape[1] == 1:
+      logits = _known(predict, logits)
     if targets is None:
-      targets = (scores.argmax(1) if scores.shape[1] > 1
-                 else (scores[:, 0] >= 0).astype(int))
+      targets = top_classes(scores, logits)
     self._weights = class_weights(targets, *scores.shape)
-    self.plain = (scores * self._weights).sum(1)
+    # Of class 1 alone a logit and a probability are explained alike.
+    self._logits = bool((self._weights >= 0).all()) or are_logits(
+        scores, logits)
+    self.plain = explained_scores(scores, self._weights, self._logits)
 
   def __call__(self, batch: np.ndarray, which: np.ndarray | int) -> np.ndarray:
     """Scores changed images.
@@ -72,7 +86,7 @@ class Scorer:
       raise ValueError(
           f"predict must always return {self._weights.shape[1]} scores; got "
           f"{scores.shape[1]}.")
-    return (scores * self._weights[which]).sum(1)
+    return explained_scores(scores, self._weights[which], self._logits)
 
   def _scores(self, batch: np.ndarray) -> np.ndarray:
     scores = np.asarray(self._predict(batch))
@@ -86,6 +100,35 @@ class Scorer:
     if not np.isfinite(scores).all():
       raise ValueError("predict must return finite scores; got NaN or inf.")
     return scores.astype(np.float64)
+
+
+def _known(predict: Predict, logits: bool | None) -> bool | None:
+  """Says whether a callable gives logits, as it or the caller knows."""
+  known = _gives_logits(predict)
+  if None not in (known, logits) and known != logits:
+    raise ValueError(
+        f"logits must be None or {known}: that is what predict gives; got "
+        f"{logits!r}.")
+  return logits if known is None else known
+
+
+def _gives_logits(predict: Predict) -> bool | None:
+  """What models and files know of their scores; None of other functions."""
+  settings: dict[str, Any] = {}
+  while isinstance(predict, functools.partial):
+    predict, settings = predict.func, {**predict.keywords, **settings}
+  owner = getattr(predict, "__self__", predict)
+  if isinstance(owner, keras.Model):
+    method = getattr(predict, "__name__", "call")
+    if owner is predict or method in _OF_MODELS:
+      try:
+        return kept(owner, "gives logits", lambda: Tap(owner).gives_logits)
+      except (TypeError, ValueError):  # Not traced to its head: a function.
+        return None
+    return None
+  if settings.get("logits"):
+    return True
+  return getattr(owner, "gives_logits", None)
 
 
 def _as_graph(predict: Predict, images: np.ndarray) -> Predict:

@@ -23,6 +23,7 @@ def occlusion(
     patch: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
     baseline: float | np.ndarray | None = None,
+    logits: bool | None = None,
     batch_size: int = 64,
     progress: Progress = None,
 ) -> np.ndarray:
@@ -47,14 +48,18 @@ def occlusion(
     predict: takes float32 images `[n, height, width, channels]`, returns
       scores `[n, classes]`: `model`, `Interpreter(file).predict`, a lambda.
     images: `[images, height, width, channels]`, in the range `predict` takes.
-    targets: None for the top class by `predict` itself (of one score, class 1
-      where it is at least 0), a class number, class numbers `[images]`, or
-      float weights of the scores `[images, classes]`.
+    targets: None for the top class by `predict` itself (of one column, class 1
+      from a logit of 0 or a probability of 0.5 on), a class number, class
+      numbers `[images]`, or float weights of the scores `[images, classes]`.
     patch: pixels down and across; None for an eighth of each side.
     stride: pixels from patch to patch, at most the patch; None for half of it.
     baseline: what covers: a number, or an array that broadcasts to the images,
       such as `[channels]`, or blurred images; None for the mean colour of all
       the images.
+    logits: whether the scores are logits; matters for one column alone, of
+      which class 0 has -z of a logit z and 1 - p of a probability p. None where
+      `predict` knows, a `tf_keras` model or `Interpreter(file).predict`, and
+      where the column leaves 0..1, as logits do.
     batch_size: pictures a call of `predict`.
     progress: True for a line on stderr, False for none; None for one on a
       terminal where it takes long; or a function, called with the number
@@ -64,7 +69,8 @@ def occlusion(
     Maps, float32 `[images, height, width]`, in units of the score, signed.
 
   Raises:
-    TypeError, ValueError: an argument is not as above.
+    TypeError, ValueError: an argument is not as above; or one column of scores
+      could be logits or probabilities.
 
   References:
     Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2; there
@@ -75,7 +81,7 @@ def occlusion(
   patch = _pair("patch", patch, [max(1, side // 8) for side in sides], sides)
   stride = _pair("stride", stride, [(one + 1) // 2 for one in patch], patch)
   cover = _baseline(baseline, images)
-  score = Scorer(predict, images, targets, batch_size)
+  score = Scorer(predict, images, targets, batch_size, logits)
   spots = list(itertools.product(*map(_spans, sides, patch, stride)))
   report = reporter(progress, "occlusion", len(images) * len(spots))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import class_weights, run_model
+from keras_attr_preserve.attribution.batches import run_model
 from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.relevance_graph import (
   Rule,
@@ -14,7 +14,7 @@ from keras_attr_preserve.attribution.relevance_graph import (
 )
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.images import check_images
-from keras_attr_preserve.tap import top_class_seed
+from keras_attr_preserve.scores import class_weights, top_class_seed
 
 __all__ = ["relevance"]
 

@@ -22,6 +22,7 @@ def rise(
     keep: float = 0.5,
     seed: int = 0,
     centred: bool = False,
+    logits: bool | None = None,
     batch_size: int = 64,
     progress: Progress = None,
 ) -> np.ndarray:
@@ -54,6 +55,7 @@ def rise(
     keep: the chance of a cell to be shown, between 0 and 1.
     seed: of the masks, 0 or more.
     centred: whether each image's mean score over the masks is taken off.
+    logits: as for `occlusion`.
     batch_size: pictures a call of `predict`.
     progress: as for `occlusion`.
 
@@ -61,7 +63,8 @@ def rise(
     Maps, float32 `[images, height, width]`, in units of the score.
 
   Raises:
-    TypeError, ValueError: an argument is not as above.
+    TypeError, ValueError: an argument is not as above; or one column of scores
+      could be logits or probabilities.
 
   References:
     Petsiuk, Das and Saenko 2018, https://arxiv.org/abs/1806.07421, equation 6
@@ -73,7 +76,7 @@ def rise(
   grids = (rng.random((masks, cells, cells)) < keep).astype(np.float32)
   lengths = [-(-side // cells) for side in images.shape[1:3]]
   shifts = rng.integers(0, lengths, (masks, 2))
-  score = Scorer(predict, images, targets, batch_size)
+  score = Scorer(predict, images, targets, batch_size, logits)
   report = reporter(progress, "rise", masks * len(images))
 
   sums = np.zeros(images.shape[:3])

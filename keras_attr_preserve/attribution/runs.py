@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import (
-  class_weights,
   has_tanh,
   kept,
   run_model,
@@ -17,7 +16,8 @@ from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
 from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.tap import feature_gradients, top_class_seed
+from keras_attr_preserve.scores import class_weights, top_class_seed
+from keras_attr_preserve.tap import feature_gradients
 
 __all__ = ["at_layer", "at_pictures", "largest", "last_layer", "no_layer",
            "score_gradient", "score_weights"]

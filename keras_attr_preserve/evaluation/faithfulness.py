@@ -44,6 +44,7 @@ def deletion(
     *,
     steps: int = 20,
     baseline: float | np.ndarray = 0.0,
+    logits: bool | None = None,
     batch_size: int = 64,
 ) -> Curves:
   """Takes pixels away, the most important first: a good map's area is small.
@@ -58,6 +59,7 @@ def deletion(
     steps: in how many equal parts.
     baseline: what stands for "taken": a number, or an array that broadcasts to
       the images.
+    logits: whether the scores are, as for `attribution.occlusion`.
     batch_size: images a call.
 
   Returns:
@@ -69,7 +71,7 @@ def deletion(
   References:
     Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421, section 4.
   """
-  return _curves(predict, images, maps, targets, steps, batch_size,
+  return _curves(predict, images, maps, targets, logits, steps, batch_size,
                  lambda image, cover, gone: np.where(gone, cover, image),
                  baseline)
 
@@ -82,6 +84,7 @@ def insertion(
     *,
     steps: int = 20,
     baseline: float | np.ndarray | None = None,
+    logits: bool | None = None,
     batch_size: int = 64,
 ) -> Curves:
   """Gives pixels, the most important first: a good map's area is large.
@@ -94,6 +97,7 @@ def insertion(
     steps: see `deletion`.
     baseline: what it starts from; None for the images blurred, by a Gaussian of
       an eighth of the shorter side.
+    logits: see `deletion`.
     batch_size: see `deletion`.
 
   Returns:
@@ -107,7 +111,7 @@ def insertion(
   """
   if baseline is None:
     baseline = _blurred(np.asarray(images, np.float32))
-  return _curves(predict, images, maps, targets, steps, batch_size,
+  return _curves(predict, images, maps, targets, logits, steps, batch_size,
                  lambda image, cover, given: np.where(given, image, cover),
                  baseline)
 
@@ -121,6 +125,7 @@ def road(
     steps: int = 10,
     noise: float = 0.01,
     seed: int = 0,
+    logits: bool | None = None,
     batch_size: int = 64,
 ) -> Curves:
   """Takes pixels away and fills in what their surroundings suggest.
@@ -137,6 +142,7 @@ def road(
     steps: see `deletion`; at the end one pixel is left.
     noise: its standard deviation, as a share of each image's own range.
     seed: of the noise.
+    logits: see `deletion`.
     batch_size: see `deletion`.
 
   Returns:
@@ -161,8 +167,8 @@ def road(
     spread = noise * (image.max() - image.min())
     return np.where(gone, filled + drawn.normal(0, spread, image.shape), image)
 
-  return _curves(predict, images, maps, targets, steps, batch_size, without,
-                 0.0)
+  return _curves(predict, images, maps, targets, logits, steps, batch_size,
+                 without, 0.0)
 
 
 def sensitivity_n(
@@ -175,6 +181,7 @@ def sensitivity_n(
     draws: int = 50,
     baseline: float | np.ndarray = 0.0,
     seed: int = 0,
+    logits: bool | None = None,
     batch_size: int = 64,
 ) -> np.ndarray:
   """Correlates what a map says of pixels with what taking them does.
@@ -192,6 +199,7 @@ def sensitivity_n(
     draws: sets of each size, 3 or more.
     baseline: see `deletion`.
     seed: of the sets.
+    logits: see `deletion`.
     batch_size: see `deletion`.
 
   Returns:
@@ -209,7 +217,7 @@ def sensitivity_n(
   if not len(shares) or not all(0 < share < 1 for share in shares):
     raise ValueError(f"shares must be between 0 and 1; got {shares}.")
   images, maps, covers = _checked(images, maps, baseline)
-  score = Scorer(predict, images, targets, batch_size)
+  score = Scorer(predict, images, targets, batch_size, logits)
   rng = np.random.default_rng(seed)
   pixels = maps[0].size
   found = np.empty([len(images), len(shares)])
@@ -227,12 +235,12 @@ def sensitivity_n(
   return found
 
 
-def _curves(predict, images, maps, targets, steps, batch_size, change,
-            baseline) -> Curves:
+def _curves(predict, images, maps, targets, logits, steps, batch_size,
+            change, baseline) -> Curves:
   if isinstance(steps, bool) or steps < 1:
     raise ValueError(f"steps must be 1 or more; got {steps}.")
   images, maps, covers = _checked(images, maps, baseline)
-  score = Scorer(predict, images, targets, batch_size)
+  score = Scorer(predict, images, targets, batch_size, logits)
   pixels = maps[0].size
   counts = np.round(np.linspace(0, pixels, steps + 1)).astype(int)
   scores = np.empty([len(images), steps + 1])
