@@ -35,7 +35,6 @@ from keras_attr_preserve.export.reading.layer_changes import layers_by_name
 from keras_attr_preserve.export.reading.layer_outputs import LayerOutputs
 from keras_attr_preserve.export.reading.tensors import Match, layer_tensors
 from keras_attr_preserve.export.running.interpreter import Interpreter
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 from keras_attr_preserve.tap import Tap, top_class_seed
 
@@ -107,7 +106,7 @@ def drift(
   if batch_size < 1:
     raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
   tap = Tap(model, [wcam.layers[0]])
-  images = check_images(images, tap.picture_shape)
+  images = tap.input.check(images)
   if isinstance(tflite_model, (str, os.PathLike)):
     tflite_model = Path(tflite_model).read_bytes()
   ours = read_metadata(read_model(tflite_model))
