@@ -13,7 +13,6 @@ from keras_attr_preserve.drawing import side_by_side
 from keras_attr_preserve.evaluation.agreement import agreement, dead_maps
 from keras_attr_preserve.evaluation.report import summarize
 from keras_attr_preserve.files import make_folder
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.scores import class_weights, top_class_seed
 from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import same_size
@@ -81,7 +80,7 @@ class AgreementLogger(keras.callbacks.Callback):
         `side_by_side`), at the step of the epoch. All of it is on the disk when
         an epoch ends; of several workers the chief alone writes.
       pictures: how many of the images to draw, the first ones; all where there
-        are fewer, 0 for none.
+        are fewer, 0 for none. Inputs without height and width are not drawn.
       every: look at the first epoch, at each `every`th after it, and at the
         last one of a `fit`.
       batch_size: images a batch.
@@ -107,7 +106,8 @@ class AgreementLogger(keras.callbacks.Callback):
     self._teacher = check_keras(teacher, "teacher")
     tap = Tap(teacher, [layer])
     self._classes = tap.classes
-    self._images = check_images(images, tap.picture_shape)
+    self._input = tap.input
+    self._images = self._input.check(images)
     # What is explained, as weights of the logits.
     self._weights = None if targets is None else class_weights(
         targets, len(self._images), self._classes)
@@ -130,7 +130,7 @@ class AgreementLogger(keras.callbacks.Callback):
           f"model {model.name!r} must have the classes of the teacher "
           f"{self._teacher.name!r}, which has {self._classes}; it has "
           f"{tap.classes}.")
-    check_images(self._images, tap.picture_shape)
+    tap.input.check(self._images)
     super().set_model(model)
 
   def on_train_begin(self, logs: Any = None) -> None:
@@ -211,12 +211,13 @@ class AgreementLogger(keras.callbacks.Callback):
     with tf.summary.record_if(True), self._writer.as_default(step=epoch):
       for name, value in figures.items():
         tf.summary.scalar(name, value)
-      if self._pictures and maps is not None:
+      if self._pictures and maps is not None and self._input.is_picture:
         count = self._pictures
         tf.summary.image(
             f"{self._name}_pictures",
             side_by_side(
-                self._images[:count], self._reference[:count], maps[:count],
+                self._input.pixels(self._images[:count]),
+                self._reference[:count], maps[:count],
                 value_range=(self._images.min(), self._images.max())),
             max_outputs=count,
             description="Picture, the teacher's map, the student's map.")

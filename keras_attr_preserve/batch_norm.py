@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.compat import check_model, clone_model, keras
-from keras_attr_preserve.images import check_calibration
+from keras_attr_preserve.inputs import check_calibration
 from keras_attr_preserve.layers import graphs_in
 
 __all__ = ["recalibrate_batch_norm"]

@@ -1,6 +1,7 @@
 """Another `call` for a layer, while a block runs."""
 
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ class CallSwap:
   """Has a layer compute something else inside a block, in this thread alone.
 
   Replicas run in threads that wait for each other half way, and servers explain
-  in several threads: each has swaps of its own, the innermost counts, and the
-  last thread to leave puts the layer's own `call` back.
+  in several threads: each has swaps of its own, and the last thread to leave
+  puts the layer's own `call` back. Of several swaps the innermost runs, and the
+  `call` that it is handed is that of the swap around it.
   """
 
   def __init__(self, layer: keras.layers.Layer, call: Call):
@@ -31,7 +33,7 @@ class CallSwap:
     Args:
       layer: any Keras layer or model.
       call: `(own_call, *args, **kwargs) -> outputs`, where `own_call` is the
-        layer's `call` as it was.
+        layer's `call` as it is outside the block.
     """
     self._layer, self._call = layer, call
 
@@ -67,10 +69,8 @@ class _Installed:
     self._own_call = own_call = layer.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
-      swaps = _swaps_of_thread().get(id(layer))
-      if not swaps:
-        return own_call(*args, **kwargs)
-      return swaps[-1](own_call, *args, **kwargs)
+      swaps = _swaps_of_thread().get(id(layer), ())
+      return _run(tuple(swaps), own_call, *args, **kwargs)
 
     # tfmot's wrappers look there for whether a layer takes `training`.
     call.__signature__ = inspect.signature(own_call)
@@ -82,6 +82,15 @@ class _Installed:
       self._layer.call = self._own_call
     else:
       del self._layer.call
+
+
+def _run(
+    swaps: tuple[Call, ...], own_call: Call, *args: Any, **kwargs: Any) -> Any:
+  if not swaps:
+    return own_call(*args, **kwargs)
+  *around, innermost = swaps
+  return innermost(
+      functools.partial(_run, tuple(around), own_call), *args, **kwargs)
 
 
 def _swaps_of_thread() -> dict[int, list[Call]]:

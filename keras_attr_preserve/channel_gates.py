@@ -8,7 +8,7 @@ import numpy as np
 from keras_attr_preserve.attribution.batches import run_batches
 from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph
 from keras_attr_preserve.compat import at_least_float32, keras, tf
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.layers import last_spatial_layer
 from keras_attr_preserve.scores import class_weights, top_class_seed
 from keras_attr_preserve.tap import Tap, sensitivities
@@ -144,9 +144,7 @@ def map_contributions(
 def _tap(
     model: keras.Model, graph: ChannelGraph, gates: "_Gates",
     layers: Sequence[str] = ()) -> Tap:
-  if len(model.inputs) != 1:
-    raise ValueError(
-        f"model must have one input; {model.name!r} has {len(model.inputs)}.")
+  model_input(model)
   return Tap(_gated_copy(model, graph, gates), layers)
 
 
@@ -154,7 +152,7 @@ def _mean(
     contributions: Callable[..., Any], tap: Tap, images: np.ndarray,
     targets: Any, batch_size: int) -> np.ndarray:
   """Runs it over all images."""
-  images = check_images(images, tap.model.inputs[0].shape[1:])
+  images = tap.input.check(images)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
   each, = run_batches(tf.function(contributions, reduce_retracing=True),

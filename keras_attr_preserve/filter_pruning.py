@@ -19,7 +19,7 @@ from keras_attr_preserve.channel_reconstruction import (
 )
 from keras_attr_preserve.channel_slicing import slice_model, slice_weights
 from keras_attr_preserve.compat import clone_model, keras
-from keras_attr_preserve.images import check_calibration
+from keras_attr_preserve.inputs import check_calibration
 from keras_attr_preserve.progress import Progress
 
 __all__ = ["filter_sparsities", "prune_filters"]

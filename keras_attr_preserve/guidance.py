@@ -97,6 +97,7 @@ class Guidance:
     if self._wcam is None:
       tapped = self._tap(x)
       return Guide(tf.stop_gradient(tapped.logits), [], tapped.features)
+    x = self._tap.floats(x)
     with (tf.GradientTape(persistent=True) if self._wcam.needs_gradient
           else contextlib.nullcontext()) as tape:
       watch(tape, x)

@@ -1,11 +1,10 @@
 """Checks on pictures, before anything is computed from them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-__all__ = ["check_calibration", "check_images"]
+__all__ = ["check_images"]
 
 
 def check_images(
@@ -43,30 +42,3 @@ def check_images(
     raise ValueError(
         f"{name} must be finite; {bad} of {len(array)} hold NaN or infinity.")
   return array
-
-
-def check_calibration(
-    model: Any, images: np.ndarray, batch_size: int) -> np.ndarray:
-  """Returns the images that a model is to be run on, as float32.
-
-  Args:
-    model: a built `tf_keras` model.
-    images: `[count, height, width, channels]`; see `check_images`.
-    batch_size: how many at a time.
-
-  Returns:
-    A float32 array of the same shape.
-
-  Raises:
-    TypeError, ValueError: as `check_images`; or the model takes several inputs,
-      or the batch size is no integer of 1 or more.
-  """
-  if isinstance(batch_size, bool) or not isinstance(batch_size, int) or (
-      batch_size < 1):
-    raise ValueError(
-        f"batch_size must be an integer of 1 or more; got {batch_size!r}.")
-  if len(model.inputs) != 1:
-    raise ValueError(
-        f"model {model.name!r} must take one input, the images; it takes "
-        f"{len(model.inputs)}.")
-  return check_images(images, model.input_shape[1:])

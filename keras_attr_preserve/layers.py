@@ -7,6 +7,7 @@ from typing import Any
 from keras_attr_preserve.compat import has_graph, keras
 
 __all__ = [
+    "core_of",
     "find_layer",
     "graphs_in",
     "last_spatial_layer",
@@ -202,6 +203,30 @@ def layer_output(model: keras.Model, layer: keras.layers.Layer) -> Any:
         f"layer {layer.name!r} has {len(found)} outputs in model "
         f"{model.name!r}, which calls it as often; it must have one.")
   return found[0]
+
+
+def core_of(model: keras.Model) -> keras.Model:
+  """Returns the graph of layers whose output is the model's own.
+
+  Args:
+    model: a graph of layers, or a subclass that holds one and gives its output.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  if has_graph(model):
+    return model
+  inner = [graph for graph in graphs_in(model)]
+  outermost = [graph for graph in inner if not any(
+      graph is other for outer in inner if outer is not graph
+      for other in graphs_in(outer))]
+  if len(outermost) != 1:
+    what = ", ".join(repr(graph.name) for graph in outermost) or "none"
+    raise ValueError(
+        f"model {model.name!r} ({type(model).__name__}) must be Functional or "
+        "Sequential with a known input shape, or hold one such model and give "
+        f"its output; it holds {what}.")
+  return outermost[0]
 
 
 def _area(size: tuple[int | None, ...]) -> float:

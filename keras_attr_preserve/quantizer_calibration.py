@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, keras
-from keras_attr_preserve.images import check_calibration
+from keras_attr_preserve.inputs import check_calibration
 
 __all__ = ["calibrate_quantizers"]
 

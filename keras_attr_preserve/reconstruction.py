@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, clone_model, keras
-from keras_attr_preserve.images import check_calibration
+from keras_attr_preserve.inputs import check_calibration
 from keras_attr_preserve.layer_fitting import prune_linear
 from keras_attr_preserve.layer_inputs import input_moments, is_fittable
 from keras_attr_preserve.layer_sparsity import (

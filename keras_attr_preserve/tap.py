@@ -19,14 +19,15 @@ from keras_attr_preserve.call_swap import CallSwap
 from keras_attr_preserve.compat import (
     at_least_float32,
     check_keras,
-    has_graph,
     keras,
     tf,
 )
+from keras_attr_preserve.float_images import FloatImages
 from keras_attr_preserve.gradient_rules import SENSITIVITY_RULES, gradient_rules
 from keras_attr_preserve.heads import find_head
 from keras_attr_preserve.inner_functions import InnerFunctions
-from keras_attr_preserve.layers import graphs_in, layer_output, locate
+from keras_attr_preserve.inputs import ImageInput, model_input
+from keras_attr_preserve.layers import core_of, layer_output, locate
 
 __all__ = [
     "Tap",
@@ -101,7 +102,7 @@ class Tap:
     """
     self.model = check_keras(model)
     self.layers = tuple(layers)
-    self.core = core = _core(model)
+    self.core = core = core_of(model)
     self._head = find_head(core, output)
     self.classes = self._head.classes
     places = [locate(model, name) for name in layers]
@@ -113,6 +114,7 @@ class Tap:
       self.shapes.append(tuple(features.shape))
     reads.setdefault(self._head.graph, {})[_LOGITS] = self._head.tensor
     self._augmentation = Augmentation(model, core) if augmented else None
+    self._float_images = FloatImages(model)
     self._statistics = StillStatistics(model)
     self._functions = InnerFunctions(model, runs=runs)
     self._readers = [
@@ -125,17 +127,26 @@ class Tap:
     return bool(self._augmentation)
 
   @property
-  def picture_shape(self) -> tuple[int | None, ...]:
-    """The shape of one picture, as the model takes it.
+  def input(self) -> ImageInput:
+    """What the model takes.
 
     Raises:
       ValueError: it takes several inputs.
     """
-    if len(self.core.inputs) != 1:
-      raise ValueError(
-          f"model {self.model.name!r} must take one input, the pictures; it "
-          f"takes {len(self.core.inputs)}.")
-    return tuple(self.core.inputs[0].shape[1:])
+    return model_input(self.model)
+
+  @property
+  def no_gradient(self) -> str:
+    """Why no gradient reaches the images, a phrase; "" where one does."""
+    return self._float_images.reason
+
+  def floats(self, images: Any) -> Any:
+    """Gives images as the model is to be differentiated: integers as floats.
+
+    Args:
+      images: what the model takes.
+    """
+    return self._float_images.of(images)
 
   def augment(self, images: Any, training: bool) -> Any:
     """Gives what the model's own random layers make of images.
@@ -173,10 +184,13 @@ class Tap:
       for reader in self._readers[1:]:
         stack.enter_context(reader.listening())
       core = self._readers[0]
+      if core.graph is not self.model:
+        stack.enter_context(core.listening())
+      # Around all other swaps: it gives them what they take.
+      stack.enter_context(self._float_images.flowing(images))
       if core.graph is self.model:
         output = core.run(images, training)
       else:
-        stack.enter_context(core.listening())
         output = self.model(images, training=training)
         self._check_output(output, core.output)
     found = {name: tensor for reader in self._readers
@@ -313,20 +327,3 @@ def feature_gradients(
 
 
 _LOGITS = "logits of the head"  # A key that is no layer's name.
-
-
-def _core(model: keras.Model) -> keras.Model:
-  """Returns the graph of layers whose output is the model's own."""
-  if has_graph(model):
-    return model
-  inner = [graph for graph in graphs_in(model)]
-  outermost = [graph for graph in inner if not any(
-      graph is other for outer in inner if outer is not graph
-      for other in graphs_in(outer))]
-  if len(outermost) != 1:
-    what = ", ".join(repr(graph.name) for graph in outermost) or "none"
-    raise ValueError(
-        f"model {model.name!r} ({type(model).__name__}) must be Functional or "
-        "Sequential with a known input shape, or hold one such model and give "
-        f"its output; it holds {what}.")
-  return outermost[0]

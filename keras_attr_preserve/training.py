@@ -217,7 +217,7 @@ class TrainStep:
       seed = tf.stack([tf.cast(count, tf.int32), 0])
     kept = self._kept(training)
     # The teacher is to see what the student sees: pictures turned alike.
-    seen = self._student.augment(x, training)
+    seen = self._student.floats(self._student.augment(x, training))
     guide = self._guidance(seen, labels, seed)
     needs_gradient = self.wcam is not None and self.wcam.needs_gradient
     with (tf.GradientTape(persistent=True) if needs_gradient

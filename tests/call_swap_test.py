@@ -29,10 +29,10 @@ class CallSwapTest(parameterized.TestCase):
     np.testing.assert_array_equal(self.layer(self.x), [0, 2])
     self.assertNotIn("call", vars(self.layer))
 
-  def test_the_innermost_counts(self):
+  def test_the_innermost_runs_and_is_handed_the_one_around(self):
     with CallSwap(self.layer, _times(3.0)).on():
       with CallSwap(self.layer, _times(5.0)).on():
-        np.testing.assert_array_equal(self.layer(self.x), [0, 10])
+        np.testing.assert_array_equal(self.layer(self.x), [0, 30])
       np.testing.assert_array_equal(self.layer(self.x), [0, 6])
 
   def test_after_an_error(self):

@@ -121,7 +121,7 @@ class StreamingTest(parameterized.TestCase):
     model = tiny.conv_net()
     for _ in range(2):
       tap = KnownTap(model, ["act"])
-      self.assertEqual(tap.picture_shape, (6, 6, 2))
+      self.assertEqual(tap.input.shape, (6, 6, 2))
       self.assertEqual(tap.classes, 3)
       self.assertEqual(tap.shapes, [(None, 6, 6, 4)])
       with self.assertRaisesRegex(ValueError, "no layer of that name"):

@@ -19,7 +19,7 @@ class KerasExplainerTest(parameterized.TestCase):
     ours = KerasExplainer(helpers.net(tail), "act", method)
     file = kap.export.Interpreter(helpers.converted(tail, "float32", method))
     images = helpers.images(5)
-    self.assertEqual(ours.input_shape, file.input_shape)
+    self.assertEqual(ours.input.shape, file.input.shape)
     # Float32 sums of LiteRT's kernels and TensorFlow's, in another order.
     np.testing.assert_allclose(
         ours.predict(images), file.predict(images, logits=True), atol=1e-5)

@@ -80,7 +80,7 @@ class OcclusionTest(parameterized.TestCase):
     want = by_definition(predict, images, [3, 0, 2], *pair, cover)
     for size in (1, 7, 1000):
       got = occlusion(predict, images, [3, 0, 2], patch=patch, stride=stride,
-                      batch_size=size)
+                      data_format="channels_last", batch_size=size)
       # Falls of scores within 1; maps become float32.
       np.testing.assert_allclose(got, want, atol=1e-5)
       self.assertEqual((got.dtype, got.shape), (np.float32, images.shape[:3]))

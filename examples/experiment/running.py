@@ -167,9 +167,9 @@ def fitting_net(net: keras.Model, data: Data, flag: str) -> keras.Model:
   tap = Tap(net)
   shape, classes = data.train.images.shape[1:], len(data.class_names)
   if any(own not in (None, size)
-         for own, size in zip(tap.picture_shape, shape)):
+         for own, size in zip(tap.input.shape, shape)):
     raise app.UsageError(
-        f"{flag} takes pictures of {list(tap.picture_shape)}; --size and "
+        f"{flag} takes pictures of {list(tap.input.shape)}; --size and "
         f"--data give {list(shape)}.")
   if tap.classes != classes:
     raise app.UsageError(

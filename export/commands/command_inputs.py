@@ -100,7 +100,7 @@ def load_pictures(
     raise ValueError(
         "--images_range must say what the model takes for black and white, as "
         f"0,1 or -1,1 or 0,255; got {value_range}.") from error
-  if None in shape or shape[-1] not in (1, 3):
+  if None in shape or len(shape) != 3 or shape[-1] not in (1, 3):
     raise ValueError(
         "--images: only a model of pictures of a fixed size in colour or grey "
         f"can be given a folder; it takes {list(shape)}.")

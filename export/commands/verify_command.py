@@ -26,6 +26,7 @@ from keras_attr_preserve.export.commands.command_inputs import (
 from keras_attr_preserve.export.judging.judges import JUDGES
 from keras_attr_preserve.export.judging.verify import ALL_RUNTIMES, verify
 from keras_attr_preserve.export.running.interpreter import RUNTIMES, Interpreter
+from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.regularizer import WCAM
 
 __all__ = ["main", "run"]
@@ -115,9 +116,11 @@ def _verified() -> Report | Comparison:
 def _images(teacher):
   if not Path(FLAGS.images).is_dir():
     return load_images(FLAGS.images, FLAGS.images_key)
-  shape = (Interpreter(teacher).input_shape if isinstance(teacher, str)
-           else teacher.inputs[0].shape[1:])
-  return load_pictures(FLAGS.images, shape, FLAGS.images_range)
+  taken = (Interpreter(teacher).input if isinstance(teacher, str)
+           else model_input(teacher))
+  pictures = taken.own(load_pictures(
+      FLAGS.images, taken.pixel_shape, FLAGS.images_range))
+  return pictures if taken.is_float else pictures.round()
 
 
 def _limits() -> dict[str, float]:

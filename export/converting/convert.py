@@ -25,7 +25,7 @@ from keras_attr_preserve.export.converting.linear_tail import (
 )
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["MODES", "ROADS", "TARGETS", "convert", "is_quantize_aware", "strip"]
@@ -125,7 +125,7 @@ def convert(
   layer = wcam.student_layers[0]
   facts = {"layer": layer, "method": wcam.method, "mode": mode,
            "target": target}
-  explained = ExplainedModel(model, layer)
+  explained = ExplainedModel(model, layer, images)
   first_run = FirstRun(model, layer, mode, images)
   if target == "phone" and road != "features":
     return phone.phone_file(
@@ -191,14 +191,19 @@ def _checked(
     raise ValueError(
         "mode 'int16x8' is for models that are not quantize-aware: this one "
         "has learned the ranges of 8 bits; pass mode='int8'.")
+  taken = model_input(model)
   if images is not None:
-    images = check_images(
-        images, model.inputs[0].shape[1:], "representative_images")
+    images = taken.check(images, "representative_images")
   elif mode in ("int8", "int16x8") and not quantize_aware:
     raise ValueError(
         f"representative_images must be given for mode {mode!r} unless the "
         "model is quantize-aware: the ranges of its activations are measured "
         "on them. Pass a hundred training images or more; got None.")
+  elif None in taken.shape:
+    raise ValueError(
+        f"representative_images must be given: {taken.whose} takes images of "
+        f"any size, {list(taken.shape)}, and the file takes those of one, "
+        "theirs; got None.")
   return model, images
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.export.files.flatbuffer import read_model, signatures
 from keras_attr_preserve.export.files.head import read_head
+from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.scores import class_weights
 from keras_attr_preserve.tap import Tap, sensitivities
 
@@ -19,8 +20,7 @@ __all__ = ["has_constant_sensitivity", "head_is_found"]
 
 def has_constant_sensitivity(model: keras.Model, layer: str) -> bool:
   """Says whether the gradient at a layer is the same for every image."""
-  some = np.random.default_rng(0).uniform(
-      -1, 1, [4, *model.inputs[0].shape[1:]]).astype(np.float32)
+  some = model_input(model).probes(4)
   for classes in range(min(2, model.outputs[0].shape[-1])):
     values = _sensitivity(model, layer, some, classes)
     if not np.allclose(values, values[:1], rtol=1e-4,
@@ -60,9 +60,11 @@ def head_is_found(
   if head is None:
     return False
   # Whatever range of pictures the model takes, some turn hidden units on.
-  sizes = np.geomspace(1, 256, 8).reshape(8, 1, 1, 1)
-  some = np.float32(sizes * np.random.default_rng(0).uniform(
-      -1, 1, [8, *model.inputs[0].shape[1:]]))
+  taken = model_input(model)
+  some = taken.probes(8)
+  if taken.is_float:
+    sizes = np.geomspace(1, 256, 8, dtype=np.float32)
+    some *= sizes.reshape(8, *[1] * (some.ndim - 1))
   classes = len(head.last.weights)
   for target in {0, classes // 2, classes - 1}:
     seed = np.eye(classes, dtype=np.float32)[[target] * 8]

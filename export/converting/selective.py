@@ -17,7 +17,7 @@ from keras_attr_preserve.export.converting.layer_quantizer import LayerQuantizer
 from keras_attr_preserve.export.converting.selective_file import finished
 from keras_attr_preserve.export.converting.selective_search import Search, Trial
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["SelectiveResult", "selective"]
@@ -146,7 +146,7 @@ def selective(
           f"representative_images: the maps of layer {layer!r} are all zero on "
           f"all {len(half.images)} of a half of them, so nothing can be "
           "compared.")
-  explained = ExplainedModel(model, layer)
+  explained = ExplainedModel(model, layer, choosing.images)
   quantizer = _calibrated(explained, choosing.images)
   judge = _STATISTICS[statistic]
   search = Search(quantizer, choosing, held_out, judge)
@@ -194,8 +194,7 @@ def _checked(
         "which layers are quantized is chosen before training "
         "(tfmot.quantization.keras.quantize_annotate_layer). Give the model "
         "it was made from.")
-  images = check_images(
-      images, model.inputs[0].shape[1:], "representative_images")
+  images = model_input(model).check(images, "representative_images")
   if len(images) < 4:
     raise ValueError(
         "representative_images must be four or more, of which every other one "

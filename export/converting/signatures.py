@@ -33,21 +33,20 @@ class ExplainedModel:
   [1, 1, 1, channels]`.
   """
 
-  def __init__(self, model: keras.Model, layer: str):
+  def __init__(
+      self, model: keras.Model, layer: str, images: np.ndarray | None = None):
     """Taps the model.
 
     Args:
       model: a `tf_keras` model without pruning wrappers.
       layer: whose features are explained.
+      images: of the size that the file is to take; None for the model's own.
     """
     self.model = model
     self._tap = Tap(model, [layer])
     self._traced = Tap(model, [layer], runs=False)
-    shape = [1, *model.inputs[0].shape[1:]]
-    if None in shape:
-      raise ValueError(
-          f"model must have a fixed input size; got {model.inputs[0].shape}.")
-    self._image = tf.TensorSpec(shape, tf.float32, name="images")
+    size = self._tap.input.shape if images is None else images.shape[1:]
+    self._image = tf.TensorSpec([1, *size], tf.float32, name="images")
     self._weights = tf.TensorSpec(
         [1, self._tap.classes], tf.float32, name="class_weights")
     self._gives_logits = self._tap.gives_logits

@@ -1,5 +1,6 @@
 """Any models and files, methods and scores, in one table."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,6 @@ from keras_attr_preserve.evaluation.report import summarize
 from keras_attr_preserve.evaluation.statistics import confidence_interval
 from keras_attr_preserve.export.running.interpreter import Interpreter
 from keras_attr_preserve.export.running.known_facts import check_layer
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.scores import top_classes
 from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.wcam import same_size
@@ -79,9 +79,13 @@ def compare_models(
   """
   reference, methods = _checked(models, methods, scores, masks)
   tap = Tap(models[reference])
-  images = check_images(images, tap.picture_shape)
+  images = tap.input.check(images)
   if targets is None:
     targets = top_classes(_logits(tap, images), True)
+  methods = {
+      name: functools.partial(one, data_format=tap.input.data_format)
+      if one in (attribution.occlusion, attribution.rise) else one
+      for name, one in methods.items()}
   sides = _sides(models, layer)
   rows = []
   for method, function in methods.items():

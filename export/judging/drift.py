@@ -35,7 +35,6 @@ from keras_attr_preserve.export.running.known_facts import (
   file_metadata,
   known_wcam,
 )
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.scores import class_weights, top_class_seed
 from keras_attr_preserve.tap import Tap
@@ -112,7 +111,7 @@ def drift(
   if batch_size < 1:
     raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
   tap = Tap(model, [wcam.layers[0]])
-  images = check_images(images, tap.picture_shape)
+  images = tap.input.check(images)
   file = FileTensors(tflite_model, runtime=runtime, preprocess=preprocess)
   weights = _weights(tap, images, targets)
   found, named = _matches(file, model, images[:_TO_MATCH])

@@ -24,7 +24,7 @@ from keras_attr_preserve.export.running.known_facts import (
   check_method,
   file_metadata,
 )
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import ImageInput
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.scores import class_weights, top_classes
 from keras_attr_preserve.tap import Tap
@@ -39,10 +39,10 @@ class Explainer(Protocol):
   """What `verify` asks either side for; `Interpreter` is one.
 
   Attributes:
-    input_shape: `(height, width, channels)` of an image; None fits any size.
+    input: what either side takes.
   """
 
-  input_shape: tuple[int | None, ...]
+  input: ImageInput
 
   def predict(
       self, images: np.ndarray, *, logits: bool = False) -> np.ndarray:
@@ -70,10 +70,10 @@ class KerasExplainer:
     self._model, self._layer = model, layer
     self._method = {"swa": grad_cam, "ewa": equal_weighted}[method]
     tap = Tap(model, [layer])
-    self.input_shape = tuple(model.inputs[0].shape[1:])
+    self.input = tap.input
     self._logits = tf.function(
         lambda batch: (tap(batch).logits,),
-        input_signature=[tf.TensorSpec([None, *self.input_shape])])
+        input_signature=[tf.TensorSpec([None, *self.input.shape])])
 
   def predict(self, images: np.ndarray, *, logits: bool = True) -> np.ndarray:
     """Scores images.
@@ -87,7 +87,8 @@ class KerasExplainer:
     """
     if not logits:
       raise ValueError("logits must be True; got False.")
-    scores, = run_batches(self._logits, check_images(images, self.input_shape),
+    # Judges ask for what they make of images, which are no whole numbers.
+    scores, = run_batches(self._logits, self.input.check(images, whole=False),
                           batch_size=_BATCH_SIZE)
     return scores
 

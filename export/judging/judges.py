@@ -59,6 +59,7 @@ def judged_maps(
     judges: Mapping[str, Judge | None],
     whose: str,
     progress: Progress = None,
+    data_format: str | None = None,
 ) -> dict[str, np.ndarray]:
   """Asks every judge.
 
@@ -70,6 +71,7 @@ def judged_maps(
     whose: what `predict` runs, for the lines of progress.
     progress: True for a line a judge on stderr; or a function of pictures run
       and to be run, called anew for each judge.
+    data_format: of the images, for `JUDGES`; see `occlusion`.
 
   Returns:
     For each judge its maps, `[images, any height, any width]`.
@@ -91,7 +93,8 @@ def judged_maps(
     if judge is None:
       shown = _line(f"{name}, {whose}") if progress is True else progress
       judge = functools.partial(
-          JUDGES[name], batch_size=size, progress=shown)
+          JUDGES[name], batch_size=size, progress=shown,
+          data_format=data_format)
     maps[name] = np.asarray(judge(scores, images, targets))
     if maps[name].ndim != 3 or len(maps[name]) != len(images):
       raise ValueError(

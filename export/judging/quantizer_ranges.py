@@ -16,7 +16,6 @@ from keras_attr_preserve.export.judging.range_table import (
   QuantizerRange,
   RangeTable,
 )
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["QuantizerRange", "RangeMonitor", "RangeTable", "quantizer_ranges"]
@@ -104,7 +103,7 @@ class RangeMonitor(keras.callbacks.Callback):
   def set_model(self, model: keras.Model) -> None:
     """Finds the quantizers; called where `fit` starts."""
     watch = QuantizerWatch(model, self._wcam)
-    check_images(self._images, watch.tap.picture_shape)
+    watch.tap.input.check(self._images)
     self._watch = watch
     super().set_model(model)
 

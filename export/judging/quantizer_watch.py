@@ -14,7 +14,6 @@ from keras_attr_preserve.export.judging.range_table import (
   RangeTable,
   harm,
 )
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import graphs_in, unwrapped_name
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 from keras_attr_preserve.tap import Tap, Tapped
@@ -36,7 +35,7 @@ class QuantizerWatch:
     self.tap = Tap(model, layers)
     self._places: list[dict[str, Any]] = []
     self._unquantized: tuple[str, ...] = ()
-    shape = [None, *self.tap.picture_shape]
+    shape = [None, *self.tap.input.shape]
     self._run = tf.function(
         self._traced, input_signature=[tf.TensorSpec(shape, tf.float32)])
     self._run.get_concrete_function()
@@ -46,7 +45,7 @@ class QuantizerWatch:
           "made by tfmot.quantization.keras.quantize_model or another scheme.")
 
   def look(self, images: np.ndarray, batch_size: int) -> RangeTable:
-    images = check_images(images, self.tap.picture_shape)
+    images = self.tap.input.check(images)
     counts, top = None, 0.0
     for start in range(0, len(images), batch_size):
       found, clipped = self._run(tf.constant(images[start:start + batch_size]))

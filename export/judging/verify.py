@@ -41,7 +41,7 @@ from keras_attr_preserve.export.running.known_facts import (
   file_metadata,
   known_wcam,
 )
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import ImageInput
 from keras_attr_preserve.progress import Progress
 from keras_attr_preserve.regularizer import WCAM
 from keras_attr_preserve.scores import top_classes
@@ -132,13 +132,14 @@ def verify(
   content = file_content(tflite_model)
   wcam = known_wcam(file_metadata(content), wcam)
   original = teacher_explainer(teacher, wcam)
-  images = check_images(images, original.input_shape)
+  images = original.input.check(images)
 
   def ask(explainer: Explainer, top: np.ndarray, whose: str) -> _Side:
     maps, logits = explainer.explain(images, top)
     return _Side(maps, logits, judged_maps(
         functools.partial(explainer.predict, logits=True),
-        images[:judge_images], top[:judge_images], judges, whose, progress))
+        images[:judge_images], top[:judge_images], judges, whose, progress,
+        original.input.data_format))
 
   # Opened before anything is run, so that a wrong file is known at once.
   files, refused = _each(
@@ -157,7 +158,7 @@ def verify(
            else f"file {_digest(file_content(teacher))}",
            "sensitivity_check": _sensitivity_check(teacher, wcam, images, top)}
   reports = {
-      name: _report(side, reference, top, images, {
+      name: _report(side, reference, top, images, original.input, {
           **facts, "runtime": name, **file_facts(files[name], wcam)})
       for name, side in sides.items()}
   if isinstance(runtime, str) and runtime != ALL_RUNTIMES:
@@ -225,7 +226,7 @@ def _each(
 
 def _report(
     side: _Side, reference: _Side, top: np.ndarray, images: np.ndarray,
-    facts: Mapping[str, Any],
+    taken: ImageInput, facts: Mapping[str, Any],
 ) -> Report:
   """Scores a file's side against the teacher's."""
   ours, maps = _same_size(reference.maps, side.maps)
@@ -245,9 +246,9 @@ def _report(
       **facts,
       "images_range": [float(images.min()), float(images.max())],
       "teacher_dead": float(1 - alive.mean()),
-  }, Examples(worst, images[worst], ours[worst], maps[worst],
-              (float(images.min()), float(images.max()))),
-              _doubts(facts))
+  }, Examples(worst, taken.pixels(images[worst]), ours[worst], maps[worst],
+              (float(images.min()), float(images.max())))
+              if taken.is_picture else None, _doubts(facts))
 
 
 def _same_size(

@@ -31,7 +31,7 @@ from keras_attr_preserve.export.microcontrollers.vectors import (
 from keras_attr_preserve.export.running.arena import measure_arena, plan_arena
 from keras_attr_preserve.export.running.interpreter import tflm_installed
 from keras_attr_preserve.files import replace_folder
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["microcontroller"]
@@ -92,8 +92,7 @@ def microcontroller(
   check_name(name)
   _check_labels(labels, model)
   if test_images is not None:
-    test_images = check_images(
-        test_images, model.inputs[0].shape[1:], "test_images")
+    test_images = model_input(model).check(test_images, "test_images")
   allowed = {"README.md", *(name + ending for ending in _ENDINGS)}
   replace_folder(folder, {}, allowed, dry_run=True)
 

@@ -17,7 +17,7 @@ from keras_attr_preserve.export.files.flatbuffer import (
 from keras_attr_preserve.export.reading.exposing import exposed_run
 from keras_attr_preserve.export.running.integrity import checked_model
 from keras_attr_preserve.export.running.runtimes import RUNTIMES
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import ImageInput, shape_input
 
 __all__ = ["FileTensor", "FileTensors"]
 
@@ -116,6 +116,12 @@ class FileTensors:
     """The shape of one image; None where the file leaves a size open."""
     return tuple(self._declared[1:])
 
+  @property
+  def image_input(self) -> ImageInput:
+    """What the file takes; channels last where its shape does not tell."""
+    return shape_input(
+        self.image_shape, "tflite_model", default="channels_last")
+
   def read(
       self, images: np.ndarray, tensors: Iterable[int | str] | None = None,
   ) -> dict[int | str, np.ndarray]:
@@ -189,9 +195,12 @@ class FileTensors:
     return []
 
   def _prepared(self, images: np.ndarray) -> np.ndarray:
+    taken = self.image_input
+    if isinstance(images, Mapping):
+      images = taken.entry(images)
     if self.preprocess is not None:
       images = self.preprocess(images)
-    images = check_images(images, self.image_shape)
+    images = taken.check(images)
     low, high = self.input.range
     least, most = float(images.min()), float(images.max())
     slack = (high - low) / 2

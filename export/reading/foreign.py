@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_attr_preserve.attribution.occlusion import occlusion
 from keras_attr_preserve.attribution.rise import rise
-from keras_attr_preserve.compat import keras
+from keras_attr_preserve.compat import check_model, keras
 from keras_attr_preserve.export.reading.class_scores import ClassScores
 from keras_attr_preserve.export.reading.file_tensors import (
   FileTensor,
@@ -34,6 +34,7 @@ from keras_attr_preserve.export.running.known_facts import (
   file_metadata,
   known_wcam,
 )
+from keras_attr_preserve.inputs import ImageInput, model_input
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 from keras_attr_preserve.scores import class_weights, top_classes
 
@@ -113,6 +114,8 @@ def explainer(
   if (teacher is None) != (images is None):
     raise ValueError("teacher and images must be given together: tensors are "
                      "found by what both give of the same images.")
+  if teacher is not None:
+    images = model_input(check_model(teacher, "teacher")).check(images)
   if wcam is not None:
     check_wcam(wcam)
   if isinstance(tflite_model, (str, os.PathLike)):
@@ -139,9 +142,9 @@ def explainer(
     road = road_by_teacher(file, scores, teacher, wcam, images, tensor)
   else:
     road = road_by_place(file, scores.file, method, tensor)
-  if road is None and len(file.image_shape) != 3:
+  if road is None and not file.image_input.is_picture:
     raise ValueError(
-        "tflite_model must take pictures [height, width, channels], to be "
+        "tflite_model must take pictures, of a height and a width, to be "
         f"explained as a black box; it takes {list(file.image_shape)}.")
   return ForeignExplainer(file, scores, road, method, black_box or "occlusion")
 
@@ -185,6 +188,11 @@ class ForeignExplainer:
   def gives_logits(self) -> bool:
     """Whether `predict` gives logits, since no softmax or sigmoid is last."""
     return not self._scores.file.squash
+
+  @property
+  def input(self) -> ImageInput:
+    """What the file takes."""
+    return self._file.image_input
 
   @property
   def input_shape(self) -> tuple[int | None, ...]:
@@ -241,7 +249,7 @@ class ForeignExplainer:
     if self._road is None:
       maps = BLACK_BOXES[self.method](
           functools.partial(self.predict, logits=True), images, weights,
-          logits=True)
+          logits=True, data_format=self.input.data_format)
     else:
       maps = self._map(values[wanted[1]], weights, images)
     return Explanation(np.maximum(maps, 0).astype(np.float32), logits)

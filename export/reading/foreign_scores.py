@@ -12,7 +12,6 @@ from keras_attr_preserve.export.reading.class_scores import (
   likely_preprocess,
 )
 from keras_attr_preserve.export.reading.file_tensors import FileTensors
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.tap import Tap
 
 __all__ = ["SharedScores", "other_range", "shared_scores"]
@@ -92,7 +91,7 @@ def shared_scores(
       raise ValueError("class_offset needs a teacher; got one without.")
     return SharedScores(scores, scores.classes)
   tap = Tap(check_model(teacher, "teacher"))
-  images = check_images(images, tap.picture_shape)[:_IMAGES]
+  images = tap.input.check(images)[:_IMAGES]
   scores = find_scores(file, tap.classes, output)
   spare = scores.classes - tap.classes
   most = 1 if tap.classes > 1 else 0  # A sigmoid's score is no softmax's.

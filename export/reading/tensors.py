@@ -17,7 +17,7 @@ from keras_attr_preserve.export.reading.file_tensors import (
   FileTensors,
 )
 from keras_attr_preserve.export.reading.layer_outputs import LayerOutputs
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.layers import unwrapped_name
 
 __all__ = ["FileTensors", "Match", "find_tensor", "layer_tensors"]
@@ -126,7 +126,7 @@ class _Table:
       raise ValueError(
           f"model {model.name!r} must be Functional, or Sequential with a "
           "known input shape, and take one input, the images.")
-    images = check_images(images, model.inputs[0].shape[1:])
+    images = model_input(model).check(images)
     self._file = tflite_model if isinstance(
         tflite_model, FileTensors) else FileTensors(tflite_model)
     self._graph = LayerOutputs(model)

@@ -16,7 +16,7 @@ from keras_attr_preserve.export.files.head import Head, read_head
 from keras_attr_preserve.export.running import tflm_worker
 from keras_attr_preserve.export.running.integrity import checked_model
 from keras_attr_preserve.export.running.runtimes import RUNTIMES, start
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import ImageInput, shape_input
 from keras_attr_preserve.scores import class_weights, top_classes
 
 __all__ = ["RUNTIMES", "Explanation", "Interpreter", "tflm_installed"]
@@ -105,8 +105,14 @@ class Interpreter:
     return "predictions" not in self.signatures["predict"].outputs
 
   @property
+  def input(self) -> ImageInput:
+    """What the file takes; channels last where its shape does not tell."""
+    return shape_input(
+        self.input_shape, "tflite_model", default="channels_last")
+
+  @property
   def input_shape(self) -> tuple[int, ...]:
-    """The shape of one image: `(height, width, channels)`."""
+    """The shape of one image: `(height, width, channels)`, or as the model."""
     return self._signature("predict").inputs[self._image_name].shape[1:]
 
   def predict(self, images: np.ndarray, *, logits: bool = False) -> np.ndarray:
@@ -250,7 +256,7 @@ class Interpreter:
     return next(iter(self.signatures.values()))
 
   def _checked(self, images: np.ndarray) -> np.ndarray:
-    images = check_images(images, self.input_shape)
+    images = self.input.check(images)
     spec = self._signature("predict").inputs[self._image_name]
     low, high = spec.range
     step, slack = spec.scale, (high - low) / 2
@@ -306,8 +312,8 @@ def _check_explain(
       metadata.get("method") in ("swa", "ewa"))
   predict, explain = entries.get("predict"), entries.get("explain")
   if not known or predict is None or explain is None or (
-      "logits" not in predict.outputs) or not (
-          _ranks(metadata).items() <= {
+      "logits" not in predict.outputs) or "images" not in explain.inputs or (
+          not _ranks(metadata).items() <= {
               name: len(spec.shape) for name, spec in (
                   *explain.inputs.items(), *explain.outputs.items())}.items()):
     raise ValueError(
@@ -316,8 +322,11 @@ def _check_explain(
 
 
 def _ranks(metadata: Mapping[str, Any]) -> dict[str, int]:
-  """Which tensors `explain` must have, each with its number of dimensions."""
-  ranks = {"images": 4, "logits": 2, "features": 4}
+  """Which tensors `explain` must have, each with its number of dimensions.
+
+  Images besides, of as many as the model takes.
+  """
+  ranks = {"logits": 2, "features": 4}
   if metadata["road"] in _MAP_IN_FILE:
     ranks["map"] = 3
   if metadata["method"] == "swa" and metadata["road"] != "features":

@@ -19,7 +19,7 @@ __all__ = ["bias_terms"]
 
 def bias_terms(
     images: tf.Tensor, scores: tf.Tensor, seed: tf.Tensor
-) -> Iterator[tf.Tensor]:
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
   """Lists what biases add to a score, layer by layer from the images on.
 
   Biases are those of layers, the shifts of inference-mode batch normalization
@@ -32,8 +32,9 @@ def bias_terms(
     seed: the score explained, as weights of the scores.
 
   Yields:
-    For each bias its gradient times its value, of the shape of the tensor that
-    it is added to. Their sum is the score's part that is not in the pixels.
+    For each bias the tensor that it is added to, and its gradient times its
+    value, of that shape. Their sum is the score's part that is not in the
+    pixels.
   """
   order = operations_between(images, scores)
   shifts = [(op.outputs[0], shift) for op, shift in channelwise_terms(
@@ -44,5 +45,5 @@ def bias_terms(
   gradients = tf.gradients(
       scores, [output for output, _ in shifts], grad_ys=seed,
       unconnected_gradients="zero") if shifts else []
-  for (_, shift), gradient in zip(shifts, gradients):
-    yield tf.cast(gradient, tf.float32) * shift
+  for (output, shift), gradient in zip(shifts, gradients):
+    yield output, tf.cast(gradient, tf.float32) * shift

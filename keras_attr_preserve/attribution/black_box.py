@@ -1,13 +1,16 @@
 """What the black-box methods share: a callable's scores."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from keras_attr_preserve.attribution.batches import graph_of, has_tanh, kept
 from keras_attr_preserve.compat import has_graph, keras, tf
+from keras_attr_preserve.float_images import FloatImages
+from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import ImageInput, model_input, shape_input
 from keras_attr_preserve.scores import (
   are_logits,
   class_weights,
@@ -16,12 +19,47 @@ from keras_attr_preserve.scores import (
 )
 from keras_attr_preserve.tap import Tap
 
-__all__ = ["Predict", "Scorer"]
+__all__ = ["Predict", "Scorer", "probed"]
 
 _OF_MODELS = ("__call__", "call", "predict", "predict_on_batch")
 
 Predict = Callable[[np.ndarray], Any]
-"""Float32 images `[n, height, width, channels]` to scores `[n, classes]`."""
+"""Float32 images, laid out as those given, to scores `[n, classes]`."""
+
+
+def probed(
+    predict: Predict, images: Any, data_format: str | None
+) -> tuple[ImageInput, np.ndarray]:
+  """Says what a function takes, and checks images that it is to be given.
+
+  Args:
+    predict: see `Predict`.
+    images: `[images, height, width, channels]`, `[images, channels, height,
+      width]` or `[images, height, width]`; for a model also a dict of them.
+    data_format: which of the first two; None to tell it by a model's layers, or
+      by the images' shape (see `shape_input`).
+
+  Returns:
+    What it takes, and the images as it takes them, float32.
+
+  Raises:
+    TypeError, ValueError: images that are no pictures, or do not tell.
+  """
+  if isinstance(predict, keras.Model) and has_graph(predict):
+    taken = model_input(predict)
+    images = taken.check(images)
+    if data_format is not None:
+      taken = taken._replace(
+          layout=shape_input(taken.shape, data_format=data_format).layout)
+  elif isinstance(images, Mapping):
+    raise TypeError(
+        "images must be an array where predict is no model; got a dict of "
+        f"{sorted(images)}.")
+  else:
+    images = check_images(images, [None] * (np.ndim(images) - 1))
+    taken = shape_input(images.shape[1:], data_format=data_format)
+  taken.maps_places()
+  return taken, images
 
 
 class Scorer:
@@ -33,16 +71,17 @@ class Scorer:
 
   def __init__(
       self, predict: Predict, images: np.ndarray, targets: Any, batch_size: int,
-      logits: bool | None = None,
+      taken: ImageInput, logits: bool | None = None,
   ):
     """Runs the images as they are, once.
 
     Args:
       predict: see `Predict`.
-      images: checked ones.
+      images: checked ones, channels last.
       targets: None for the top class of each image, or as `class_weights`
         takes them; see `scores.py` for one column.
       batch_size: images a call.
+      taken: what `predict` takes.
       logits: whether scores are logits; None where that is not known. It
         matters for one column alone.
 
@@ -57,7 +96,8 @@ class Scorer:
     if isinstance(batch_size, bool) or not (
         isinstance(batch_size, int | np.integer) and batch_size >= 1):
       raise ValueError(f"batch_size must be 1 or more; got {batch_size!r}.")
-    self._predict = _as_graph(predict, images)
+    self._taken = taken
+    self._predict = _as_graph(predict, taken.own(images[:1]))
     scores = np.concatenate([
         self._scores(images[i:i + batch_size])
         for i in range(0, len(images), batch_size)])
@@ -89,7 +129,7 @@ class Scorer:
     return explained_scores(scores, self._weights[which], self._logits)
 
   def _scores(self, batch: np.ndarray) -> np.ndarray:
-    scores = np.asarray(self._predict(batch))
+    scores = np.asarray(self._predict(self._taken.own(batch)))
     if scores.ndim != 2 or len(scores) != len(batch) or not scores.size:
       raise ValueError(
           f"predict must return scores [{len(batch)}, classes] for images "
@@ -135,8 +175,12 @@ def _as_graph(predict: Predict, images: np.ndarray) -> Predict:
   """Runs a model as a graph, which takes small nets a part of the time."""
   if not isinstance(predict, keras.Model) or not has_graph(predict):
     return predict
-  graph = graph_of(predict, "scores",
-                   lambda batch: predict(batch, training=False), images)
+  floats = FloatImages(predict)
+
+  def run(batch):
+    with floats.flowing(batch):
+      return predict(batch, training=False)
+  graph = graph_of(predict, "scores", run, images)
   if has_tanh(graph.graph):
-    return predict
+    return run
   return lambda batch: graph(tf.convert_to_tensor(batch))

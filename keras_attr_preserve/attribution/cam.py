@@ -59,8 +59,9 @@ def _check_head(model, images, layer) -> None:
     first = gradients[:1, :1, :1]
     return tf.reduce_max(tf.abs(gradients - first), -1) / (
         tf.reduce_max(tf.abs(gradients)) + 1e-20)
-  some = np.random.default_rng(0).normal(size=(3, *np.shape(images)[1:]))
-  classes = KnownTap(model).classes
+  tap = KnownTap(model)
+  some = tap.input.probes(3, tap.input.check(images))
+  classes = tap.classes
   found = at_layer(model, some, np.zeros(3, int) if classes > 1 else 1, layer,
                    "spread", spread, 3)
   if found.max() > 1e-4:

@@ -17,7 +17,6 @@ from keras_attr_preserve.attribution.batches import (
 from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.runs import score_gradient, score_weights
 from keras_attr_preserve.compat import keras, tf
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.progress import Progress, reporter
 
 __all__ = ["over_copies"]
@@ -64,7 +63,7 @@ def over_copies(
     TypeError, ValueError: an argument is not as above.
   """
   tap = KnownTap(model)
-  images = check_images(images, tap.picture_shape)
+  images = tap.pixels(images)
   batch_size = full_batch(batch_size, images)
   weights = score_weights(model, tap, images, targets, batch_size)
   report = reporter(progress, name, count * len(images))

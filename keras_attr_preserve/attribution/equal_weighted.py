@@ -7,7 +7,6 @@ import numpy as np
 from keras_attr_preserve.attribution.batches import run_model
 from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.compat import check_keras, keras, tf
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
 from keras_attr_preserve.wcam import equal_weighted_map
 
@@ -46,7 +45,7 @@ def equal_weighted(
   check_keras(model)
   layer = layer or last_spatial_layer(model)
   tap = KnownTap(model, [layer])
-  images = check_images(images, tap.picture_shape)
+  images = tap.images(images)
 
   def explain(batch):
     features, = tap(batch).features

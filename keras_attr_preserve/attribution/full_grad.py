@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.affine_terms import bias_terms
+from keras_attr_preserve.attribution.graph_terms import laid_out_as_taken
 from keras_attr_preserve.attribution.runs import at_pictures, no_layer
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
@@ -55,8 +56,10 @@ def full_grad(
     with gradient_rules(STRAIGHT_THROUGH):
       gradient, = tf.gradients(logits, pictures, grad_ys=seed,
                                unconnected_gradients="zero")
-      biases = [one for one in bias_terms(pictures, logits, seed)
-                if one.shape.rank == 4]
+      as_taken = laid_out_as_taken(pictures, logits, tap.input)
+      biases = [tap.input.pixels(term) if tensor.ref() in as_taken else term
+                for tensor, term in bias_terms(pictures, logits, seed)]
+      biases = [one for one in biases if one.shape.rank == 4]
     size = tf.shape(pictures)[1:3]
     parts = tf.cast(gradient, tf.float32) * pictures
     total = tf.reduce_sum(_even(parts, size), -1)
@@ -64,7 +67,8 @@ def full_grad(
       total += tf.reduce_sum(_even(one, size), -1)
     return total
 
-  return at_pictures(model, images, targets, "full_grad", explain, batch_size)
+  return at_pictures(model, images, targets, "full_grad", explain, batch_size,
+                     flat=True)
 
 
 def _even(maps: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

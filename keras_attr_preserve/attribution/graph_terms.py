@@ -6,9 +6,10 @@ To be used where the forward pass is being traced into a graph.
 from collections.abc import Iterator
 
 from keras_attr_preserve.compat import tf
+from keras_attr_preserve.inputs import ImageInput
 
 __all__ = ["BOUNDS", "CHANNELWISE", "bounds", "channelwise_terms", "folded",
-           "operations_between"]
+           "laid_out_as_taken", "operations_between"]
 
 CHANNELWISE = frozenset({
     "Add", "AddV2", "BiasAdd", "FusedBatchNormV3", "Mul", "RealDiv", "Sub"})
@@ -35,6 +36,31 @@ def operations_between(
         order.append(op)
         active.update(one.ref() for one in floats)
   return order
+
+
+def laid_out_as_taken(
+    images: tf.Tensor, scores: tf.Tensor, taken: ImageInput) -> set:
+  """Finds tensors that have no axis of channels yet, or have it first.
+
+  Args:
+    images: where the forward pass started, channels last.
+    scores: where it ends.
+    taken: the layout that the model takes.
+
+  Returns:
+    References of the tensors, from `taken.own(images)` on.
+  """
+  found: set = set()
+  if taken.pixels(images) is images:
+    return found
+  for op in operations_between(images, scores):
+    first = not found and op.inputs[0] is images
+    goes_on = op.type != "Transpose" and any(
+        one.ref() in found and one.shape.as_list() == op.outputs[0].shape
+        .as_list() for one in op.inputs)
+    if first or goes_on:
+      found.add(op.outputs[0].ref())
+  return found
 
 
 def channelwise_terms(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_attr_preserve.attribution.copies import over_copies
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.runs import at_pictures, no_layer
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.progress import Progress
@@ -74,13 +75,14 @@ def integrated_gradients(
     Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365, equations 1, 3.
   """
   no_layer(layer)
-  images, baseline = _with_baseline(images, baseline)
+  images, baseline = _with_baseline(model, images, baseline)
   if steps < 1:
     raise ValueError(f"steps must be 1 or more; got {steps}.")
 
   def change(pictures, numbers, start):
     shares = tf.cast(numbers, tf.float32) / steps
-    return start + tf.reshape(shares, [-1, 1, 1, 1, 1]) * (pictures - start)
+    shares = tf.reshape(shares, [-1, *[1] * pictures.shape.rank])
+    return start + shares * (pictures - start)
 
   def add(gradients, numbers, total):
     ends = tf.logical_or(tf.equal(numbers, 0), tf.equal(numbers, steps))
@@ -125,7 +127,7 @@ def integrated_gradients_completeness(
   maps = integrated_gradients(
       model, images, targets, baseline=baseline, steps=steps,
       batch_size=batch_size, progress=progress)
-  images, baseline = _with_baseline(images, baseline)
+  images, baseline = _with_baseline(model, images, baseline)
 
   def explain(tap, pictures, seed, start):
     change = tap(pictures).logits - tap(start).logits
@@ -133,14 +135,16 @@ def integrated_gradients_completeness(
 
   difference = at_pictures(
       model, images, targets, "difference", explain, batch_size, baseline)
-  return Completeness(difference, maps.sum((1, 2)))
+  return Completeness(difference, maps.reshape(len(maps), -1).sum(1))
 
 
-def _with_baseline(images, baseline):
-  images = np.asarray(images)
+def _with_baseline(model, images, baseline):
+  """Checked images, and the baseline of each with its channels last."""
+  taken = KnownTap(model).input
+  images = taken.check(images)
   baseline = np.asarray(baseline, np.float32)
   try:
-    return images, np.broadcast_to(baseline, images.shape)
+    return images, taken.pixels(np.broadcast_to(baseline, images.shape))
   except ValueError as error:
     raise ValueError(
         f"baseline must be a number or broadcast to {list(images.shape)}; got "

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from keras_attr_preserve.attribution.batches import kept
 from keras_attr_preserve.compat import check_keras, keras, tf
+from keras_attr_preserve.inputs import ImageInput
 from keras_attr_preserve.tap import Tap, Tapped
 
 __all__ = ["KnownTap"]
@@ -18,7 +21,7 @@ class KnownTap:
   kept too.
 
   Attributes:
-    picture_shape: as of a `Tap`.
+    input: as of a `Tap`.
     classes: as of a `Tap`.
     shapes: as of a `Tap`.
   """
@@ -36,16 +39,61 @@ class KnownTap:
     self._model = check_keras(model)
     self._layers = tuple(layers)
     self._tap: Tap | None = None
-    self.picture_shape, self.classes, self.shapes = kept(
+    self.input, self._no_gradient, self.classes, self.shapes = kept(
         model, ("tap", self._layers), self._facts)
 
-  def __call__(self, images: Any) -> Tapped:
-    """Runs the model once, as a `Tap` does."""
-    return self._made()(images)
+  def images(self, images: Any) -> np.ndarray:
+    """Checks images, and moves their channels last.
 
-  def _facts(self) -> tuple[tuple[int | None, ...], int, list[tuple]]:
+    Args:
+      images: what the model takes, an array or a dict.
+
+    Returns:
+      float32 `[images, height, width, channels]`, whatever the model's own
+      layout; see `ImageInput.pixels`.
+
+    Raises:
+      TypeError, ValueError: other images.
+    """
+    return self.input.pixels(self.input.check(images))
+
+  def pixels(
+      self, images: Any, *, places: bool = True, flat: bool = False
+  ) -> np.ndarray:
+    """Checks images that a score is traced back to.
+
+    Args:
+      images: as for `images`.
+      places: whether a map of the input is to be made.
+      flat: whether that needs a height and a width.
+
+    Returns:
+      As `images`.
+
+    Raises:
+      TypeError, ValueError: other images; or no map can be made of such an
+        input, or no gradient reaches it.
+    """
+    if places:
+      self.input.maps_places(flat)
+    if self._no_gradient:
+      raise ValueError(
+          f"images: {self._no_gradient}, so that no gradient reaches them; let "
+          "the model begin with a Rescaling layer, or explain a layer by "
+          "grad_cam.")
+    return self.images(images)
+
+  def __call__(self, pixels: Any) -> Tapped:
+    """Runs the model once, as a `Tap` does.
+
+    Args:
+      pixels: channels last, as `images` gives them.
+    """
+    return self._made()(self.input.own(pixels))
+
+  def _facts(self) -> tuple[ImageInput, str, int, list[tuple]]:
     tap = self._made()
-    return tap.picture_shape, tap.classes, tap.shapes
+    return tap.input, tap.no_gradient, tap.classes, tap.shapes
 
   def _made(self) -> Tap:
     if self._tap is None:

@@ -10,18 +10,28 @@ from keras_attr_preserve.attribution.batches import run_model
 from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.inputs import ImageInput
 
 __all__ = ["Linearization", "linearize"]
 
 
-class Linearization(NamedTuple):
+class _Affine(NamedTuple):
+  """The fields of `Linearization`."""
+
+  weights: np.ndarray
+  offset: np.ndarray
+  scores: np.ndarray
+  residual: np.ndarray
+
+
+class Linearization(_Affine):
   """The affine form that a net takes at each picture.
 
       scores = sum(weights * images) + offset + residual
 
   Attributes:
-    weights: W, float32 `[images, classes, height, width, channels]`.
+    weights: W, float32 `[images, classes, height, width, channels]`, or with
+      the axes of images that have others.
     offset: b, what the net's biases add, float32 `[images, classes]`.
     scores: the logits themselves, float32 `[images, classes]`.
     residual: what the affine form misses, float32 `[images, classes]`: mere
@@ -29,10 +39,8 @@ class Linearization(NamedTuple):
       ReLU, ReLU6, leaky ReLU, pooling, inference-mode normalization).
   """
 
-  weights: np.ndarray
-  offset: np.ndarray
-  scores: np.ndarray
-  residual: np.ndarray
+  # What the net takes: of images [height, width, channels] in floats no word.
+  _taken: ImageInput | None = None
 
   def contributions(self, images: np.ndarray) -> np.ndarray:
     """Gives each pixel's share in every score.
@@ -43,7 +51,12 @@ class Linearization(NamedTuple):
     Returns:
       W x summed over channels, float32 `[images, classes, height, width]`.
     """
-    return np.einsum("ikhwc,ihwc->ikhw", self.weights, images)
+    if self._taken is None:
+      return np.einsum("ikhwc,ihwc->ikhw", self.weights, images)
+    shares = self.weights * self._taken.check(images)[:, None]
+    count, classes = shares.shape[:2]
+    shares = self._taken.pixels(shares.reshape(-1, *shares.shape[2:])).sum(-1)
+    return shares.reshape(count, classes, *shares.shape[1:])
 
 
 def linearize(
@@ -75,7 +88,7 @@ def linearize(
   """
   check_keras(model)
   tap = KnownTap(model)
-  images = check_images(images, tap.picture_shape)
+  images = tap.pixels(images)
   wanted = np.arange(tap.classes) if classes is None else np.asarray(classes)
   if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu" or (
       wanted.min() < 0 or wanted.max() >= tap.classes):
@@ -93,7 +106,7 @@ def linearize(
       with gradient_rules(STRAIGHT_THROUGH):
         gradient, = tf.gradients(logits, batch, grad_ys=seed,
                                  unconnected_gradients="zero")
-        parts = [_by_image(one) for one in bias_terms(batch, logits, seed)]
+        parts = [_by_image(one) for _, one in bias_terms(batch, logits, seed)]
       rows.append(tf.cast(gradient, tf.float32))
       offsets.append(tf.add_n(parts) if parts else tf.zeros_like(
           logits[:, 0], tf.float32))
@@ -103,10 +116,16 @@ def linearize(
   weights, offset, scores = run_model(
       model, ("linearize", *wanted.tolist()), read, images,
       batch_size=batch_size)
+  count = len(images)
   reached = np.einsum(
-      "ikhwc,ihwc->ik", weights.astype(np.float64), images) + offset
-  return Linearization(
-      weights, offset, scores, (scores - reached).astype(np.float32))
+      "ikp,ip->ik", weights.reshape(*offset.shape, -1).astype(np.float64),
+      images.reshape(count, -1)) + offset
+  own = tap.input.own(weights.reshape(-1, *weights.shape[2:]))
+  form = Linearization(
+      own.reshape(count, -1, *own.shape[1:]), offset, scores,
+      (scores - reached).astype(np.float32))
+  form._taken = tap.input
+  return form
 
 
 def _by_image(tensor: tf.Tensor) -> tf.Tensor:

@@ -143,7 +143,7 @@ def lrp_conservation(
   """
   maps, sent = _sent(model, images, targets, layer, preset, epsilon, alpha,
                      beta, gamma, bias, batch_size)
-  return Conservation(sent, maps.sum((1, 2)))
+  return Conservation(sent, maps.reshape(len(maps), -1).sum(1))
 
 
 def _sent(model, images, targets, layer, preset, epsilon, alpha, beta, gamma,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.black_box import Predict, Scorer
-from keras_attr_preserve.images import check_images
+from keras_attr_preserve.attribution.black_box import Predict, Scorer, probed
+from keras_attr_preserve.inputs import ImageInput
 from keras_attr_preserve.progress import Progress, reporter
 
 __all__ = ["occlusion"]
@@ -24,6 +24,7 @@ def occlusion(
     stride: int | tuple[int, int] | None = None,
     baseline: float | np.ndarray | None = None,
     logits: bool | None = None,
+    data_format: str | None = None,
     batch_size: int = 64,
     progress: Progress = None,
 ) -> np.ndarray:
@@ -45,9 +46,10 @@ def occlusion(
   on 32x32 or 96x96 pixels. Memory holds one batch.
 
   Args:
-    predict: takes float32 images `[n, height, width, channels]`, returns
-      scores `[n, classes]`: `model`, `Interpreter(file).predict`, a lambda.
-    images: `[images, height, width, channels]`, in the range `predict` takes.
+    predict: takes float32 images like those given, returns scores `[n,
+      classes]`: `model`, `Interpreter(file).predict`, a lambda.
+    images: `[images, height, width, channels]`, `[images, channels, height,
+      width]` or `[images, height, width]`, in the range `predict` takes.
     targets: None for the top class by `predict` itself (of one column, class 1
       from a logit of 0 or a probability of 0.5 on), a class number, class
       numbers `[images]`, or float weights of the scores `[images, classes]`.
@@ -60,6 +62,10 @@ def occlusion(
       which class 0 has -z of a logit z and 1 - p of a probability p. None where
       `predict` knows, a `tf_keras` model or `Interpreter(file).predict`, and
       where the column leaves 0..1, as logits do.
+    data_format: "channels_last" or "channels_first"; None where a model's
+      layers or the images' shape tell it. By shape, channels are a last axis of
+      1, 3 or 4, or such a first one that is shorter than the others; else the
+      axis beside two equal ones, or else the shortest.
     batch_size: pictures a call of `predict`.
     progress: True for a line on stderr, False for none; None for one on a
       terminal where it takes long; or a function, called with the number
@@ -76,12 +82,13 @@ def occlusion(
     Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2; there
     the map has a value a patch, here a pixel has the mean of its patches.
   """
-  images = check_images(images, (None, None, None))
+  taken, images = probed(predict, images, data_format)
+  cover = taken.pixels(_baseline(baseline, images, taken))
+  images = taken.pixels(images)
   sides = images.shape[1:3]
   patch = _pair("patch", patch, [max(1, side // 8) for side in sides], sides)
   stride = _pair("stride", stride, [(one + 1) // 2 for one in patch], patch)
-  cover = _baseline(baseline, images)
-  score = Scorer(predict, images, targets, batch_size, logits)
+  score = Scorer(predict, images, targets, batch_size, taken, logits)
   spots = list(itertools.product(*map(_spans, sides, patch, stride)))
   report = reporter(progress, "occlusion", len(images) * len(spots))
 
@@ -117,9 +124,11 @@ def _pair(
   return pair
 
 
-def _baseline(baseline: Any, images: np.ndarray) -> np.ndarray:
+def _baseline(
+    baseline: Any, images: np.ndarray, taken: ImageInput) -> np.ndarray:
   if baseline is None:
-    return np.broadcast_to(images.mean((0, 1, 2)), images.shape)
+    pixels = taken.pixels(images)
+    return taken.own(np.broadcast_to(pixels.mean((0, 1, 2)), pixels.shape))
   cover = np.asarray(baseline)
   try:
     cover = np.broadcast_to(cover.astype(np.float32), images.shape)

@@ -12,7 +12,6 @@ from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.runs import no_layer
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.scores import class_weights, top_class_seed
 
 __all__ = ["Pathway", "pathway_gradient", "select_pathway"]
@@ -153,10 +152,12 @@ def pathway_gradient(
     Khakzar et al. 2021, https://arxiv.org/abs/2103.16886, section 5.
   """
   no_layer(layer)
-  return _run(model, images, targets, method, keep, steps, batch_size)[0]
+  return _run(model, images, targets, method, keep, steps, batch_size,
+              of_input=True)[0]
 
 
-def _run(model, images, targets, method, keep, steps, batch_size):
+def _run(model, images, targets, method, keep, steps, batch_size,
+         of_input=False):
   """Maps, names of the ReLUs, and for each its chosen and its live units."""
   check_keras(model)
   if method not in _METHODS:
@@ -166,7 +167,7 @@ def _run(model, images, targets, method, keep, steps, batch_size):
   if steps < 1:
     raise ValueError(f"steps must be 1 or more; got {steps}.")
   tap = KnownTap(model)
-  images = check_images(images, tap.picture_shape)
+  images = tap.pixels(images, places=of_input)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
   def run(batch, *seed):

@@ -13,7 +13,6 @@ from keras_attr_preserve.attribution.relevance_graph import (
   send_back,
 )
 from keras_attr_preserve.compat import check_keras, keras, tf
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.scores import class_weights, top_class_seed
 
 __all__ = ["relevance"]
@@ -56,7 +55,7 @@ def relevance(
   """
   check_keras(model)
   tap = KnownTap(model, [] if layer is None else [layer])
-  images = check_images(images, tap.picture_shape)
+  images = tap.pixels(images, places=layer is None)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
 

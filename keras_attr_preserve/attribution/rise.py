@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.black_box import Predict, Scorer
+from keras_attr_preserve.attribution.black_box import Predict, Scorer, probed
 from keras_attr_preserve.compat import tf
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.progress import Progress, reporter
 
 __all__ = ["rise"]
@@ -23,6 +22,7 @@ def rise(
     seed: int = 0,
     centred: bool = False,
     logits: bool | None = None,
+    data_format: str | None = None,
     batch_size: int = 64,
     progress: Progress = None,
 ) -> np.ndarray:
@@ -47,8 +47,7 @@ def rise(
 
   Args:
     predict: as for `occlusion`.
-    images: `[images, height, width, channels]`, in the range `predict` takes; 0
-      is taken for "nothing there".
+    images: as for `occlusion`; 0 is taken for "nothing there".
     targets: as for `occlusion`.
     masks: how many, N; the paper takes 4000 to 8000 on pictures of 224x224.
     cells: of a grid, down and across.
@@ -56,6 +55,7 @@ def rise(
     seed: of the masks, 0 or more.
     centred: whether each image's mean score over the masks is taken off.
     logits: as for `occlusion`.
+    data_format: as for `occlusion`.
     batch_size: pictures a call of `predict`.
     progress: as for `occlusion`.
 
@@ -70,13 +70,14 @@ def rise(
     Petsiuk, Das and Saenko 2018, https://arxiv.org/abs/1806.07421, equation 6
     and section 3.2.
   """
-  images = check_images(images, (None, None, None))
+  taken, images = probed(predict, images, data_format)
+  images = taken.pixels(images)
   _check(masks, cells, keep, seed)
   rng = np.random.default_rng(seed)
   grids = (rng.random((masks, cells, cells)) < keep).astype(np.float32)
   lengths = [-(-side // cells) for side in images.shape[1:3]]
   shifts = rng.integers(0, lengths, (masks, 2))
-  score = Scorer(predict, images, targets, batch_size, logits)
+  score = Scorer(predict, images, targets, batch_size, taken, logits)
   report = reporter(progress, "rise", masks * len(images))
 
   sums = np.zeros(images.shape[:3])

@@ -14,7 +14,6 @@ from keras_attr_preserve.attribution.batches import (
 from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.layers import last_spatial_layer
 from keras_attr_preserve.scores import class_weights, top_class_seed
 from keras_attr_preserve.tap import feature_gradients
@@ -68,7 +67,7 @@ def at_layer(
   """
   layer = layer or last_layer(model)
   tap = KnownTap(model, [layer])
-  images = check_images(images, tap.picture_shape)
+  images = tap.images(images)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
 
@@ -96,6 +95,7 @@ def at_pictures(
     explain: Callable[..., tf.Tensor],
     batch_size: int | None,
     *arrays: np.ndarray,
+    flat: bool = False,
 ) -> np.ndarray:
   """Makes maps of pictures and what a model gives for changed ones.
 
@@ -104,9 +104,11 @@ def at_pictures(
     images: `[images, height, width, channels]`.
     targets: as for `grad_cam`; the top class is that of the picture as it is.
     key: the method's name and settings; see `run_model`.
-    explain: `(tap, pictures, class weights, *arrays) -> maps`.
+    explain: `(tap, pictures, class weights, *arrays) -> maps`; pictures have
+      their channels last.
     batch_size: images a batch; None as in `full_batch`.
     *arrays: further arrays with a row for each image.
+    flat: whether the method needs pictures of a height and a width.
 
   Returns:
     Maps, float32 `[images, height, width]`.
@@ -115,7 +117,7 @@ def at_pictures(
     TypeError, ValueError: an argument is not as above.
   """
   tap = KnownTap(model)
-  images = check_images(images, tap.picture_shape)
+  images = tap.pixels(images, flat=flat)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
 

@@ -12,7 +12,6 @@ from keras_attr_preserve.attribution.batches import (
 from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.runs import last_layer, score_weights
 from keras_attr_preserve.compat import keras, tf
-from keras_attr_preserve.images import check_images
 from keras_attr_preserve.progress import Progress, reporter
 
 __all__ = ["score_cam"]
@@ -57,7 +56,8 @@ def score_cam(
   """
   layer = layer or last_layer(model)
   tap = KnownTap(model, [layer])
-  images = check_images(images, tap.picture_shape)
+  tap.input.maps_places()
+  images = tap.images(images)
   batch_size = full_batch(batch_size, images)
   weights = score_weights(model, tap, images, targets, batch_size)
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.copies import over_copies
+from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.attribution.runs import no_layer
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.progress import Progress
@@ -134,9 +135,10 @@ def _over_noise(model, images, targets, layer, samples, noise, seed, batch_size,
     raise ValueError(f"samples must be 1 or more; got {samples}.")
   if noise < 0:
     raise ValueError(f"noise must be 0 or more; got {noise}.")
+  images = KnownTap(model).input.check(images)
 
   def change(pictures, numbers, places):
-    axes = [1, 2, 3]
+    axes = list(range(1, pictures.shape.rank))
     size = noise * (tf.reduce_max(pictures, axes, keepdims=True)
                     - tf.reduce_min(pictures, axes, keepdims=True))
     # A seed for each copy: what runs at once makes no difference.

@@ -74,7 +74,7 @@ def tf_explain(
     return tf.reduce_sum(tf.abs(found), -1)
 
   return at_pictures(model, images, targets, ("tf_explain", method), explain,
-                     batch_size)
+                     batch_size, flat=True)
 
 
 def integrated_gradients(
@@ -131,7 +131,7 @@ def integrated_gradients(
 
   return at_pictures(
       model, images, targets, ("tf_explain integrated_gradients", steps),
-      explain, batch_size)
+      explain, batch_size, flat=True)
 
 
 def _column(tap, seed):

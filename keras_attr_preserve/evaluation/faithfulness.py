@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_attr_preserve.attribution.black_box import Predict, Scorer
+from keras_attr_preserve.attribution.black_box import Predict, Scorer, probed
 from keras_attr_preserve.compat import tf
 from keras_attr_preserve.evaluation.imputation import impute
-from keras_attr_preserve.images import check_images
 
 __all__ = ["Curves", "deletion", "insertion", "road", "sensitivity_n"]
 
@@ -45,14 +44,16 @@ def deletion(
     steps: int = 20,
     baseline: float | np.ndarray = 0.0,
     logits: bool | None = None,
+    data_format: str | None = None,
     batch_size: int = 64,
 ) -> Curves:
   """Takes pixels away, the most important first: a good map's area is small.
 
   Args:
-    predict: takes float32 images `[n, height, width, channels]`, returns
-      scores `[n, classes]`.
-    images: `[images, height, width, channels]`.
+    predict: takes float32 images like those given, returns scores `[n,
+      classes]`.
+    images: `[images, height, width, channels]`, `[images, channels, height,
+      width]` or `[images, height, width]`.
     maps: `[images, map height, map width]`, brought to the images' size
       (bilinear); ties go by position.
     targets: None for the top class by `predict` itself, or as for `grad_cam`.
@@ -60,6 +61,7 @@ def deletion(
     baseline: what stands for "taken": a number, or an array that broadcasts to
       the images.
     logits: whether the scores are, as for `attribution.occlusion`.
+    data_format: as for `occlusion`.
     batch_size: images a call.
 
   Returns:
@@ -73,7 +75,7 @@ def deletion(
   """
   return _curves(predict, images, maps, targets, logits, steps, batch_size,
                  lambda image, cover, gone: np.where(gone, cover, image),
-                 baseline)
+                 baseline, data_format)
 
 
 def insertion(
@@ -85,6 +87,7 @@ def insertion(
     steps: int = 20,
     baseline: float | np.ndarray | None = None,
     logits: bool | None = None,
+    data_format: str | None = None,
     batch_size: int = 64,
 ) -> Curves:
   """Gives pixels, the most important first: a good map's area is large.
@@ -98,6 +101,7 @@ def insertion(
     baseline: what it starts from; None for the images blurred, by a Gaussian of
       an eighth of the shorter side.
     logits: see `deletion`.
+    data_format: see `deletion`.
     batch_size: see `deletion`.
 
   Returns:
@@ -109,11 +113,9 @@ def insertion(
   References:
     Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421, section 4.
   """
-  if baseline is None:
-    baseline = _blurred(np.asarray(images, np.float32))
   return _curves(predict, images, maps, targets, logits, steps, batch_size,
                  lambda image, cover, given: np.where(given, image, cover),
-                 baseline)
+                 _blurred if baseline is None else baseline, data_format)
 
 
 def road(
@@ -126,6 +128,7 @@ def road(
     noise: float = 0.01,
     seed: int = 0,
     logits: bool | None = None,
+    data_format: str | None = None,
     batch_size: int = 64,
 ) -> Curves:
   """Takes pixels away and fills in what their surroundings suggest.
@@ -143,6 +146,7 @@ def road(
     noise: its standard deviation, as a share of each image's own range.
     seed: of the noise.
     logits: see `deletion`.
+    data_format: see `deletion`.
     batch_size: see `deletion`.
 
   Returns:
@@ -168,7 +172,7 @@ def road(
     return np.where(gone, filled + drawn.normal(0, spread, image.shape), image)
 
   return _curves(predict, images, maps, targets, logits, steps, batch_size,
-                 without, 0.0)
+                 without, 0.0, data_format)
 
 
 def sensitivity_n(
@@ -182,6 +186,7 @@ def sensitivity_n(
     baseline: float | np.ndarray = 0.0,
     seed: int = 0,
     logits: bool | None = None,
+    data_format: str | None = None,
     batch_size: int = 64,
 ) -> np.ndarray:
   """Correlates what a map says of pixels with what taking them does.
@@ -200,6 +205,7 @@ def sensitivity_n(
     baseline: see `deletion`.
     seed: of the sets.
     logits: see `deletion`.
+    data_format: see `deletion`.
     batch_size: see `deletion`.
 
   Returns:
@@ -216,8 +222,9 @@ def sensitivity_n(
     raise ValueError(f"draws must be 3 or more; got {draws}.")
   if not len(shares) or not all(0 < share < 1 for share in shares):
     raise ValueError(f"shares must be between 0 and 1; got {shares}.")
-  images, maps, covers = _checked(images, maps, baseline)
-  score = Scorer(predict, images, targets, batch_size, logits)
+  taken, images, maps, covers = _checked(
+      predict, images, maps, baseline, data_format)
+  score = Scorer(predict, images, targets, batch_size, taken, logits)
   rng = np.random.default_rng(seed)
   pixels = maps[0].size
   found = np.empty([len(images), len(shares)])
@@ -236,11 +243,12 @@ def sensitivity_n(
 
 
 def _curves(predict, images, maps, targets, logits, steps, batch_size,
-            change, baseline) -> Curves:
+            change, baseline, data_format) -> Curves:
   if isinstance(steps, bool) or steps < 1:
     raise ValueError(f"steps must be 1 or more; got {steps}.")
-  images, maps, covers = _checked(images, maps, baseline)
-  score = Scorer(predict, images, targets, batch_size, logits)
+  taken, images, maps, covers = _checked(
+      predict, images, maps, baseline, data_format)
+  score = Scorer(predict, images, targets, batch_size, taken, logits)
   pixels = maps[0].size
   counts = np.round(np.linspace(0, pixels, steps + 1)).astype(int)
   scores = np.empty([len(images), steps + 1])
@@ -257,9 +265,9 @@ def _curves(predict, images, maps, targets, logits, steps, batch_size,
   return Curves(counts / pixels, scores)
 
 
-def _checked(images, maps, baseline):
-  images = np.asarray(images)
-  images = check_images(images, [None] * (images.ndim - 1))
+def _checked(predict, images, maps, baseline, data_format):
+  """What `predict` takes, pixels, a map and a cover for each image."""
+  taken, images = probed(predict, images, data_format)
   maps = np.asarray(maps, np.float64)
   if maps.ndim != 3 or len(maps) != len(images) or not maps.size:
     raise ValueError(
@@ -267,17 +275,20 @@ def _checked(images, maps, baseline):
         f"{list(maps.shape)}.")
   if not np.isfinite(maps).all():
     raise ValueError("maps must be finite; got NaN or infinity.")
+  if baseline is _blurred:
+    baseline = taken.own(_blurred(taken.pixels(images)))
   try:
-    covers = np.broadcast_to(
-        np.asarray(baseline, np.float32), images.shape)
+    covers = taken.pixels(np.broadcast_to(
+        np.asarray(baseline, np.float32), images.shape))
   except ValueError as error:
     raise ValueError(
         f"baseline must be a number or broadcast to {list(images.shape)}; got "
         f"an array of shape {list(np.shape(baseline))}.") from error
+  images = taken.pixels(images)
   if maps.shape[1:] != images.shape[1:3]:
     maps = tf.image.resize(
         maps[..., None], images.shape[1:3]).numpy()[..., 0].astype(np.float64)
-  return images, maps, covers
+  return taken, images, maps, covers
 
 
 def _blurred(images: np.ndarray) -> np.ndarray:
