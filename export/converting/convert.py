@@ -16,7 +16,6 @@ from keras_attr_preserve.export.converting.accuracy import (
 from keras_attr_preserve.export.converting.converter import (
   MODES,
   run_converter,
-  shortened,
 )
 from keras_attr_preserve.export.converting.first_run import FirstRun
 from keras_attr_preserve.export.converting.linear_tail import (
@@ -26,6 +25,7 @@ from keras_attr_preserve.export.converting.linear_tail import (
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
 from keras_attr_preserve.images import check_images
+from keras_attr_preserve.model_files import shortened
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["MODES", "ROADS", "TARGETS", "convert", "is_quantize_aware", "strip"]
