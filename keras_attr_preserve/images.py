@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_attr_preserve.image_sources import gathered
+
 __all__ = ["check_calibration", "check_images"]
 
 
@@ -15,7 +17,7 @@ def check_images(
 
   Args:
     images: `[count, height, width, channels]`, finite numbers, in the range the
-      model was trained on.
+      model was trained on; or in parts, see `gathered`.
     shape: the model's input shape without the batch; None fits any size.
     name: the argument's name, for the error.
 
@@ -26,7 +28,7 @@ def check_images(
     ValueError: no image, another shape, or a value that is not finite.
     TypeError: not numbers.
   """
-  array = np.asarray(images)
+  array = gathered(images, len(shape) + 1, name)
   if array.dtype.kind not in "fiub":
     raise TypeError(f"{name} must be numbers; got an array of {array.dtype}.")
   fits = array.ndim == len(shape) + 1 and all(

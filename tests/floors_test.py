@@ -11,8 +11,8 @@ import keras_attr_preserve
 
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
-    ("compat", "files", "images", "wcam", "gradient_rules", "progress"),
-    ("call_swap", "drawing"),
+    ("compat", "files", "image_sources", "wcam", "gradient_rules", "progress"),
+    ("call_swap", "drawing", "images"),
     ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "model_files", "layer_moments", "preserving",
      "batch_statistics", "inner_functions"),

@@ -92,7 +92,9 @@ def convert(
       runtimes "builtin", "reference" and "tflm" compute in integers and
       "xnnpack" leaves to "builtin".
     representative_images: `[images, height, width, channels]`, a hundred or
-      more, from the training data, in the range the model takes. Needed for
+      more, from the training data, in the range the model takes; or in parts,
+      as a function for TFLite's converter, a generator or a `tf.data.Dataset`
+      gives them, labels behind them or not. Needed for
       "int16x8", and for "int8" unless the model is quantize-aware and no
       backward pass is in integers. Given for any mode, the file's maps are
       measured on them, against the Keras model's.

@@ -104,7 +104,7 @@ class RangeMonitor(keras.callbacks.Callback):
   def set_model(self, model: keras.Model) -> None:
     """Finds the quantizers; called where `fit` starts."""
     watch = QuantizerWatch(model, self._wcam)
-    check_images(self._images, watch.tap.picture_shape)
+    self._images = check_images(self._images, watch.tap.picture_shape)
     self._watch = watch
     super().set_model(model)
 
