@@ -1,7 +1,7 @@
 """Converts a net to a .tflite file with its attribution on board.
 
     python -m examples.export_tflite --model=out/prune/students/NAME.h5 \
-        --layer=relu4 --mode=int8 --output=out/net.tflite
+        --mode=int8 --output=out/net.tflite
 
 The range of int8 is measured on pictures of the training part.
 """
@@ -15,7 +15,9 @@ from keras_attr_preserve.files import make_folder, write_whole
 
 running.define_data_flags()
 MODEL = flags.DEFINE_string("model", None, "The net, as kap.load_model takes.")
-LAYER = flags.DEFINE_string("layer", None, "The layer that is explained.")
+LAYER = flags.DEFINE_string(
+    "layer", None, "The layer that is explained; what the .json file beside "
+    "the net says, if not given.")
 MODE = flags.DEFINE_enum(
     "mode", "int8", ["float32", "float16", "dynamic", "int8", "int16x8"],
     "What the numbers are stored as.")
@@ -27,9 +29,11 @@ OUTPUT = flags.DEFINE_string("output", "out/net.tflite", "The file to write.")
 def main(argv: list[str]) -> None:
   """Converts, and prints what came out."""
   running.start(argv)
+  known = running.adopt(MODEL.value, "--model")
   data = running.load_data()
-  model = running.read_net(data, MODEL.value, "--model")
-  layer = LAYER.value or ("relu3" if running.FLAGS.smoke else None)
+  model = running.read_net(data, MODEL.value, known, "--model")
+  layer = LAYER.value or known.layer or (
+      "relu3" if running.FLAGS.smoke else None)
   if layer is None:
     raise app.UsageError("--layer must name the layer that is explained.")
   content = kap.export.convert(

@@ -1,7 +1,7 @@
 """Compares the maps of a .tflite file with those of the net it came from.
 
     python -m examples.verify_tflite --tflite=out/net.tflite \
-        --teacher=out/teacher/teacher.h5 --layer=relu4 --require_cosine=0.9
+        --teacher=out/teacher/teacher.h5 --require_cosine=0.9
 
 Reads the very bytes that ship, on pictures of the test part; exits with 1 where
 the file falls short. `--smoke` converts a small net first.
@@ -20,7 +20,8 @@ from examples.experiment.fitting import in_range
 running.define_data_flags()
 TFLITE = flags.DEFINE_string("tflite", None, "The file.")
 TEACHER = flags.DEFINE_string("teacher", None, "The float net.")
-LAYER = flags.DEFINE_string("layer", None, "The layer that is explained.")
+LAYER = flags.DEFINE_string(
+    "layer", None, "The layer that is explained; the file's if not given.")
 IMAGES = flags.DEFINE_integer(
     "images", 200, "Test pictures to compare at most.", lower_bound=1)
 JUDGES = flags.DEFINE_multi_enum(
@@ -35,21 +36,19 @@ OUTPUT = flags.DEFINE_string("output", "out/verify", "Folder of the report.")
 def main(argv: list[str]) -> int:
   """Prints and saves the report; returns the exit code."""
   running.start(argv)
+  known = running.adopt(TEACHER.value)
   data = running.load_data()
-  teacher = running.read_net(data, TEACHER.value)
-  layer = LAYER.value or ("relu3" if running.FLAGS.smoke else None)
-  if layer is None:
-    raise app.UsageError("--layer must name the layer that is explained.")
+  teacher = running.read_net(data, TEACHER.value, known)
   if TFLITE.value:
     content = Path(TFLITE.value).read_bytes()
   elif running.FLAGS.smoke:
     content = kap.export.convert(
-        teacher, kap.WCAM(layer),
+        teacher, kap.WCAM(LAYER.value or "relu3"),
         representative_images=calibration(data, running.pixel_range()))
   else:
     raise app.UsageError("--tflite must name the file.")
   report = kap.export.verify(
-      content, teacher, kap.WCAM(layer),
+      content, teacher, LAYER.value and kap.WCAM(LAYER.value),
       in_range(data.test.images[:IMAGES.value], running.pixel_range()),
       runtime=RUNTIME.value, judges=tuple(JUDGES.value))
   print(report)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_attr_preserve.image_sources import gathered
+
 __all__ = ["check_images"]
 
 
@@ -14,7 +16,7 @@ def check_images(
 
   Args:
     images: `[count, height, width, channels]`, finite numbers, in the range the
-      model was trained on.
+      model was trained on; or in parts, see `gathered`.
     shape: the model's input shape without the batch; None fits any size.
     name: the argument's name, for the error.
 
@@ -25,7 +27,7 @@ def check_images(
     ValueError: no image, another shape, or a value that is not finite.
     TypeError: not numbers.
   """
-  array = np.asarray(images)
+  array = gathered(images, len(shape) + 1, name)
   if array.dtype.kind not in "fiub":
     raise TypeError(f"{name} must be numbers; got an array of {array.dtype}.")
   fits = array.ndim == len(shape) + 1 and all(

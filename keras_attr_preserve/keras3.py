@@ -1,11 +1,11 @@
 """Models of Keras 3 for tfmot, which takes only those of `tf_keras`."""
 
-import json
 import os
 import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import h5py
 import numpy as np
 
 from keras_attr_preserve.compat import keras, tf
@@ -14,6 +14,7 @@ from keras_attr_preserve.keras3_layers import (
     make_operation,
     tensor_arguments,
 )
+from keras_attr_preserve.model_files import check_model_file, shortened
 
 __all__ = ["from_keras3"]
 
@@ -38,8 +39,8 @@ def from_keras3(model: Any) -> keras.Model:
 
   Args:
     model: a Functional or built Sequential Keras 3 model, on any backend, of
-      Keras's own layers; or the path of a `.keras` file that Keras 3 saved. It
-      is left as it came. A file is loaded in Keras's safe mode.
+      Keras's own layers; or the path of a `.keras` or `.h5` file that Keras 3
+      saved. It is left as it came. A file is loaded in Keras's safe mode.
 
   Returns:
     A new, uncompiled model whose outputs differ by at most 1e-5 of the largest
@@ -89,22 +90,19 @@ def _keras3() -> Any:
 
 
 def _load(keras3: Any, path: str) -> Any:
-  if not path.endswith(".keras") or not zipfile.is_zipfile(path):
+  whole = {".keras": zipfile.is_zipfile, ".h5": h5py.is_hdf5}.get(
+      os.path.splitext(path)[1], lambda path: False)
+  if not whole(path):
     raise ValueError(
-        f"model must be a Keras 3 model or the path of a .keras file; got "
-        f"{path!r}, which is none.")
-  with zipfile.ZipFile(path) as file:
-    version = json.loads(file.read("metadata.json"))["keras_version"]
-  if version.startswith("2."):
-    raise ValueError(
-        f"model {path!r} was saved by tf_keras {version}: load it with "
-        "tf_keras.models.load_model, and use it as it is.")
+        "model must be a Keras 3 model or the path of a .keras or .h5 file; "
+        f"got {path!r}, which is none.")
+  check_model_file(path, keras3=True)
   try:
     return keras3.saving.load_model(path, compile=False)
   except (TypeError, ValueError) as error:
     raise ValueError(
         f"model {path!r} cannot be loaded by Keras 3 in safe mode, without "
-        f"custom objects: {error}") from error
+        f"custom objects: {shortened(error)}") from error
 
 
 def _check_type(keras3: Any, model: Any) -> None:

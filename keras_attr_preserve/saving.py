@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -28,6 +29,7 @@ import tensorflow_model_optimization as tfmot
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.files import take_name
 from keras_attr_preserve.keras3_layers import Keras3Activation
+from keras_attr_preserve.model_files import check_model_file, shortened
 from keras_attr_preserve.preserving import (
     Wrapper,
     by_name,
@@ -109,7 +111,11 @@ def _hdf5(model: keras.Model, kind: str | None) -> bytes:
 
 def load_model(
     path: str | os.PathLike,
-    custom_objects: dict[str, Any] | None = None) -> keras.Model:
+    custom_objects: dict[str, Any] | None = None,
+    *,
+    safe_mode: bool = True,
+    compile: bool = True,
+) -> keras.Model:
   """Loads what `save_model` or Keras saved, within tfmot's scopes.
 
   A model compiled when saved comes back compiled, its optimizer where it was.
@@ -120,6 +126,11 @@ def load_model(
   Args:
     path: an `.h5` or `.keras` file, or the folder of a SavedModel.
     custom_objects: classes and functions of one's own, by name.
+    safe_mode: whether to refuse, as Keras does in `.keras` files, Python code
+      that a file of any kind holds (a lambda), and classes and functions of
+      modules that are neither Keras's nor tfmot's nor given. False runs what
+      the file says: only for files of people you trust.
+    compile: whether to compile it as it was when saved.
 
   Returns:
     The model.
@@ -127,11 +138,13 @@ def load_model(
   Raises:
     FileNotFoundError: there is nothing of that name.
     ValueError: it cannot be loaded; a `.keras` file of quantization-aware
-      training never can.
+      training never can; or it holds code, and `safe_mode` is True; or it was
+      saved by Keras 3, or holds no model.
   """
   path = Path(path)
   if not path.exists():
     raise FileNotFoundError(f"path {str(path)!r} does not exist.")
+  check_model_file(path, custom_objects, safe_mode=safe_mode)
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as file:
       config = json.loads(file.read("config.json"))
@@ -141,15 +154,29 @@ def load_model(
           "training cannot be loaded, because tfmot's QuantizeLayer is built "
           "twice; save the model again by kap.save_model, to a name that ends "
           "in .h5 or to a folder.")
+  try:
+    with _scopes(custom_objects):
+      return _loaded(path, safe_mode, compile)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    cure = "" if not re.search("Unknown|custom", str(error)) else (
+        "; give classes and functions of your own as custom_objects (the "
+        "commands: --custom_objects=MODULE:NAME)")
+    # Keras's own errors hold the whole configuration.
+    raise ValueError(
+        f"path {str(path)!r} cannot be loaded as a model of tf_keras: "
+        f"{shortened(error)}{cure}") from error
+
+
+def _loaded(path: Path, safe_mode: bool, compiled: bool) -> keras.Model:
   kind = _noted(path)
-  with _scopes(custom_objects):
-    if path.is_dir():
-      return _load_folder(path, kind)
-    if kind is None:
-      return keras.models.load_model(path)
-    with keras.utils.custom_object_scope(
-        {"QuantizeWrapperV2": Wrapper(kind, _h5_weights(path))}):
-      return keras.models.load_model(path)
+  if path.is_dir():
+    return _load_folder(path, kind, compiled)
+  if kind is None:
+    return keras.models.load_model(
+        path, compile=compiled, safe_mode=safe_mode)
+  with keras.utils.custom_object_scope(
+      {"QuantizeWrapperV2": Wrapper(kind, _h5_weights(path))}):
+    return keras.models.load_model(path, compile=compiled)
 
 
 @contextlib.contextmanager
@@ -162,10 +189,13 @@ def _scopes(custom_objects: dict[str, Any] | None) -> Iterator[None]:
     yield
 
 
-def _load_folder(path: Path, kind: str | None) -> keras.Model:
-  model = keras.models.load_model(path)
+def _load_folder(
+    path: Path, kind: str | None, compiled: bool) -> keras.Model:
+  model = keras.models.load_model(path, compile=compiled)
   if kind is not None:
-    model = _rebuilt(model, kind)
+    model = _rebuilt(model, kind, compiled)
+  if not compiled:
+    return model
   optimizer = getattr(model, "optimizer", None)
   if optimizer is not None and hasattr(optimizer, "build"):
     optimizer.build(model.trainable_variables)
@@ -176,7 +206,8 @@ def _load_folder(path: Path, kind: str | None) -> keras.Model:
   return model
 
 
-def _rebuilt(model: keras.Model, kind: str) -> keras.Model:
+def _rebuilt(
+    model: keras.Model, kind: str, compiled: bool) -> keras.Model:
   """Builds the model anew with the quantizers of its kind."""
   layers = {layer.name: by_name(layer.weights) for layer in model.layers}
   values = {name: {key: one.numpy() for key, one in weights.items()}
@@ -193,7 +224,7 @@ def _rebuilt(model: keras.Model, kind: str) -> keras.Model:
           f"{sorted(values[layer.name])}.")
     for name, weight in weights.items():
       weight.assign(values[layer.name][name])
-  if model.get_compile_config():
+  if compiled and model.get_compile_config():
     rebuilt.compile_from_config(model.get_compile_config())
   return rebuilt
 

@@ -1,13 +1,17 @@
 """Tests of export_command.py: what `kap-export` writes, prints and refuses."""
 
 import contextlib
+import importlib
 import io
+import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
@@ -136,6 +140,65 @@ class CommandTest(parameterized.TestCase):
     self.assert_bad_input(
         self.run_main(output=self.place / "labels.txt" / "net.tflite"),
         "--output must be a folder that can be written to")
+
+  def test_what_stands_beside_the_model(self):
+    path = self.place / "net.json"
+    self.addCleanup(path.unlink)
+    path.write_text(json.dumps({
+        "pixel_range": [-4, 4], "layer": "act",
+        "class_names": ["cat", "dog", "owl"]}))
+    code, out, err = self.run_main(layer=None, mode="float32")
+    self.assertEqual(code, 0, err)
+    self.assertIn("layer           act", out)
+    (self.folder / "net.tflite").unlink()
+    self.assert_bad_input(
+        self.run_main(target="microcontroller", name="animals",
+                      labels="labels.txt"),
+        "--labels is cat,dog,bird, but '.*net.json' says cat,dog,owl")
+    path.write_text(json.dumps({"pixel_range": [0, 255]}))
+    self.assert_bad_input(
+        self.run_main(), "--images holds numbers of .*net.json")
+    self.assert_bad_input(
+        self.run_main(layer=None), "--layer must be given")
+
+  def test_layers_of_ones_own_and_code(self):
+    # A module in the folder that the command runs in.
+    (self.place / "own_layers_of_test.py").write_text(
+        "import tf_keras as keras\n"
+        "class Scale(keras.layers.Layer):\n"
+        "  def call(self, x):\n    return 2 * x\n")
+    before, modules = os.getcwd(), set(sys.modules)
+    os.chdir(self.place)
+    self.addCleanup(os.chdir, before)
+    self.addCleanup(lambda: [
+        sys.modules.pop(name) for name in set(sys.modules) - modules
+        if name == "own_layers_of_test"])
+    sys.path.append(os.getcwd())
+    try:
+      scale = importlib.import_module("own_layers_of_test").Scale
+    finally:
+      sys.path.remove(os.getcwd())
+    for name, layer in (("own", scale()), ("code", keras.layers.Lambda(
+        lambda x: 2 * x))):
+      inputs = keras.Input((8, 8, 2))
+      x = keras.layers.Conv2D(4, 3, name="act")(layer(inputs))
+      x = keras.layers.GlobalAveragePooling2D()(x)
+      keras.Model(inputs, keras.layers.Dense(3)(x)).save(f"{name}.h5")
+    for model, flag, words in (
+        ("own.h5", {"custom_objects": "own_layers_of_test:Scale"},
+         "--model must hold .*Scale.*--custom_objects=MODULE:NAME"),
+        ("code.h5", {"unsafe": "true"}, "holds Python code .*--unsafe")):
+      self.assert_bad_input(
+          self.run_main(model=model, mode="float32"), words)
+      code, _, err = self.run_main(model=model, mode="float32", **flag)
+      self.assertEqual(code, 0, err)
+      (self.folder / "net.tflite").unlink()
+    self.assert_bad_input(
+        self.run_main(model="own.h5", custom_objects="own_layers_of_test:No"),
+        "module 'own_layers_of_test' has no 'No'")
+    self.assert_bad_input(
+        self.run_main(model="own.h5", custom_objects="no_such_module:Scale"),
+        "No module named 'no_such_module'")
 
   @parameterized.parameters("--help", "-h")
   def test_help(self, flag):

@@ -11,11 +11,11 @@ import keras_attr_preserve
 
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
-    ("compat", "files", "images", "wcam", "gradient_rules", "progress"),
-    ("call_swap", "drawing", "scores"),
+    ("compat", "files", "image_sources", "wcam", "gradient_rules", "progress"),
+    ("call_swap", "drawing", "images", "scores"),
     ("layers", "iterative_pruning", "layer_sparsity", "channel_graph",
-     "keras3_layers", "layer_moments", "preserving", "batch_statistics",
-     "inner_functions"),
+     "keras3_layers", "model_files", "layer_moments", "preserving",
+     "batch_statistics", "inner_functions"),
     ("inputs", "layer_fitting", "staged_inputs", "channel_costs",
      "augmentation", "layer_inputs", "heads"),
     ("float_images",),

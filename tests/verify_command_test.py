@@ -82,8 +82,12 @@ class CommandTest(command_helpers.CommandCase):
     self.assertEqual(code, 0)
     self.assertRegex(out, r"(?m)^method +ewa$")
     self.assertRegex(out, r"(?m)^runtime +reference$")
+    code, out, _ = self.run_main(tflite="ewa.tflite", require_cosine=0.99)
+    self.assertEqual(code, 0)  # The file says it.
+    self.assertRegex(out, r"(?m)^method +ewa$")
     self.assert_bad_input(
-        self.run_main(tflite="ewa.tflite"), "wcam has method 'swa'")
+        self.run_main(tflite="ewa.tflite", method="swa"),
+        "--method is swa, but '.*ewa.tflite' says ewa")
 
   def test_images_of_an_archive(self):
     code, out, _ = self.run_main(images="images.npz")
@@ -104,7 +108,7 @@ class CommandTest(command_helpers.CommandCase):
   def test_missing_files(self, name):
     self.assert_bad_input(self.run_main(**{name: "missing"}), "missing")
 
-  @parameterized.parameters("tflite", "teacher", "layer", "images")
+  @parameterized.parameters("tflite", "teacher", "images")
   def test_missing_flags(self, name):
     self.assert_bad_input(
         self.run_main(**{name: None}), f"--{name} must be given")
@@ -112,7 +116,7 @@ class CommandTest(command_helpers.CommandCase):
   def test_all_flags_missing(self):
     self.assert_bad_input(
         self.run_main(tflite=None, teacher=None, layer=None, images=None),
-        "--tflite, --teacher, --layer, --images must be given")
+        "--tflite, --teacher, --images must be given")
 
   def test_left_over_arguments(self):
     self.assert_bad_input(
@@ -148,7 +152,8 @@ class CommandTest(command_helpers.CommandCase):
     self.assert_bad_input(self.run_main(images="."), "holds no pictures")
 
   def test_layer(self):
-    self.assert_bad_input(self.run_main(layer="relu9"), "layer 'relu9'")
+    self.assert_bad_input(
+        self.run_main(layer="relu9", student_layer="act"), "layer 'relu9'")
 
   @parameterized.parameters(b"", b"no model at all")
   def test_no_teacher(self, content):

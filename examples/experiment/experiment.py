@@ -286,6 +286,12 @@ class Experiment:
     folder = make_folder(self.folder / "students", "output")
     kap.save_model(student, folder / f"{run.name}.h5")
     write_whole(folder / f"{run.name}.tflite", content)
+    # What whoever takes the student up need not say again.
+    write_whole(folder / f"{run.name}.json", json.dumps({
+        "pixel_range": self.settings.pixel_range,
+        "class_names": self.data.class_names,
+        "multi_label": self.data.multi_label,
+        "layer": self.settings.judged_layer}, indent=2) + "\n")
 
   def _find(self, compression, strength, arm, seed):
     return find_row(self.rows(), {

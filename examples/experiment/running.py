@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -18,12 +19,19 @@ from examples.experiment.data import Data, load
 from examples.experiment.experiment import KINDS, Experiment, Run, Settings
 from examples.experiment.fitting import Recipe, fit
 from examples.experiment.grids import expand
+from examples.experiment.measuring import task_figures
+from examples.experiment.teaching import predict
 from keras_attr_preserve.compat import keras
+from keras_attr_preserve.export.commands.sidecars import (
+  Sidecar,
+  read_sidecar,
+  settled,
+)
 from keras_attr_preserve.tap import Tap
 
-__all__ = ["FLAGS", "command", "define_data_flags", "define_flags",
-           "define_run_flags", "load_data", "open_experiment", "pixel_range",
-           "read_net", "run_all", "run_grid", "show", "start"]
+__all__ = ["FLAGS", "adopt", "check_known", "command", "define_data_flags",
+           "define_flags", "define_run_flags", "load_data", "open_experiment",
+           "pixel_range", "read_net", "run_all", "run_grid", "show", "start"]
 
 FLAGS = flags.FLAGS
 
@@ -35,24 +43,31 @@ _SHOWN = {
     "occlusion", "dead": "dead", "bytes_gzipped": "bytes gzipped"}
 _SMOKE = {
     "data": "digits", "size": 32, "limit": 24, "batch_size": 8, "probes": 2,
+    "pixel_range": ["0", "1"],
     "layers": ["relu3"], "judged_layer": "relu3", "classes": None,
     **{f"{kind}_steps": 20 if kind == "prune" else 4 for kind in KINDS}}
 
 
 def define_data_flags() -> None:
-  """Defines what pictures are read, and in which range nets take them."""
+  """Defines what pictures are read, and in which range nets take them.
+
+  What `train_teacher` wrote beside a net need not be said: see `adopt`.
+  """
   flags.DEFINE_string(
       "data", "digits", "What to compress for: 'digits', a VOCdevkit folder, "
       "an image folder, an .npz file or 'tfds:NAME'; see experiment/data.py.")
   flags.DEFINE_list("classes", None, "Classes to keep; all where not set.")
   flags.DEFINE_string("background_class", None,
                       "Name of the absence of the one class in --classes.")
-  flags.DEFINE_integer("size", 64, "Height and width of pictures.",
-                       lower_bound=1)
+  flags.DEFINE_integer("size", 64, "Height and width of pictures; those of the "
+                       "net where its .json file says them.", lower_bound=1)
   flags.DEFINE_integer("limit", None, "Pictures of each part at most.",
                        lower_bound=1)
-  flags.DEFINE_list("pixel_range", ["0", "1"],
-                    "What the nets take for black and for white.")
+  flags.DEFINE_list("pixel_range", None,
+                    "What the nets take for black and for white, as 0,1; what "
+                    "the .json file beside the net says, if not given.")
+  flags.DEFINE_bool("unsafe", False, "Run code that the net's file holds: only "
+                    "for files of people you trust.")
   flags.DEFINE_bool("smoke", False, "A run of seconds, to see that all works.")
 
 
@@ -123,6 +138,51 @@ def start(argv: list[str]) -> None:
         FLAGS[name].value = value
 
 
+def adopt(path: str | None, flag: str = "--teacher") -> Sidecar:
+  """Sets flags that are not given to what stands beside a net.
+
+  Args:
+    path: the net's; None for none.
+    flag: which named it, for errors.
+
+  Returns:
+    What the file beside it says.
+
+  Raises:
+    app.UsageError: what is given differs, or the range of pixels is neither
+      given nor known.
+  """
+  try:
+    known = Sidecar(Path()) if path is None else read_sidecar(path)
+    for name, value in (("pixel_range", known.pixel_range),
+                        ("size", known.settings.get("size"))):
+      settled(name, _given(name), value, known.path)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  own = {"pixel_range": known.pixel_range and [
+      str(one) for one in known.pixel_range],
+         "layers": known.layer and [known.layer],
+         **{name: known.settings.get(name) for name in (
+             "data", "size", *(
+                 () if FLAGS["classes"].present else (
+                     "classes", "background_class")))}}
+  for name, value in own.items():
+    if value is not None and name in FLAGS and not FLAGS[name].present:
+      FLAGS[name].value = value
+  if path is not None and FLAGS.pixel_range is None:
+    raise app.UsageError(
+        f"--pixel_range must be what {flag} takes for black and for white, as "
+        f"0,1 or -1,1 or 0,255: no file {str(known.path)!r} says it.")
+  return known
+
+
+def _given(name: str) -> Any:
+  """What a flag was set to, in numbers; None where it was not."""
+  if not FLAGS[name].present:
+    return None
+  return pixel_range() if name == "pixel_range" else FLAGS[name].value
+
+
 def load_data() -> Data:
   """Reads the data that the flags name."""
   return load(FLAGS.data, size=FLAGS.size, classes=FLAGS.classes,
@@ -132,20 +192,37 @@ def load_data() -> Data:
 def pixel_range() -> tuple[float, float]:
   """The range of the net's pictures."""
   try:
-    low, high = map(float, FLAGS.pixel_range)
+    low, high = map(float, FLAGS.pixel_range or ())
   except ValueError:
     raise app.UsageError(
         "--pixel_range must be two numbers, as in 0,1; got "
-        f"{','.join(FLAGS.pixel_range)}.") from None
+        f"{','.join(FLAGS.pixel_range or ()) or 'none'}.") from None
   return low, high
 
 
 def read_net(
-    data: Data, path: str | None, flag: str = "--teacher"
+    data: Data, path: str | None, known: Sidecar, flag: str = "--teacher"
 ) -> keras.Model:
-  """Loads a net that fits the data, or makes one for a smoke run."""
+  """Loads a net that fits the data, or makes one for a smoke run.
+
+  Args:
+    data: the pictures.
+    path: the net's; None for none.
+    known: what stands beside it; see `adopt`.
+    flag: which named it, for errors.
+
+  Raises:
+    app.UsageError: it does not fit the data, or is worth far less on the
+      validation pictures than when it was saved.
+  """
   if path is not None:
-    return fitting_net(kap.load_model(path), data, flag)
+    try:
+      net = kap.load_model(path, safe_mode=not FLAGS.unsafe)
+    except (OSError, ValueError) as error:
+      raise app.UsageError(f"{flag}: {error}") from error
+    net = fitting_net(net, data, flag)
+    check_known(net, data, known, flag)
+    return net
   if not FLAGS.smoke:
     raise app.UsageError(
         f"{flag} must name a net; python -m examples.train_teacher makes one.")
@@ -178,12 +255,50 @@ def fitting_net(net: keras.Model, data: Data, flag: str) -> keras.Model:
   return net
 
 
+def check_known(
+    net: keras.Model, data: Data, known: Sidecar, flag: str) -> None:
+  """Raises where a net is not what it was when it was saved.
+
+  Args:
+    net: loaded.
+    data: the pictures.
+    known: what stands beside it.
+    flag: which named it, for errors.
+
+  Raises:
+    app.UsageError: its classes are others; or its mean average precision on the
+      validation pictures is lower by .02 than it was, or on fewer pictures, of
+      which chance is the more, by one over the root of their number besides.
+  """
+  if known.class_names not in (None, tuple(data.class_names)):
+    raise app.UsageError(
+        f"{flag}: {str(known.path)!r} says that it scores "
+        f"{', '.join(known.class_names)}; --data and --classes give "
+        f"{', '.join(data.class_names)}.")
+  figures = known.figures.get("validation", {})
+  was = figures.get("map")
+  if not isinstance(was, float):
+    return
+  split = data.validation
+  found = task_figures(
+      split.labels, predict(net, split.images, pixel_range()).astype(float),
+      data.multi_label)["map"]
+  count = len(split.images)
+  allowed = 0.02 + (0 if figures.get("pictures") == count else count ** -0.5)
+  if not found >= was - allowed:
+    raise app.UsageError(
+        f"{flag} has a mean average precision of {found:.3f} on {count} "
+        f"validation pictures, and had {was:.3f} when {str(known.path)!r} was "
+        "written: its weights, --data, --classes or --pixel_range are others.")
+
+
 def open_experiment() -> Experiment:
   """Reads data and teacher, and opens the results."""
+  known = adopt(FLAGS.teacher)
   if not FLAGS.layers:
     raise app.UsageError("--layers must name a layer whose map is held.")
   data = load_data()
-  teacher = read_net(data, FLAGS.teacher)
+  teacher = read_net(data, FLAGS.teacher, known)
   settings = Settings(
       steps={kind: FLAGS[f"{kind}_steps"].value for kind in KINDS},
       learning_rates={kind: FLAGS[f"{kind}_rate"].value for kind in KINDS},

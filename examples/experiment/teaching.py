@@ -134,14 +134,15 @@ def teacher_figures(
     recipe: says the range of pixels and whether classes exclude each other.
 
   Returns:
-    "map", "accuracy" and "f1" as `task_figures`, and "average_precision", of
-    each class by name.
+    "pictures", how many there are; "map", "accuracy" and "f1" as
+    `task_figures`; and "average_precision", of each class by name.
   """
   logits = predict(model, split.images, recipe.pixel_range).astype(np.float64)
   ranks = logits if recipe.multi_label else (
       logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
   columns = [slice(one, one + 1) for one in range(len(class_names))]
   return {
+      "pictures": len(logits),
       **task_figures(split.labels, logits, recipe.multi_label),
       "average_precision": {
           name: evaluation.mean_average_precision(

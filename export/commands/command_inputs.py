@@ -1,24 +1,46 @@
 """Reading what a command line names: a model, and pictures."""
 
+import importlib
+import os
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tensorflow_model_optimization as tfmot
+from absl import flags
 
 from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.saving import load_model
 
-__all__ = ["load_images", "load_pictures", "load_teacher"]
+__all__ = ["define_loading_flags", "load_images", "load_pictures",
+           "load_teacher"]
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
 
 
-def load_teacher(path: str, flag: str = "--teacher") -> keras.Model:
+def define_loading_flags(values: flags.FlagValues) -> None:
+  """Defines what a command may be told of a model's file."""
+  flags.DEFINE_list(
+      "custom_objects", [], "Layers and functions of your own that the model "
+      "has, as module:NAME by commas; a module alone is imported, so that it "
+      "can register its own. Modules are found in this folder, too.",
+      flag_values=values)
+  flags.DEFINE_bool(
+      "unsafe", False, "Run the Python code that a model's file holds, and "
+      "import the modules that it names: only for files of people you trust.",
+      flag_values=values)
+
+
+def load_teacher(
+    path: str, values: flags.FlagValues, flag: str = "--teacher"
+) -> keras.Model:
   """Loads a model.
 
   Args:
     path: an .h5 or .keras file, or a SavedModel folder, saved by `tf_keras`.
+    values: hold the flags of `define_loading_flags`.
     flag: which named it, for errors.
 
   Returns:
@@ -26,18 +48,36 @@ def load_teacher(path: str, flag: str = "--teacher") -> keras.Model:
 
   Raises:
     OSError: nothing is there, or it cannot be read.
-    ValueError: it holds no `tf_keras` model.
+    ImportError: a module of --custom_objects is not found.
+    ValueError: it holds no `tf_keras` model, or code without --unsafe.
   """
   if not Path(path).exists():
     raise FileNotFoundError(f"{flag}: no file or folder {path!r}.")
-  with tfmot.quantization.keras.quantize_scope(), (
-      tfmot.sparsity.keras.prune_scope()):
-    try:
-      model = keras.models.load_model(path, compile=False)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise ValueError(
-          f"{flag} must hold a tf_keras model; {path!r}: {error}") from error
-  return model
+  objects = _named_objects(values["custom_objects"].value)
+  try:
+    return load_model(path, objects, safe_mode=not values["unsafe"].value,
+                      compile=False)
+  except ValueError as error:
+    raise ValueError(f"{flag} must hold a tf_keras model; {error}") from error
+
+
+def _named_objects(names: Sequence[str]) -> dict[str, Any]:
+  """Imports what --custom_objects names, from this folder, too."""
+  objects = {}
+  sys.path.append(os.getcwd())
+  try:
+    for one in names:
+      module, _, name = one.partition(":")
+      found = importlib.import_module(module)
+      if name:
+        objects[name] = getattr(found, name, None)
+        if objects[name] is None:
+          raise ValueError(
+              f"--custom_objects must be module:NAME by commas; module "
+              f"{module!r} has no {name!r}.")
+  finally:
+    sys.path.remove(os.getcwd())
+  return objects
 
 
 def load_images(path: str, key: str, flag: str = "--images") -> np.ndarray:

@@ -9,7 +9,9 @@ r"""The command `kap-export`: a model becomes what a device runs.
 
 Writes one .tflite file for phones, or the C sources of a firmware project,
 whole or not at all, and prints sizes, the road to the map and why, and the
-memory it needs. Exits 0, or 2 on bad input.
+memory it needs. Layer and labels that are not given, and the range of pixels,
+are read from net.json beside net.h5, where examples.train_teacher put it. Exits
+0, or 2 on bad input.
 """
 
 import sys
@@ -22,8 +24,15 @@ from absl import flags
 
 from keras_attr_preserve.export.commands.command_flags import run_command
 from keras_attr_preserve.export.commands.command_inputs import (
+  define_loading_flags,
   load_images,
   load_teacher,
+)
+from keras_attr_preserve.export.commands.sidecars import (
+  Sidecar,
+  check_range,
+  read_sidecar,
+  settled,
 )
 from keras_attr_preserve.export.converting.convert import (
   MODES,
@@ -54,7 +63,9 @@ def _flags() -> flags.FlagValues:
   text("model", "The model that ships: a tf_keras .h5 or .keras file, or a "
        "SavedModel folder; pruned, clustered or quantize-aware as it came from "
        "training.")
-  text("layer", "The layer that is explained.")
+  define_loading_flags(values)
+  text("layer", "The layer that is explained; what a .json file beside the "
+       "model says, if not given.")
   flags.DEFINE_enum("method", "swa", ["swa", "ewa"], "The map; see WCAM.",
                     flag_values=values)
   flags.DEFINE_enum(
@@ -69,7 +80,8 @@ def _flags() -> flags.FlagValues:
        "microcontroller: .npy or .npz.")
   text("test_images_key", "Key of those in an .npz.", "images")
   text("labels", "Text file with the name of a class in each line, for a "
-       "microcontroller.")
+       "microcontroller; what a .json file beside the model says, if not "
+       "given.")
   text("name", "C identifier that a microcontroller's files begin with.")
   text("output", "The .tflite file, or the folder of C sources.")
   return values
@@ -80,8 +92,12 @@ def _exported(values: flags.FlagValues, rest: list[str]) -> str:
   if rest:
     raise ValueError(f"unknown arguments: {' '.join(rest)}.")
   micro = values.target == "microcontroller"
+  known = Sidecar(Path()) if values.model is None else read_sidecar(
+      values.model)
+  layer = known.layer if values.layer is None else values.layer
   needed = [*_NEEDED, *(["name"] if micro else [])]
-  missing = [f"--{name}" for name in needed if values[name].value is None]
+  missing = [f"--{name}" for name in needed if values[name].value is None
+             and not (name == "layer" and layer)]
   if missing:
     raise ValueError(f"{', '.join(missing)} must be given.")
   others = [] if micro else ["name", "labels", "test_images"]
@@ -99,11 +115,12 @@ def _exported(values: flags.FlagValues, rest: list[str]) -> str:
       raise IsADirectoryError(
           f"--output must be a file for phones; {values.output!r} is a folder.")
     make_folder(output.parent, "--output")  # Before the work.
-  model = load_teacher(values.model, "--model")
-  wcam = WCAM(values.layer, method=values.method)
-  images = _images(values, "images")
+  images = _images(values, "images", known)
+  labels = _labels(values, known) if micro else None
+  model = load_teacher(values.model, values, "--model")
+  wcam = WCAM(layer, method=values.method)
   if micro:
-    return _firmware(values, model, wcam, images)
+    return _firmware(values, model, wcam, images, labels, known)
   content = convert(
       model, wcam, mode=values.mode, representative_images=images,
       road=values.road)
@@ -112,20 +129,29 @@ def _exported(values: flags.FlagValues, rest: list[str]) -> str:
                     _row("explain", explain_cost(content))])
 
 
-def _images(values: flags.FlagValues, name: str) -> np.ndarray | None:
+def _images(
+    values: flags.FlagValues, name: str, known: Sidecar) -> np.ndarray | None:
   path = values[name].value
-  return None if path is None else load_images(
-      path, values[f"{name}_key"].value, f"--{name}")
+  if path is None:
+    return None
+  images = load_images(path, values[f"{name}_key"].value, f"--{name}")
+  check_range(images, known, f"--{name}")
+  return images
 
 
-def _firmware(values, model, wcam: WCAM, images: np.ndarray | None) -> str:
-  labels = None
+def _labels(values: flags.FlagValues, known: Sidecar) -> list[str] | None:
+  given = None
   if values.labels is not None:
-    labels = Path(values.labels).read_text().splitlines()
+    given = tuple(Path(values.labels).read_text().splitlines())
+  labels = settled("labels", given, known.class_names, known.path)
+  return None if labels is None else list(labels)
+
+
+def _firmware(values, model, wcam: WCAM, images, labels, known: Sidecar) -> str:
   microcontroller(
       model, wcam, values.output, name=values.name,
-      representative_images=images, test_images=_images(values, "test_images"),
-      labels=labels)
+      representative_images=images,
+      test_images=_images(values, "test_images", known), labels=labels)
   file = Path(values.output) / f"{values.name}.tflite"
   names = sorted(path.name for path in Path(values.output).iterdir())
   return "\n".join([_summary(file, file.read_bytes()),

@@ -1,11 +1,15 @@
 r"""The command `kap-verify`: gates a build on the maps of a .tflite file.
 
-    kap-verify --tflite=net.tflite --teacher=net.h5 --layer=relu4 \
-        --images=test.npz --require_cosine=0.9
+    kap-verify --tflite=net.tflite --teacher=net.h5 --images=test.npz \
+        --require_cosine=0.9
 
     kap-verify ... --images=pictures/ --images_range=0,1 --runtime=all \
         --judges=occlusion,rise --require=cosine_median=0.99,ssim_p5=0.8 \
         --output=report
+
+Layer and method are the file's own; --layer and --method are for files that
+kap-export has not made. The range of a folder's pictures is read from net.json
+beside net.h5, where examples.train_teacher put it.
 
 Exits 0 when the file's maps agree with the teacher's as far as is required, on
 every runtime asked for, 1 when they fall short, 2 on bad input.
@@ -19,14 +23,23 @@ from absl import app, flags
 from keras_attr_preserve.evaluation.comparison import Comparison
 from keras_attr_preserve.evaluation.report import Report, ShortfallError
 from keras_attr_preserve.export.commands.command_inputs import (
+  define_loading_flags,
   load_images,
   load_pictures,
   load_teacher,
 )
+from keras_attr_preserve.export.commands.sidecars import (
+  Sidecar,
+  check_range,
+  read_sidecar,
+  settled,
+)
 from keras_attr_preserve.export.judging.judges import JUDGES
 from keras_attr_preserve.export.judging.verify import ALL_RUNTIMES, verify
 from keras_attr_preserve.export.running.interpreter import RUNTIMES, Interpreter
+from keras_attr_preserve.export.running.known_facts import file_metadata
 from keras_attr_preserve.inputs import model_input
+from keras_attr_preserve.layers import unwrapped_name
 from keras_attr_preserve.regularizer import WCAM
 
 __all__ = ["main", "run"]
@@ -38,8 +51,15 @@ flags.DEFINE_string(
     "teacher", None,
     "The float model: a tf_keras .h5 or .keras file, or a SavedModel folder; "
     "or a .tflite file in its stead.")
-flags.DEFINE_string("layer", None, "The teacher's layer whose maps count.")
-flags.DEFINE_enum("method", "swa", ["swa", "ewa"], "The map; see WCAM.")
+define_loading_flags(FLAGS)
+flags.DEFINE_string(
+    "layer", None, "The teacher's layer whose maps count; that of the file if "
+    "not given.")
+flags.DEFINE_string(
+    "student_layer", None, "The file's layer, where the teacher's has another "
+    "name.")
+flags.DEFINE_enum("method", None, ["swa", "ewa"],
+                  "The map; see WCAM. That of the file if not given.")
 flags.DEFINE_string(
     "images", None,
     "Pictures, in the range the teacher takes: .npy, or .npz with the key "
@@ -49,7 +69,8 @@ flags.DEFINE_string("images_key", "images", "Key of the pictures in an .npz.")
 flags.DEFINE_list(
     "images_range", None,
     "What the teacher takes for black and white, such as 0,1 or -1,1 or 0,255: "
-    "a folder's pictures are brought to it.")
+    "a folder's pictures are brought to it; what a .json file beside the "
+    "teacher says, if not given.")
 flags.DEFINE_list(
     "runtime", ["xnnpack"],
     f"Where the file runs: {', '.join(RUNTIMES)}; several, by commas; or all "
@@ -87,7 +108,7 @@ flags.register_validator(
     "judges", lambda names: all(name in JUDGES for name in names),
     f"must be of {', '.join(JUDGES)}")
 
-_NEEDED = ("tflite", "teacher", "layer", "images")
+_NEEDED = ("tflite", "teacher", "images")
 _REQUIRE = "require_"
 _REQUIRED = ("cosine", "cosine_p5", "spearman", "prediction_agreement", "dead",
              "occlusion_cosine", "rise_cosine")
@@ -99,28 +120,61 @@ def _verified() -> Report | Comparison:
   if missing:
     raise ValueError(f"{', '.join(missing)} must be given.")
   _limits()  # A slip of the pen shows before the work.
-  teacher = FLAGS.teacher
+  content, teacher = Path(FLAGS.tflite).read_bytes(), FLAGS.teacher
+  wcam, known = _wcam(content), Sidecar(Path())
   if not teacher.endswith(".tflite"):
-    teacher = load_teacher(teacher)
+    known = read_sidecar(teacher)
+    teacher = load_teacher(teacher, FLAGS)
   names = FLAGS.runtime
   report = verify(
-      FLAGS.tflite, teacher, WCAM(FLAGS.layer, method=FLAGS.method),
-      _images(teacher), runtime=names[0] if len(names) == 1 else names,
-      judges=FLAGS.judges, judge_images=FLAGS.judge_images,
-      progress=sys.stderr.isatty())
+      content, teacher, wcam, _images(teacher, known),
+      runtime=names[0] if len(names) == 1 else names, judges=FLAGS.judges,
+      judge_images=FLAGS.judge_images, progress=sys.stderr.isatty())
   if FLAGS.output:
     report.save(FLAGS.output)
   return report
 
 
-def _images(teacher):
+def _wcam(content: bytes) -> WCAM:
+  """What the flags say, and the file where they do not."""
+  known = file_metadata(content)
+  if known is None:
+    if FLAGS.layer is None:
+      raise ValueError(
+          "--layer must be given, since --tflite was not made by kap-export "
+          "and does not say it.")
+    known = {"layer": FLAGS.layer, "method": "swa"}
+  else:
+    settled("method", FLAGS.method, known["method"], FLAGS.tflite)
+    flag = "layer" if FLAGS.student_layer is None else "student_layer"
+    given = FLAGS[flag].value
+    settled(flag, given and unwrapped_name(given),
+            unwrapped_name(known["layer"]), FLAGS.tflite)
+  return WCAM(FLAGS.layer or known["layer"],
+              method=FLAGS.method or known["method"],
+              student_layer=FLAGS.student_layer)
+
+
+def _images(teacher, known: Sidecar):
   if not Path(FLAGS.images).is_dir():
-    return load_images(FLAGS.images, FLAGS.images_key)
+    images = load_images(FLAGS.images, FLAGS.images_key)
+    check_range(images, known, "--images")
+    return images
   taken = (Interpreter(teacher).input if isinstance(teacher, str)
            else model_input(teacher))
   pictures = taken.own(load_pictures(
-      FLAGS.images, taken.pixel_shape, FLAGS.images_range))
+      FLAGS.images, taken.pixel_shape, settled(
+          "images_range", _numbers(FLAGS.images_range), known.pixel_range,
+          known.path)))
   return pictures if taken.is_float else pictures.round()
+
+
+def _numbers(texts: list[str] | None) -> tuple[float, ...] | None:
+  """Numbers of a flag, or what is given where it holds others."""
+  try:
+    return None if texts is None else tuple(map(float, texts))
+  except ValueError:
+    return tuple(texts)
 
 
 def _limits() -> dict[str, float]:

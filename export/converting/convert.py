@@ -16,7 +16,6 @@ from keras_attr_preserve.export.converting.accuracy import (
 from keras_attr_preserve.export.converting.converter import (
   MODES,
   run_converter,
-  shortened,
 )
 from keras_attr_preserve.export.converting.first_run import FirstRun
 from keras_attr_preserve.export.converting.linear_tail import (
@@ -26,6 +25,7 @@ from keras_attr_preserve.export.converting.linear_tail import (
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
 from keras_attr_preserve.inputs import model_input
+from keras_attr_preserve.model_files import shortened
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["MODES", "ROADS", "TARGETS", "convert", "is_quantize_aware", "strip"]
@@ -92,7 +92,9 @@ def convert(
       runtimes "builtin", "reference" and "tflm" compute in integers and
       "xnnpack" leaves to "builtin".
     representative_images: `[images, height, width, channels]`, a hundred or
-      more, from the training data, in the range the model takes. Needed for
+      more, from the training data, in the range the model takes; or in parts,
+      as a function for TFLite's converter, a generator or a `tf.data.Dataset`
+      gives them, labels behind them or not. Needed for
       "int16x8", and for "int8" unless the model is quantize-aware and no
       backward pass is in integers. Given for any mode, the file's maps are
       measured on them, against the Keras model's.

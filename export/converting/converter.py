@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from keras_attr_preserve.compat import tf
+from keras_attr_preserve.model_files import shortened
 
-__all__ = ["MODES", "run_converter", "shortened"]
+__all__ = ["MODES", "run_converter"]
 
 MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 
@@ -74,10 +75,3 @@ def _set_mode(
         sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8]
     converter.representative_dataset = samples
 
-
-def shortened(error: Exception, keep: int = 200) -> str:
-  """Both ends of an error, without the listing that may lie between."""
-  text = " ".join(str(error).split())
-  if len(text) <= 2 * keep:
-    return text
-  return f"{text[:keep]} ... {text[-keep:]}"

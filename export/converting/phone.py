@@ -11,14 +11,12 @@ from keras_attr_preserve.export.converting.accuracy import (
   MapAccuracy,
   representative_range,
 )
-from keras_attr_preserve.export.converting.converter import (
-  run_converter,
-  shortened,
-)
+from keras_attr_preserve.export.converting.converter import run_converter
 from keras_attr_preserve.export.converting.first_run import FirstRun
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
 from keras_attr_preserve.export.files.merge import BypassError, merge
+from keras_attr_preserve.model_files import shortened
 
 __all__ = ["ROADS", "phone_file"]
 

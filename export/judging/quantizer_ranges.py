@@ -103,7 +103,7 @@ class RangeMonitor(keras.callbacks.Callback):
   def set_model(self, model: keras.Model) -> None:
     """Finds the quantizers; called where `fit` starts."""
     watch = QuantizerWatch(model, self._wcam)
-    watch.tap.input.check(self._images)
+    self._images = watch.tap.input.check(self._images)
     self._watch = watch
     super().set_model(model)
 
