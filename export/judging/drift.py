@@ -202,9 +202,18 @@ def _bears(tensor: str, layer: str) -> bool:
 
 def _own(content, facts, runtime, passes: Passes, wcam: WCAM, images, weights):
   """Holds the file's own map and sensitivity against the model's."""
-  found = {"map": None, "sensitivity": None}
-  if facts is None or (facts["layer"], facts["method"]) != (
+  found = {"map": None, "sensitivity": None, "not_measured": ""}
+  if facts is None:
+    found["not_measured"] = (
+        "road, map and sensitivity: kap.export.convert has not made the file, "
+        "so that it carries none; kap.export.explainer finds a way to a map")
+    return found
+  if (facts["layer"], facts["method"]) != (
       wcam.student_layers[0], wcam.method):
+    found["not_measured"] = (
+        f"map and sensitivity: the file's are of layer {facts['layer']!r} and "
+        f"method {facts['method']!r}; wcam has {wcam.student_layers[0]!r} and "
+        f"{wcam.method!r}")
     return found
   maps = Interpreter(content, runtime=runtime).explain(
       images, weights).maps
@@ -214,4 +223,10 @@ def _own(content, facts, runtime, passes: Passes, wcam: WCAM, images, weights):
       content, images, weights)
   if theirs is not None:
     found["sensitivity"] = float(np.median(cosines(passes.sensitivity, theirs)))
+  elif wcam.method == "ewa":
+    found["not_measured"] = "sensitivity: a map of method 'ewa' has none"
+  else:
+    found["not_measured"] = (
+        "sensitivity: the file has no backward pass, and no head whose weights "
+        "can be read")
   return found
