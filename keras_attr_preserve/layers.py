@@ -161,7 +161,8 @@ def locate(
     what = "no layer" if not found else f"{len(found)} layers"
     raise ValueError(
         f"layer {name!r}: model {model.name!r} has {what} of that name; its "
-        f"layers with a spatial map are {_shorten(spatial_layers(model))}.")
+        f"layers with a spatial map are {_shorten(spatial_layers(model))}."
+        + ("" if found else _split_sentence([layer for _, layer in layers])))
   output = layer_output(*found[0])
   if not _is_spatial(output):
     raise ValueError(
@@ -227,6 +228,23 @@ def core_of(model: keras.Model) -> keras.Model:
         "Sequential with a known input shape, or hold one such model and give "
         f"its output; it holds {what}.")
   return outermost[0]
+
+
+def _split_sentence(layers: list[keras.layers.Layer]) -> str:
+  """Says where a separable convolution is that tfmot split; "" without one."""
+  wrapped = [(one, one.layer) for one in layers
+             if one.name.startswith("quant_") and hasattr(one, "layer")]
+  between = {id(one.get_output_at(0)) for one, inner in wrapped
+             if isinstance(inner, keras.layers.DepthwiseConv2D)}
+  names = [unwrapped_name(one.name) for one, inner in wrapped
+           if getattr(inner, "kernel_size", None) == (1, 1)
+           and id(one.get_input_at(0)) in between]
+  if not names:
+    return ""
+  return (
+      " Quantization-aware training splits a SeparableConv2D in two of other "
+      f"names; if it was one, give its second part, {_shorten(names)}, as "
+      "layer, or as the student's, WCAM(layer, student_layer=...).")
 
 
 def _area(size: tuple[int | None, ...]) -> float:

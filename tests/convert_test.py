@@ -586,13 +586,20 @@ class TailsThatTFLiteCannotExpressTest(parameterized.TestCase):
       kap.export.convert(net, helpers.wcam(method), mode="float32")
     self.assertLess(len(str(caught.exception)), 1000)
 
-  def test_mixed_float16(self):
-    keras.mixed_precision.set_global_policy("mixed_float16")
+  @parameterized.product(
+      policy=("mixed_float16", "mixed_bfloat16", "float64"),
+      nested=(False, True))
+  def test_types_that_tflite_does_not_take(self, policy, nested):
+    keras.mixed_precision.set_global_policy(policy)
     try:
       net = tiny.conv_net(size=helpers.SIZE)
     finally:
       keras.mixed_precision.set_global_policy("float32")
-    with self.assertRaisesRegex(ValueError, "float16"):
+    if nested:
+      net = keras.Sequential([net, keras.layers.Reshape((3,))])
+    with self.assertRaisesRegex(
+        ValueError, f"computes in {policy.removeprefix('mixed_')}, which "
+        ".*build it under the policy float32 and set the same weights"):
       kap.export.convert(net, helpers.wcam(), mode="float32")
 
 

@@ -51,6 +51,8 @@ class ExactTest(parameterized.TestCase):
       self.assertGreater(one.sensitivity, 1 - 1e-6)
     self.assertGreater(found.facts["map"], 1 - 1e-6)
     self.assertGreater(found.facts["sensitivity"], 1 - 1e-6)
+    self.assertEmpty(found.facts["not_measured"])
+    self.assertNotIn("measured", str(found))
     self.assertCountEqual(found.left_out, ["conv1", "conv2", "conv3", "conv4"])
 
   @parameterized.parameters(1, 2, 3, 4)
@@ -185,6 +187,8 @@ class KindsTest(parameterized.TestCase):
     self.assertGreater(act.map, 0.99)
     self.assertTrue(math.isnan(act.sensitivity))
     self.assertIsNone(found.facts["sensitivity"])
+    self.assertEqual(found.facts["not_measured"],
+                     "sensitivity: a map of method 'ewa' has none")
     reference = equal_weighted(net, export_helpers.images(), None, "act")
     maps = kap.export.Interpreter(export_helpers.converted(
         mode="int8", method="ewa"), runtime="reference").explain(
@@ -198,6 +202,36 @@ class KindsTest(parameterized.TestCase):
                   export_helpers.images())
     self.assertIsNone(found.facts["map"])
     self.assertIn("act", [one.layer for one in found.rows])
+    text = str(found)
+    self.assertNotIn("None", text)
+    self.assertIn("not measured          road, map and sensitivity: "
+                  "kap.export.convert has not made the file, so that", text)
+
+  def test_a_file_of_another_layer(self):
+    found = drift(export_helpers.net(), export_helpers.converted(),
+                  kap.WCAM("conv"), export_helpers.images())
+    self.assertEqual(
+        found.facts["not_measured"], "map and sensitivity: the file's are of "
+        "layer 'act' and method 'swa'; wcam has 'conv' and 'swa'")
+    self.assertNotIn("None", str(found))
+
+  @parameterized.parameters(("float64", 6), ("float32", None))
+  def test_models_of_other_types_and_of_no_size(self, dtype, size):
+    inputs = keras.Input((size, size, 2), dtype=dtype)
+    x = keras.layers.Conv2D(4, 3, name="act", activation="relu", dtype=dtype)(
+        inputs)
+    x = keras.layers.GlobalAveragePooling2D(dtype=dtype)(x)
+    model = tiny.shake(keras.Model(
+        inputs, keras.layers.Dense(3, dtype=dtype)(x)))
+    plain_inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="act")(plain_inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    plain = keras.Model(plain_inputs, keras.layers.Dense(3)(x))
+    plain.set_weights([one.astype("float32") for one in model.get_weights()])
+    content = kap.export.convert(plain, kap.WCAM("act"), mode="float32")
+    found = drift(model, content, kap.WCAM("act"), tiny.images())
+    self.assertLess(row(found, "act").error, FLOAT32)
+    self.assertGreater(row(found, "act").map, 1 - 1e-6)  # Float32 sums.
 
   def test_preprocess(self):
     # The same net for images of twice the range.

@@ -1,7 +1,9 @@
 """Tests of layers.py: finding layers in any model."""
 
 import functools
+import re
 
+import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -80,6 +82,22 @@ class FindLayerTest(parameterized.TestCase):
       with self.assertRaisesRegex(
           ValueError, "'relu9'.*'net.*no layer of that name.* conv, bn, act"):
         layers.find_layer(wrapped(wrap), "relu9")
+
+  def test_a_separable_convolution_that_was_split(self):
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.SeparableConv2D(3, 3, name="separable")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    net = tiny.shake(keras.Model(inputs, keras.layers.Dense(3)(x)))
+    model = tiny.quantize(net)
+    with self.assertRaisesRegex(
+        ValueError, "splits a SeparableConv2D .* give its second part, "
+        "conv2d[_0-9]*, as layer, or as the student's") as caught:
+      layers.find_layer(model, "separable")
+    second = re.search("part, (.*), as layer", str(caught.exception))[1]
+    # The one that ends in the same 1x1 kernel.
+    self.assertTrue(any(
+        np.array_equal(weight, net.get_layer("separable").pointwise_kernel)
+        for weight in layers.find_layer(model, second).get_weights()))
 
   def test_a_layer_without_positions_lists_those_that_have_some(self):
     for name in ("pool", "logits"):

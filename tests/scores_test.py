@@ -132,6 +132,16 @@ class OneSigmoidTest(parameterized.TestCase):
         "got True"):
       attribution.occlusion(net, IMAGES, logits=True)
 
+  def test_half_precision(self):
+    net = _net()
+    for dtype in (tf.float16, tf.bfloat16, tf.float64):
+      # A bfloat16 has 8 bits: of a difference of two scores up to 1, 1/128.
+      np.testing.assert_allclose(
+          attribution.occlusion(
+              lambda batch, dtype=dtype: tf.cast(net(batch), dtype), IMAGES,
+              logits=False),
+          attribution.occlusion(net, IMAGES), atol=1 / 128)
+
   def test_a_file(self):
     net = _net()
     file = kap.export.Interpreter(kap.export.convert(

@@ -34,6 +34,7 @@ ROADS = {"phone": ("auto", *phone.ROADS, "features"),
          "microcontroller": ("auto", "features", "gradient")}
 """For each target the roads to a map that may be asked for."""
 TARGETS = tuple(ROADS)
+_NOT_CONVERTED = ("float16", "bfloat16", "float64")
 _ALIASES = {"predict": ("explain", ("logits", "predictions"))}
 
 
@@ -182,11 +183,13 @@ def _checked(
   if road == "gradient" and wcam.method == "ewa":
     raise ValueError(
         "road 'gradient' leads to a map of method 'swa'; wcam has 'ewa'.")
-  if any(layer.compute_dtype == "float16" for layer in model.layers):
-    raise ValueError(
-        f"model {model.name!r} computes in float16, which TFLite's converter "
-        "does not take: build it under the policy float32 and set the same "
-        "weights; mode='float16' then stores them in half precision.")
+  for layer in model.submodules:
+    if getattr(layer, "compute_dtype", None) in _NOT_CONVERTED:
+      raise ValueError(
+          f"model {model.name!r} computes in {layer.compute_dtype}, which "
+          "TFLite's converter does not take: build it under the policy float32 "
+          "and set the same weights; mode='float16' then stores them in half "
+          "precision.")
   model = strip(model)
   quantize_aware = is_quantize_aware(model)
   if mode == "int16x8" and quantize_aware:

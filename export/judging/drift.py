@@ -202,8 +202,11 @@ def _bears(tensor: str, layer: str) -> bool:
 
 def _own(content, facts, runtime, passes: Passes, wcam: WCAM, images, weights):
   """Holds the file's own map and sensitivity against the model's."""
-  found = {"map": None, "sensitivity": None}
+  found = {"map": None, "sensitivity": None, "not_measured": ""}
   if facts is None:
+    found["not_measured"] = (
+        "road, map and sensitivity: kap.export.convert has not made the file, "
+        "so that it carries none; kap.export.explainer finds a way to a map")
     return found
   maps = Interpreter(content, runtime=runtime).explain(
       images, weights).maps
@@ -213,4 +216,10 @@ def _own(content, facts, runtime, passes: Passes, wcam: WCAM, images, weights):
       content, images, weights)
   if theirs is not None:
     found["sensitivity"] = float(np.median(cosines(passes.sensitivity, theirs)))
+  elif wcam.method == "ewa":
+    found["not_measured"] = "sensitivity: a map of method 'ewa' has none"
+  else:
+    found["not_measured"] = (
+        "sensitivity: the file has no backward pass, and no head whose weights "
+        "can be read")
   return found

@@ -71,8 +71,8 @@ class Passes:
     seen = images
     if INPUT in self.layers:
       seen = self._file.input.decode(self._file.input.encode(images))
-    theirs = self._read(images)
     ours, gradients, reference = self._float(images, weights)
+    theirs = self._read(images, ours)
     added, alone = self._own_errors(seen, theirs)
     for name in self._layers:
       sensitivity, maps = self._as_in_the_file(
@@ -107,15 +107,14 @@ class Passes:
         "sensitivity": _median(of["sensitivity"]), "map": _median(of["map"]),
     }
 
-  def _read(self, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Reads each layer's tensor, in the shape that the layer gives it."""
+  def _read(
+      self, images: np.ndarray, ours: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Reads each layer's tensor, in the shape and type of its output."""
     values = self._file.read(
         images, {tensor.index for tensor in self._tensors.values()})
-    found = {}
-    for name, tensor in self._tensors.items():
-      shape = self._layers[name].get_output_at(0).shape[1:]
-      found[name] = values[tensor.index].reshape(len(images), *shape)
-    return found
+    return {name: values[tensor.index].reshape(ours[name].shape).astype(
+        ours[name].dtype) for name, tensor in self._tensors.items()}
 
   def _float(self, images, weights):
     """The model's features, gradients and map, nothing changed."""
@@ -199,7 +198,8 @@ class Passes:
     features, = tapped.features
     with gradient_rules(SENSITIVITY_RULES):
       own, *gradients = tape.gradient(
-          tapped.logits, [features, *more.values()], output_gradients=weights)
+          tapped.logits, [features, *more.values()],
+          output_gradients=tf.cast(weights, tapped.logits.dtype))
     sensitivity = tf.reduce_sum(own, [1, 2], keepdims=True)
     maps = (wcam.equal_weighted_map(features) if self._method == "ewa" else
             wcam.sensitivity_weighted_map(features, sensitivity))

@@ -61,7 +61,8 @@ class Drift:
       or not to be told from another.
     facts: what was compared: images, layer, method, runtime, road; `map`, the
       median cosine of the file's own map to the Keras model's, and
-      `sensitivity`, that of its own sensitivities: None where it has none.
+      `sensitivity`, that of its own sensitivities, None where it has none;
+      `not_measured`, which of road, map and sensitivity those are, and why.
   """
 
   rows: tuple[LayerDrift, ...]
@@ -75,7 +76,8 @@ class Drift:
 
   def __str__(self) -> str:
     """The facts and a line a layer, the most harmful first."""
-    lines = [f"{name:<22}{value}" for name, value in self.facts.items()]
+    lines = [f"{name.replace('_', ' '):<22}{value}"
+             for name, value in self.facts.items() if value not in (None, "")]
     lines += ["", f"{'layer':<28}{'place':>6}{'harm':>10}{'added':>9}"
               f"{'error':>9}{'cosine':>9}{'SNR dB':>8}{'sensit.':>9}{'map':>9}"]
     lines += [

@@ -71,7 +71,8 @@ class TeacherTail:
           contextlib.nullcontext()):
         logits = self._head.logits(self._tail(feeds, training=False))
     gradient = tape.gradient(
-        logits, features, output_gradients=class_weights)
+        logits, features,
+        output_gradients=tf.cast(class_weights, logits.dtype))
     return (tf.reduce_sum(gradient, [1, 2]),)
 
   def _bypass(self, model, features):

@@ -134,6 +134,8 @@ class Scorer:
       raise ValueError(
           f"predict must return scores [{len(batch)}, classes] for images "
           f"{list(batch.shape)}; got {list(scores.shape)}.")
+    if scores.dtype == tf.bfloat16.as_numpy_dtype:
+      scores = scores.astype(np.float32)  # NumPy knows it for no number.
     if scores.dtype.kind not in "fiub":
       raise TypeError(
           f"predict must return numbers; got an array of {scores.dtype}.")
