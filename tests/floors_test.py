@@ -11,13 +11,14 @@ import keras_attr_preserve
 
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
-    ("compat", "files", "images", "wcam", "gradient_rules", "progress"),
+    ("compat", "files", "images", "wcam", "gradient_rules", "progress",
+     "notices"),
     ("call_swap", "drawing"),
     ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "layer_moments", "preserving", "batch_statistics",
      "inner_functions"),
     ("layer_inputs", "layer_fitting", "staged_inputs", "channel_costs",
-     "augmentation"),
+     "augmentation", "held_weights"),
     ("tap", "teacher_cache", "channel_slicing", "keras3", "saving",
      "batch_norm", "reconstruction", "kernel_equalization",
      "quantizer_calibration", "unnesting"),
