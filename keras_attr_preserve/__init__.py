@@ -11,6 +11,7 @@ from keras_attr_preserve.filter_pruning import (
   filter_sparsities,
   prune_filters,
 )
+from keras_attr_preserve.held_weights import strip
 from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.iterative_pruning import IterativePruning
 from keras_attr_preserve.keras3 import from_keras3
@@ -68,5 +69,6 @@ __all__ = [
   "prune_with_reconstruction",
   "recalibrate_batch_norm",
   "save_model",
+  "strip",
   "unnest",
 ]

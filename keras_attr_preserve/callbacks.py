@@ -1,15 +1,16 @@
 """The callback that adds attribution preservation to `model.fit`."""
 
 import os
-import warnings
 from typing import Any
 
 from keras_attr_preserve.compat import check_keras, keras, tf
+from keras_attr_preserve.held_weights import Lost, hold, masks_of, say_lost
 from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.layers import graphs_in
+from keras_attr_preserve.notices import notice
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM
-from keras_attr_preserve.step_function import StepFunction
+from keras_attr_preserve.step_function import StepFunction, calling_list
 from keras_attr_preserve.training import TrainStep
 
 __all__ = ["PreserveAttribution"]
@@ -24,7 +25,11 @@ class PreserveAttribution(keras.callbacks.Callback):
   Works on a plain model, a smaller student, and models made by
   `prune_low_magnitude`, `cluster_weights`, `quantize_model` and the schemes
   that combine them. Pruning's `UpdatePruningStep` is added where it was
-  forgotten. The place among the callbacks does not matter.
+  forgotten. The place among the callbacks does not matter: what is pruned when
+  the last step ends is zero when `fit` returns, and clusters are clusters,
+  whatever other callbacks restore and the optimizer averages; a warning says
+  how much had been lost. What is pruned is zero after every step, too, so that
+  no later mask wakes it.
 
   The logs gain `attr_loss`, `attr_agreement` and `attr_dead` (with a
   distillation `distill_loss`, with hints `hint_loss` and `hint_agreement`, with
@@ -71,6 +76,7 @@ class PreserveAttribution(keras.callbacks.Callback):
         "cache": cache}
     self.step: TrainStep | None = None
     self._pruning: keras.callbacks.Callback | None = None
+    self._masks: dict[int, Any] | None = None
     self._epochs = 0
     self._warned: set[str] = set()
     self._begun = False
@@ -109,12 +115,19 @@ class PreserveAttribution(keras.callbacks.Callback):
     self._begun = True
     self._epochs = 0
     self._warned = set()
+    self._masks = None
     if self._pruning is not None:
       self._pruning.on_train_begin()
 
   def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Says that the next step is one of this callback's `fit`."""
     self.model.train_function.expect()
+
+  def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    """Notes what is pruned when an epoch's last step ends."""
+    # Before another callback sets weights as the epoch ends.
+    if batch + 1 == self.params.get("steps"):
+      self._masks = masks_of(self.model)
 
   def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Says that the next step is one of this callback's `fit`."""
@@ -138,6 +151,7 @@ class PreserveAttribution(keras.callbacks.Callback):
   def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
     """Starts the means of an epoch."""
     self._epochs += 1
+    self._masks = None
     if self.step is not None and self.step.cache is not None:
       self.step.cache.reset()
     self._reset_metrics()
@@ -146,6 +160,8 @@ class PreserveAttribution(keras.callbacks.Callback):
     """Warns of what the epoch gives cause to mend, of each thing once."""
     if self._pruning is not None:
       self._pruning.on_epoch_end(epoch)
+    if self._masks is None:
+      self._masks = masks_of(self.model)
     if self.step is None:
       return
     found, cache = self.step.warnings(), self.step.cache
@@ -156,12 +172,17 @@ class PreserveAttribution(keras.callbacks.Callback):
     for kind, sentence in found:
       if kind not in self._warned:
         self._warned.add(kind)
-        warnings.warn(f"PreserveAttribution: {sentence}", stacklevel=2)
+        notice(f"PreserveAttribution: {sentence}")
 
   def on_train_end(self, logs: Any = None) -> None:
-    """Gives the model its own steps back."""
+    """Gives the model its own steps back, with what is pruned zero."""
     step = self.step
     self.uninstall()  # First: the disk may be full.
+    last = _HoldAtTheEnd(self.model, self._masks, calling_list())
+    if last.callbacks is None:
+      last.on_train_end()
+    else:
+      last.callbacks.append(last)
     if step is not None:
       step.save_cache()
 
@@ -178,6 +199,26 @@ class PreserveAttribution(keras.callbacks.Callback):
     model.test_function = None
     if hasattr(model, _STATE):
       tf.Module.__delattr__(model, _STATE)
+
+
+class _HoldAtTheEnd(keras.callbacks.Callback):
+  """Holds what is pruned and clustered, now and after all other callbacks."""
+
+  def __init__(
+      self, model: keras.Model, masks: dict[int, Any] | None,
+      callbacks: keras.callbacks.CallbackList | None):
+    super().__init__()
+    self.callbacks = callbacks
+    self._held_model, self._masks = model, masks
+    self._lost: list[Lost] = hold(model, masks)
+
+  def on_train_end(self, logs: Any = None) -> None:
+    """Holds it again, and says what was lost."""
+    if self.callbacks is not None:
+      self.callbacks.callbacks.remove(self)
+    model = self._held_model
+    say_lost(
+        "PreserveAttribution", model, self._lost + hold(model, self._masks))
 
 
 _STATE = "attr_preserve_state"

@@ -5,7 +5,7 @@ writes them into a file as plain quantizers. A model built again from its config
 would train on without them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import keras, tf
 
-__all__ = ["Wrapper", "by_name", "last_name", "preserved_kind"]
+__all__ = ["PruningWrapper", "Wrapper", "by_name", "last_name", "patterns",
+           "preserved_kind"]
 
 _KERNELS = ("kernel", "depthwise_kernel")
 
@@ -102,6 +103,39 @@ class Wrapper:
     wrapper.quantize_config.weight_quantizer = (
         self._registry.get_quantize_config(layer).weight_quantizer)
     return wrapper
+
+
+class PruningWrapper:
+  """Stands for tfmot's PruneLowMagnitude where Keras makes one from a config.
+
+  What it makes is the wrapper itself, with the pattern that tfmot does not note
+  there. To load a model, name it as the custom object "PruneLowMagnitude".
+  """
+
+  def __init__(self, noted: Mapping[str, list[int]]):
+    """Notes what `patterns` said of the model when it was saved."""
+    self._patterns = noted
+    with tfmot.sparsity.keras.prune_scope():
+      self._make = keras.utils.get_registered_object("PruneLowMagnitude")
+
+  def from_config(self, config: dict[str, Any]) -> keras.layers.Layer:
+    """Makes the wrapper."""
+    pattern = self._patterns.get(config["name"])
+    return self._make.from_config(config if pattern is None else {
+        **config, "sparsity_m_by_n": tuple(pattern)})
+
+
+def patterns(model: keras.Model) -> dict[str, list[int]]:
+  """Says how many of how many weights pruning takes, by wrapper's name.
+
+  Args:
+    model: any built model.
+
+  Returns:
+    `[2, 4]` for two of four; nothing of wrappers without a pattern.
+  """
+  return {layer.name: list(layer.sparsity_m_by_n) for layer in model.submodules
+          if getattr(layer, "sparsity_m_by_n", None)}
 
 
 def _input_shape(layer: keras.layers.Layer, kernel: np.ndarray) -> list[Any]:

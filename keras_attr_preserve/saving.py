@@ -1,12 +1,15 @@
 """Saving and loading models of every kind that tfmot makes.
 
 Outputs are kept to the last bit, and so is what training needs to go on: the
-optimizer, masks and steps of pruning, centroids, ranges. Two things that Keras
-and tfmot 0.8.1 do not do by themselves are done here:
+optimizer, masks and steps of pruning, centroids, ranges. What is pruned is
+pruned in the file, see held_weights.py. Things that Keras and tfmot 0.8.1 do not
+do by themselves are done here:
 
 * tfmot writes pruning- and cluster-preserving quantizers as plain ones, so
   that Keras gives back a model that trains on without its zeros or clusters.
   Here the kind is noted in the file and the quantizers are made anew.
+* tfmot notes no pattern such as two of four, and makes the masks of sparse
+  clusters of weights that the file then replaces.
 * tf_keras 2.21 gives back a SavedModel's optimizer without its state.
 """
 
@@ -28,19 +31,26 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.files import take_name
+from keras_attr_preserve.held_weights import (
+    hold_aloud,
+    restore_sparse_clusters,
+)
 from keras_attr_preserve.keras3_layers import Keras3Activation
 from keras_attr_preserve.model_files import check_model_file, shortened
 from keras_attr_preserve.preserving import (
+    PruningWrapper,
     Wrapper,
     by_name,
     last_name,
+    patterns,
     preserved_kind,
 )
 
 __all__ = ["load_model", "save_model"]
 
 _MARK = "keras_attr_preserve_kind"
-_NOTE = Path("assets.extra", f"{_MARK}.txt")  # In a SavedModel.
+_PATTERNS = "keras_attr_preserve_patterns"
+_EXTRA = "assets.extra"  # The notes' folder in a SavedModel.
 
 
 def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
@@ -52,7 +62,8 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
   Args:
     model: a built `tf_keras` model: plain, stripped, or wrapped by pruning,
       clustering, or quantization-aware training of any scheme. It is left as
-      it came.
+      it came, but for kernels that had lost zeros or clusters, to averages or
+      restored weights say: they are brought back, with a warning.
     path: ends in `.h5` (every kind), in `.keras` (no quantization-aware
       training of the input, see Raises), or has no ending: the folder of a
       SavedModel, which also serves without Keras. Its parent exists.
@@ -80,32 +91,30 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
         "name that ends in .h5, or to a folder.")
   if path.suffix == ".h5":
     _check_names(model, path)
+  hold_aloud(model, "save_model")
   room = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
   try:
     part = room / f"new{path.suffix}"
     if path.suffix == ".h5":
-      part.write_bytes(_hdf5(model, kind))
-    elif path.suffix:
-      model.save(part)
+      part.write_bytes(_hdf5(model, _notes(model, kind)))
     else:
-      model.save(part, save_format="tf")
-      _note(part, kind)
+      model.save(part, save_format=path.suffix[1:] or "tf")
+      _note(part, _notes(model, kind))
     take_name(part, path, room / "old")
   finally:
     shutil.rmtree(room)
   return path
 
 
-def _hdf5(model: keras.Model, kind: str | None) -> bytes:
-  """What an .h5 file holds, the kind too, made in memory.
+def _hdf5(model: keras.Model, notes: dict[str, str]) -> bytes:
+  """What an .h5 file holds, the notes too, made in memory.
 
   Of a full disk HDF5 says "Can't destroy cache", in a RuntimeError.
   """
   content = io.BytesIO()
   with h5py.File(content, "w") as file:
     model.save(file)
-    if kind is not None:
-      file.attrs[_MARK] = kind
+    file.attrs.update(notes)
   return content.getvalue()
 
 
@@ -122,6 +131,8 @@ def load_model(
   What Keras itself saved of pruning- or cluster-preserving training (a
   `ModelCheckpoint`) says nothing of its kind: its outputs are right, and it
   comes back as plain quantization-aware training. Save those by `save_model`.
+  Zeros that a pruned model's file has lost come back by its masks, with a
+  warning.
 
   Args:
     path: an `.h5` or `.keras` file, or the folder of a SavedModel.
@@ -154,9 +165,12 @@ def load_model(
           "training cannot be loaded, because tfmot's QuantizeLayer is built "
           "twice; save the model again by kap.save_model, to a name that ends "
           "in .h5 or to a folder.")
+  notes = _noted(path)
   try:
-    with _scopes(custom_objects):
-      return _loaded(path, safe_mode, compile)
+    with _scopes(custom_objects), keras.utils.custom_object_scope({
+        "PruneLowMagnitude": PruningWrapper(
+            json.loads(notes.get(_PATTERNS, "{}")))}):
+      model = _loaded(path, notes.get(_MARK), safe_mode, compile)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     cure = "" if not re.search("Unknown|custom", str(error)) else (
         "; give classes and functions of your own as custom_objects (the "
@@ -165,10 +179,15 @@ def load_model(
     raise ValueError(
         f"path {str(path)!r} cannot be loaded as a model of tf_keras: "
         f"{shortened(error)}{cure}") from error
+  if isinstance(model, keras.Model):
+    restore_sparse_clusters(model)
+    hold_aloud(model, "load_model")
+  return model
 
 
-def _loaded(path: Path, safe_mode: bool, compiled: bool) -> keras.Model:
-  kind = _noted(path)
+def _loaded(
+    path: Path, kind: str | None, safe_mode: bool, compiled: bool
+) -> keras.Model:
   if path.is_dir():
     return _load_folder(path, kind, compiled)
   if kind is None:
@@ -282,19 +301,40 @@ def _has_quantize_layer(model: keras.Model) -> bool:
   return any(type(one).__name__ == "QuantizeLayer" for one in model.submodules)
 
 
-def _note(part: Path, kind: str | None) -> None:
-  """Writes the kind into a SavedModel's folder."""
-  if kind is not None:
-    (part / _NOTE).parent.mkdir(exist_ok=True)
-    (part / _NOTE).write_text(kind)
+def _notes(model: keras.Model, kind: str | None) -> dict[str, str]:
+  """What tfmot does not write down of a model, as texts by their marks."""
+  pruned = patterns(model)
+  return {**({_MARK: kind} if kind is not None else {}),
+          **({_PATTERNS: json.dumps(pruned)} if pruned else {})}
 
 
-def _noted(path: Path) -> str | None:
+def _note(part: Path, notes: dict[str, str]) -> None:
+  """Writes notes into a `.keras` file or a SavedModel's folder."""
+  if not notes:
+    return
+  if part.suffix:
+    with zipfile.ZipFile(part, "a") as file:
+      for mark, text in notes.items():
+        file.writestr(f"{mark}.txt", text)
+    return
+  (part / _EXTRA).mkdir(exist_ok=True)
+  for mark, text in notes.items():
+    (part / _EXTRA / f"{mark}.txt").write_text(text)
+
+
+def _noted(path: Path) -> dict[str, str]:
+  """Reads the notes of a file or folder; none of what Keras itself saved."""
+  marks = (_MARK, _PATTERNS)
   if path.is_dir():
-    note = path / _NOTE
-    return note.read_text() if note.exists() else None
+    found = {mark: path / _EXTRA / f"{mark}.txt" for mark in marks}
+    return {mark: note.read_text() for mark, note in found.items()
+            if note.exists()}
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as file:
+      return {mark: file.read(f"{mark}.txt").decode() for mark in marks
+              if f"{mark}.txt" in file.namelist()}
   if not h5py.is_hdf5(path):
-    return None
+    return {}
   with h5py.File(path) as file:
-    kind = file.attrs.get(_MARK)
-  return None if kind is None else _text(kind)
+    return {mark: _text(file.attrs[mark]) for mark in marks
+            if mark in file.attrs}

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from keras_attr_preserve.compat import keras, tf
 
-__all__ = ["StepFunction", "StepOwner"]
+__all__ = ["StepFunction", "StepOwner", "calling_list"]
 
 
 class StepOwner(Protocol):
@@ -87,6 +87,18 @@ class StepFunction:
 
   def _keras_function(self) -> Callable[..., Any]:
     return getattr(self.owner.model, f"make_{self._kind}_function")(force=True)
+
+
+def calling_list() -> keras.callbacks.CallbackList | None:
+  """The list that is telling its callbacks something; None if called by hand.
+
+  What is appended to it meanwhile is told as well, after all others.
+  """
+  for frame in filter(_tells_callbacks, _callers()):
+    teller = frame.f_locals.get("self")
+    if isinstance(teller, keras.callbacks.CallbackList):
+      return teller
+  return None
 
 
 def _callers() -> list[FrameType]:

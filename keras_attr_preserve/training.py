@@ -7,6 +7,7 @@ from typing import Any
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.guidance import Guidance
 from keras_attr_preserve.heads import output_names
+from keras_attr_preserve.held_weights import mask_step
 from keras_attr_preserve.hints import Hints
 from keras_attr_preserve.layers import graphs_in
 from keras_attr_preserve.meters import MatchMeter
@@ -157,7 +158,7 @@ class TrainStep:
 
     Raises:
       tf.errors.InvalidArgumentError: the loss is not finite; the weights are
-        those from before the step (on one device). XLA raises nothing: with
+        those from before the step (without a distribution strategy). XLA raises nothing: with
         `jit_compile=True` give `fit` keras.callbacks.TerminateOnNaN().
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -165,6 +166,7 @@ class TrainStep:
       loss, output, attr_weight = self._loss(x, y, weight, True, None)
     self.model.optimizer.minimize(
         loss, self.model.trainable_variables, tape=tape)
+    mask_step(self.model)
     logs = self._logs(x, y, output, weight)
     if self._weighting is not None and self._weighting.moves:
       logs["attr_weight"] = attr_weight
@@ -311,9 +313,9 @@ class TrainStep:
     """Reads the weights, which a forward pass may change: moving averages.
 
     And masks, masked kernels and ranges under tfmot. Replicas would have to
-    agree on whether to put them back.
+    agree on whether to put them back, also where there is but one.
     """
-    if not training or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if not training or tf.distribute.has_strategy():
       return []
     return [(one, tf.convert_to_tensor(one)) for one in self.model.variables]
 

@@ -11,13 +11,14 @@ import keras_attr_preserve
 
 PACKAGE = "keras_attr_preserve"
 FLOORS = (
-    ("compat", "files", "image_sources", "wcam", "gradient_rules", "progress"),
+    ("compat", "files", "image_sources", "wcam", "gradient_rules", "progress",
+     "notices"),
     ("call_swap", "drawing", "images", "scores"),
     ("layers", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "model_files", "layer_moments", "preserving",
      "batch_statistics", "inner_functions"),
     ("inputs", "layer_fitting", "staged_inputs", "channel_costs",
-     "augmentation", "layer_inputs", "heads"),
+     "augmentation", "layer_inputs", "heads", "held_weights"),
     ("float_images",),
     ("tap", "teacher_cache", "channel_slicing", "keras3", "saving",
      "batch_norm", "reconstruction", "kernel_equalization",

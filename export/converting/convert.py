@@ -1,10 +1,8 @@
 """Turning a model into a .tflite file with its attribution on board."""
 
-import warnings
 from typing import Any
 
 import numpy as np
-import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, keras
 from keras_attr_preserve.export.converting import phone
@@ -24,11 +22,13 @@ from keras_attr_preserve.export.converting.linear_tail import (
 )
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
+from keras_attr_preserve.held_weights import strip
 from keras_attr_preserve.inputs import model_input
 from keras_attr_preserve.model_files import shortened
+from keras_attr_preserve.notices import notice
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
-__all__ = ["MODES", "ROADS", "TARGETS", "convert", "is_quantize_aware", "strip"]
+__all__ = ["MODES", "ROADS", "TARGETS", "convert", "is_quantize_aware"]
 
 ROADS = {"phone": ("auto", *phone.ROADS, "features"),
          "microcontroller": ("auto", "features", "gradient")}
@@ -83,7 +83,8 @@ def convert(
 
   Args:
     model: a `tf_keras` model; pruning and clustering wrappers are stripped from
-      a copy. It is left as it came.
+      a copy. It is left as it came, but that what is pruned is set to zero in
+      it where it was not, as by any of its calls; see `kap.strip`.
     wcam: what was matched; its first student layer and method are used.
     mode: "float32"; "float16", weights stored in half precision; "dynamic",
       weights in int8, computing in float; "int8", integers throughout, inputs
@@ -262,21 +263,11 @@ def _annotated(
              "measured_on": accuracy.count, **representative_range(images)}
     wanted = BARS[facts["mode"]]
     if cosine < wanted:
-      warnings.warn(
+      notice(
           f"The maps of road {facts['road']!r} reach a median cosine of "
           f"{cosine:.4f} to the Keras model's; {wanted} is wanted. A later "
-          "layer, or method 'ewa', loses less.", stacklevel=3)
+          "layer, or method 'ewa', loses less.")
   return annotate(content, {**facts, **known}, _ALIASES)
-
-
-def strip(model: keras.Model) -> keras.Model:
-  """Returns the model without pruning and clustering wrappers."""
-  wrappers = {type(layer).__name__ for layer in model.layers}
-  if "PruneLowMagnitude" in wrappers:
-    model = tfmot.sparsity.keras.strip_pruning(model)
-  if wrappers & {"ClusterWeights", "ClusterWeightsMHA"}:
-    model = tfmot.clustering.keras.strip_clustering(model)
-  return model
 
 
 def is_quantize_aware(model: keras.Model) -> bool:

@@ -1,6 +1,5 @@
 """A file for phones: which road leads to its map, chosen by measuring."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
 from keras_attr_preserve.export.files.merge import BypassError, merge
 from keras_attr_preserve.model_files import shortened
+from keras_attr_preserve.notices import notice
 
 __all__ = ["ROADS", "phone_file"]
 
@@ -106,9 +106,9 @@ def phone_file(
             if way == "whole" and facts["mode"].startswith("int") else [])]),
   }
   if cosine < promised:
-    warnings.warn(
+    notice(
         f"The maps in the file reach a median cosine of {cosine:.4f} to the "
-        f"Keras model's; {promised} is wanted.", stacklevel=3)
+        f"Keras model's; {promised} is wanted.")
   return annotate(content, {**facts, **found}, {})
 
 
