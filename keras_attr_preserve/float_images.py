@@ -20,6 +20,9 @@ from keras_attr_preserve.layers import core_of
 
 __all__ = ["FloatImages"]
 
+# What may differ is the order of rounding, in float16 too.
+_ROUNDING = (1e-3, 1e-3)
+
 
 class FloatImages:
   """Runs a model on integers in floats.
@@ -37,6 +40,7 @@ class FloatImages:
     self.reason = ""
     self._model, self._core = model, core_of(model)
     self._swaps: list[CallSwap] = []
+    self._factor = 1.0
     self._given = threading.local()
     self._integer = len(self._core.inputs) == 1 and not (
         self._core.inputs[0].dtype.is_floating)
@@ -111,19 +115,21 @@ class FloatImages:
         continue
       swapped.add(id(layer))
       if not nested:
-        self._swaps.append(CallSwap(layer, self._handing(graph)))
+        self._swaps.append(CallSwap(layer, self._handing(graph, scaled=True)))
         continue
       self._swaps.append(CallSwap(
           layer, self._remembering(layer, graph if reads else None)))
       if not layer.inputs[0].dtype.is_floating:
         self._follow(layer, None)
 
-  def _handing(self, graph: keras.Model):
+  def _handing(self, graph: keras.Model, scaled: bool = False):
     """A layer's call on what its graph was given, in place of integers."""
     dtype = graph.inputs[0].dtype
 
     def call(own_call, *args, **kwargs):
       given = self._values().get(id(graph))
+      if given is not None and scaled and self._factor != 1:
+        given = given * tf.cast(self._factor, given.dtype)
 
       def handed(one):
         # Keras casts what comes to the input's type, and hands that on.
@@ -154,8 +160,23 @@ class FloatImages:
       return f"{what}, and makes no floats of it"
     net = keras.Model(self._core.input, ends)
     images = self._input.probes(2)
-    integers = tf.cast(images, self._input.dtype)
-    plain = tf.nest.flatten(net(integers, training=False))
+    wanted = _numbers(net(tf.cast(images, self._input.dtype), training=False))
+    try:
+      slope, found = self._flowed(net, images)
+      if slope is not None and not np.allclose(wanted, found, *_ROUNDING):
+        # `tf.image.convert_image_dtype` divides integers and leaves floats.
+        self._factor = float(wanted @ found / (found @ found))
+        _, found = self._flowed(net, images)
+    except (TypeError, ValueError, tf.errors.OpError):
+      return f"{what}, and its first layers do not take floats in their place"
+    if slope is None:
+      return f"{what}, and its first layers have no gradient"
+    return "" if np.allclose(wanted, found, *_ROUNDING) else (
+        f"{what}, and its first layers make other numbers of the same floats")
+
+  def _flowed(
+      self, net: keras.Model, images: np.ndarray) -> tuple[Any, np.ndarray]:
+    """A gradient, None where there is none, and what a net makes of floats."""
     slopes = []
 
     def run(images):
@@ -163,17 +184,14 @@ class FloatImages:
         floats = tf.nest.flatten(net(images, training=False))
       slopes.extend(tf.gradients(floats, images))
       return floats
-    try:
-      # As a graph: a tape records nothing where a tap is made for one.
-      floats = tf.function(run, autograph=False).get_concrete_function(
-          tf.TensorSpec(images.shape))(tf.constant(images))
-    except (TypeError, ValueError, tf.errors.OpError):
-      return f"{what}, and its first layers do not take floats in their place"
-    if slopes[0] is None:
-      return f"{what}, and its first layers have no gradient"
-    # What may differ is the order of rounding in float32 and float16.
-    same = all(np.allclose(tf.cast(one, tf.float32), tf.cast(other, tf.float32),
-                           rtol=1e-3, atol=1e-3)
-               for one, other in zip(plain, floats))
-    return "" if same else (
-        f"{what}, and its first layers make other numbers of the same floats")
+    # As a graph: a tape records nothing where a tap is made for one.
+    graph = tf.function(run, autograph=False).get_concrete_function(
+        tf.TensorSpec(images.shape))
+    return slopes[0], _numbers(graph(tf.constant(images)))
+
+
+def _numbers(values: Any) -> np.ndarray:
+  """All numbers of some tensors, float32 `[count]`."""
+  return np.concatenate([
+      tf.cast(one, tf.float32).numpy().ravel()
+      for one in tf.nest.flatten(values)])

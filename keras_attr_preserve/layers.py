@@ -133,7 +133,7 @@ def find_layer(model: keras.Model, name: str) -> keras.layers.Layer:
 
   Raises:
     ValueError: no layer has that name, or several do, or its output has no
-      height and width.
+      height and width, or its model computes channels first.
   """
   return locate(model, name)[1]
 
@@ -170,6 +170,15 @@ def locate(
         "needs an output [batch, height, width, channels] of more than one "
         f"position, got {getattr(output, 'shape', output)}; choose from "
         f"{_shorten(spatial_layers(model))}.")
+  first = [one.name for one in found[0][0].layers if getattr(
+      one, "data_format", "") == "channels_first" and not isinstance(
+          one, keras.layers.Flatten)]
+  if first:
+    raise ValueError(
+        f"layer {name!r} of model {model.name!r} must have its channels last; "
+        f"the layers {first} have theirs first. Build the model with "
+        "data_format='channels_last', which takes the same weights, behind "
+        "keras.layers.Permute((2, 3, 1)) where the images have them first.")
   return found[0]
 
 

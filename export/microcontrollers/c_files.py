@@ -37,7 +37,7 @@ def model_files(
   Returns:
     Texts by file name.
   """
-  _, height, width, channels = device.inputs["images"].shape
+  height, width, channels = device.input.pixel_shape
   words = {
       **_common(device),
       "model_size": len(device.content),

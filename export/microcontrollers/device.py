@@ -28,6 +28,7 @@ from keras_attr_preserve.export.running.interpreter import (
   Interpreter,
   tflm_installed,
 )
+from keras_attr_preserve.inputs import ImageInput, shape_input
 
 __all__ = ["DeviceModel"]
 
@@ -93,6 +94,12 @@ class DeviceModel:
       self.kind = "linear" if head.hidden is None else "hidden"
     sensitivity_limit(self.outputs["features"].shape[3])
   @property
+  def input(self) -> ImageInput:
+    """What the file takes; channels last where its shape does not tell."""
+    return shape_input(self.inputs["images"].shape[1:], "tflite_model",
+                       default="channels_last")
+
+  @property
   def logits(self) -> int:
     """The number of logits."""
     return self.outputs["logits"].shape[-1]
@@ -130,8 +137,9 @@ class DeviceModel:
       int8 of the same shape.
 
     Raises:
-      ValueError: another range.
+      TypeError, ValueError: images of another shape or range, or with NaN.
     """
+    images = self.input.check(images, name)
     spec = self.inputs["images"]
     low, high = spec.range
     slack = (high - low) / 2

@@ -91,6 +91,7 @@ def microcontroller(
   check_wcam(wcam)
   check_name(name)
   _check_labels(labels, model)
+  model_input(model).maps_places()
   if test_images is not None:
     test_images = model_input(model).check(test_images, "test_images")
   allowed = {"README.md", *(name + ending for ending in _ENDINGS)}

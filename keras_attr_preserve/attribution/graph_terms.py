@@ -127,6 +127,10 @@ def folded(
   """
   scale, shift = tf.constant(1.0), tf.constant(0.0)
   for op in chain:
+    if op.type in ("BiasAdd", "FusedBatchNormV3") and (
+        op.get_attr("data_format") != b"NHWC"):
+      raise ValueError(
+          f"model must have its channels last; {op.name} has them first.")
     if op.type == "FusedBatchNormV3":
       if op.get_attr("is_training"):
         raise ValueError(
