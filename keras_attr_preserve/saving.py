@@ -2,8 +2,8 @@
 
 Outputs are kept to the last bit, and so is what training needs to go on: the
 optimizer, masks and steps of pruning, centroids, ranges. What is pruned is
-pruned in the file, see held_weights.py. Things that Keras and tfmot 0.8.1 do not
-do by themselves are done here:
+pruned in the file, see held_weights.py. Things that Keras and tfmot 0.8.1 do
+not do by themselves are done here:
 
 * tfmot writes pruning- and cluster-preserving quantizers as plain ones, so
   that Keras gives back a model that trains on without its zeros or clusters.
