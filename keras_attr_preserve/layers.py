@@ -10,6 +10,7 @@ __all__ = [
     "core_of",
     "find_layer",
     "graphs_in",
+    "is_quantize_aware",
     "last_spatial_layer",
     "layer_output",
     "locate",
@@ -270,3 +271,9 @@ def _shorten(names: list[str], keep: int = 12) -> str:
 def _is_spatial(output: Any) -> bool:
   shape = getattr(output, "shape", ())
   return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
+
+
+def is_quantize_aware(model: keras.Model) -> bool:
+  """Says whether the model has quantization-aware training's quantizers."""
+  return any(type(layer).__name__.startswith("QuantizeWrapper")
+             for layer in model.layers)

@@ -8,13 +8,13 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.converting.convert import is_quantize_aware
 from keras_attr_preserve.export.files.flatbuffer import (
   constant,
   read_model,
   signatures,
 )
 from keras_attr_preserve.held_weights import strip
+from keras_attr_preserve.layers import is_quantize_aware
 from tests import export_helpers as helpers
 from tests import tiny
 

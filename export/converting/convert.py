@@ -20,15 +20,19 @@ from keras_attr_preserve.export.converting.linear_tail import (
   has_constant_sensitivity,
   head_is_found,
 )
+from keras_attr_preserve.export.converting.selective import (
+  selective as convert_selectively,
+)
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.export.files.flatbuffer import annotate
 from keras_attr_preserve.held_weights import strip
 from keras_attr_preserve.inputs import model_input
+from keras_attr_preserve.layers import is_quantize_aware
 from keras_attr_preserve.model_files import shortened
 from keras_attr_preserve.notices import notice
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
-__all__ = ["MODES", "ROADS", "TARGETS", "convert", "is_quantize_aware"]
+__all__ = ["MODES", "ROADS", "TARGETS", "convert"]
 
 ROADS = {"phone": ("auto", *phone.ROADS, "features"),
          "microcontroller": ("auto", "features", "gradient")}
@@ -157,13 +161,11 @@ def convert(
 
 
 def _selective(model, wcam, mode, images, target, road, require) -> bytes:
-  # Not at the top: it strips models as this module does.
-  from keras_attr_preserve.export.converting.selective import selective
   if mode != "int8" or road != "auto":
     raise ValueError(
         "selective is for mode 'int8' and road 'auto'; got mode "
         f"{mode!r}, road {road!r}.")
-  return selective(
+  return convert_selectively(
       model, wcam, images, require=require, target=target).content
 
 
@@ -268,9 +270,3 @@ def _annotated(
           f"{cosine:.4f} to the Keras model's; {wanted} is wanted. A later "
           "layer, or method 'ewa', loses less.")
   return annotate(content, {**facts, **known}, _ALIASES)
-
-
-def is_quantize_aware(model: keras.Model) -> bool:
-  """Says whether the model has quantization-aware training's quantizers."""
-  return any(type(layer).__name__.startswith("QuantizeWrapper")
-             for layer in model.layers)

@@ -7,7 +7,6 @@ import numpy as np
 
 from keras_attr_preserve.compat import check_model, keras
 from keras_attr_preserve.evaluation.report import ShortfallError
-from keras_attr_preserve.export.converting.convert import is_quantize_aware
 from keras_attr_preserve.export.converting.converter import run_converter
 from keras_attr_preserve.export.converting.feature_maps import FeatureMaps
 from keras_attr_preserve.export.converting.layer_quantizer import LayerQuantizer
@@ -16,6 +15,7 @@ from keras_attr_preserve.export.converting.selective_search import Search, Trial
 from keras_attr_preserve.export.converting.signatures import ExplainedModel
 from keras_attr_preserve.held_weights import strip
 from keras_attr_preserve.inputs import model_input
+from keras_attr_preserve.layers import is_quantize_aware
 from keras_attr_preserve.regularizer import WCAM, check_wcam
 
 __all__ = ["SelectiveResult", "selective"]
