@@ -164,7 +164,7 @@ def load_model(
     # Keras's own errors hold the whole configuration.
     raise ValueError(
         f"path {str(path)!r} cannot be loaded as a model of tf_keras: "
-        f"{shortened(error)}{cure}") from error
+        f"{shortened(error).rstrip('.')}{cure}.") from error
 
 
 def _loaded(path: Path, safe_mode: bool, compiled: bool) -> keras.Model:
