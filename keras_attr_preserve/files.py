@@ -94,9 +94,15 @@ def replace_folder(
     The path.
 
   Raises:
-    ValueError: the folder holds something else.
+    ValueError: the folder holds something else, or a name leads out of it.
     OSError: the disk is full, or the place cannot be written to.
   """
+  for name in files:
+    # Names may come from files that others have made.
+    if name in ("", ".", "..") or {"/", "\\", "\0"} & {*name}:
+      raise ValueError(
+          f"files must have plain names, which stay in their folder; got "
+          f"{name!r}.")
   path = Path(folder).absolute()
   if path.exists():
     path = path.resolve()

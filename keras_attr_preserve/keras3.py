@@ -90,6 +90,8 @@ def _keras3() -> Any:
 
 
 def _load(keras3: Any, path: str) -> Any:
+  if os.path.isdir(path):
+    check_model_file(path, keras3=True)  # What `model.export` wrote.
   whole = {".keras": zipfile.is_zipfile, ".h5": h5py.is_hdf5}.get(
       os.path.splitext(path)[1], lambda path: False)
   if not whole(path):

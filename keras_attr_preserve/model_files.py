@@ -57,7 +57,7 @@ def check_model_file(
   """
   path = Path(path)
   if path.is_dir():
-    _check_folder(path, safe_mode)
+    _check_folder(path, custom_objects, safe_mode)
     return
   configs = None
   try:
@@ -77,8 +77,8 @@ def check_model_file(
         "folder of one.")
   for config in configs if safe_mode else ():
     _check_code(path, config, _KERAS3_CURE if keras3 else _CURE)
-    for part, name in () if keras3 else _parts(config):
-      _check_module(path, part, name, custom_objects)
+    if not keras3:
+      _check_modules(path, config, custom_objects)
 
 
 def shortened(error: object, keep: int = 200) -> str:
@@ -123,7 +123,7 @@ def _check_version(path: Path, version: str, keras3: bool) -> None:
         f"kap.from_keras3({str(path)!r}), and save it by kap.save_model.")
 
 
-def _check_folder(path: Path, safe_mode: bool) -> None:
+def _check_folder(path: Path, custom_objects: Any, safe_mode: bool) -> None:
   if not (path / "saved_model.pb").exists():
     raise ValueError(
         f"path {str(path)!r} is a folder without a saved_model.pb: it holds no "
@@ -132,6 +132,8 @@ def _check_folder(path: Path, safe_mode: bool) -> None:
     if safe_mode:
       for config in _saved_configs(path):
         _check_code(path, config, _CURE)
+        # Of layers Keras imports nothing here: their graphs are in the folder.
+        _check_modules(path, config.get("training_config"), custom_objects)
   elif _OLD_MARK not in (path / "saved_model.pb").read_bytes():
     raise ValueError(
         f"path {str(path)!r} holds a function without its layers, as "
@@ -143,20 +145,24 @@ def _check_folder(path: Path, safe_mode: bool) -> None:
         f"code is not told from data; {_CURE}.")
 
 
-def _saved_configs(path: Path) -> Iterator[Any]:
+def _saved_configs(path: Path) -> list[dict[str, Any]]:
   """What Keras noted of each layer of a SavedModel."""
   from google.protobuf import message
   from tf_keras.protobuf import saved_metadata_pb2
 
-  metadata = saved_metadata_pb2.SavedMetadata()
+  metadata, configs = saved_metadata_pb2.SavedMetadata(), []
   try:
     metadata.ParseFromString((path / _METADATA).read_bytes())
     for node in metadata.nodes:
-      yield json.loads(node.metadata or "{}")
+      config = json.loads(node.metadata or "{}")
+      if not isinstance(config, dict):
+        raise ValueError(f"a node's metadata are no mapping: {config!r}")
+      configs.append(config)
   except (message.DecodeError, ValueError, RecursionError) as error:
     raise ValueError(
         f"path {str(path / _METADATA)!r} is damaged: "
         f"{shortened(error)}") from error
+  return configs
 
 
 def _text(value: str | bytes) -> str:
@@ -174,6 +180,11 @@ def _check_code(path: Path, config: Any, cure: str) -> None:
       raise ValueError(
           f"path {str(path)!r}: layer {name!r} holds Python code (a lambda), "
           f"which loading the model would run; {cure}.")
+
+
+def _check_modules(path: Path, config: Any, custom_objects: Any) -> None:
+  for part, name in _parts(config):
+    _check_module(path, part, name, custom_objects)
 
 
 def _check_module(

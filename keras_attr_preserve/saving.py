@@ -178,7 +178,7 @@ def load_model(
     # Keras's own errors hold the whole configuration.
     raise ValueError(
         f"path {str(path)!r} cannot be loaded as a model of tf_keras: "
-        f"{shortened(error)}{cure}") from error
+        f"{shortened(error).rstrip('.')}{cure}.") from error
   if isinstance(model, keras.Model):
     restore_sparse_clusters(model)
     hold_aloud(model, "load_model")

@@ -110,6 +110,20 @@ class WriteWholeTest(_FolderTest, parameterized.TestCase):
       files.write_whole(self.folder / "missing" / "a.txt", "new")
 
 
+class ReplaceFolderTest(_FolderTest, parameterized.TestCase):
+
+  @parameterized.parameters(
+      "../out", "/tmp/out", "a/b", "..\\out", "..", ".", "", "a\0b")
+  def test_names_stay_in_the_folder(self, name):
+    place = self.folder / "place"
+    with self.assertRaisesRegex(
+        ValueError, "files must have plain names, which stay in their folder"):
+      files.replace_folder(place, {"a.txt": "whole", name: "out"}, ["a.txt"])
+    self.assertEqual(os.listdir(self.folder), [])
+    files.replace_folder(place, {"..a.txt": "whole"}, [])
+    self.assertEqual(os.listdir(place), ["..a.txt"])
+
+
 class MakeFolderTest(_FolderTest):
 
   def test_makes_parents_and_takes_what_exists(self):

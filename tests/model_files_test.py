@@ -10,6 +10,7 @@ import keras as keras3
 import numpy as np
 import tf_keras as keras
 from absl.testing import absltest, parameterized
+from tf_keras.protobuf import saved_metadata_pb2
 
 import keras_attr_preserve as kap
 from keras_attr_preserve.model_files import check_model_file, shortened
@@ -130,6 +131,25 @@ class SafeModeTest(parameterized.TestCase):
           "class_name": "__lambda__", "config": {"value": ["", None, None]}}
     with self.assertRaisesRegex(ValueError, "'layer' holds Python code"):
       kap.load_model(self.changed(name, change))
+
+  def test_modules_that_a_folder_s_loss_names(self):
+    images = keras.Input((4, 4, 1))
+    model = keras.Model(images, _layers.GlobalAveragePooling2D()(images))
+    model.compile("sgd", "mse")
+    path = self.folder / "net"
+    model.save(path)
+    metadata = saved_metadata_pb2.SavedMetadata()
+    metadata.ParseFromString((path / "keras_metadata.pb").read_bytes())
+    for node in metadata.nodes:
+      config = json.loads(node.metadata)
+      if "training_config" in config:
+        config["training_config"]["loss"] = {
+            "module": "os", "class_name": "function", "config": "system",
+            "registered_name": "function"}
+        node.metadata = json.dumps(config)
+    (path / "keras_metadata.pb").write_bytes(metadata.SerializeToString())
+    with self.assertRaisesRegex(ValueError, "'system' of the module 'os'"):
+      kap.load_model(path)
 
   def test_a_name_that_is_given_does_not_vouch_for_another(self):
     def change(config):

@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -41,7 +42,7 @@ class ThreadsTest(parameterized.TestCase):
     self.assertEmpty(wrong)
 
 
-class KernelsTest(absltest.TestCase):
+class KernelsTest(parameterized.TestCase):
 
   def test_an_operator_that_the_reference_kernels_lack(self):
     inputs = keras.Input((8, 8, 2))
@@ -66,6 +67,31 @@ class KernelsTest(absltest.TestCase):
     drift = kap.export.drift(model, content, wcam, images)
     self.assertEqual(drift.facts["runtime"], told)
     self.assertIn(told, str(drift))
+    # In a file of somebody else's, too, which is tried in another process.
+    foreign = helpers.foreign(content)
+    report = kap.export.verify(
+        foreign, model, wcam, images, runtime="reference")
+    self.assertEqual(report.facts["runtime"], told)
+    drift = kap.export.drift(model, foreign, wcam, images)
+    self.assertEqual(drift.facts["runtime"], told)
+
+  @parameterized.parameters(
+      ("float32", tf.math.ceil, "CEIL"), ("float32", tf.round, "ROUND"),
+      # The kernel is there, but none of this version, which takes int8.
+      ("int8", lambda x: tf.nn.depth_to_space(x, 2),
+       "DEPTH_TO_SPACE of version 2"))
+  def test_others_that_they_lack(self, mode, operation, told):
+    inputs = keras.Input((8, 8, 2))
+    x = _layers.Conv2D(4, 3, activation="relu", name="act")(inputs)
+    x = keras.layers.Lambda(operation)(x)
+    x = _layers.GlobalAveragePooling2D()(x)
+    model = tiny.shake(keras.Model(inputs, _layers.Dense(3)(x)))
+    content = helpers.foreign(helpers.plainly_converted(model, mode))
+    file = kap.export.FileTensors(content, runtime="reference")
+    self.assertEqual(file.read(helpers.images(), [file.outputs[0]])[
+        file.outputs[0]].shape, (8, 3))
+    self.assertEqual(
+        file.kernels, f"builtin: the reference kernels lack {told}")
 
   def test_kernels_that_are_there_are_those_asked_for(self):
     for runtime in helpers.LITERT_RUNTIMES:

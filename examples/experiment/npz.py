@@ -52,7 +52,7 @@ def open_npz(
     ValueError: the file is damaged, or an array is missing or does not fit.
   """
   try:
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
       arrays = {key: file[key] for key in file.files}
   except FileNotFoundError:
     raise

@@ -66,7 +66,7 @@ def readme(device: DeviceModel, name: str, facts: dict[str, Any]) -> str:
   if found:
     words["test_list"] = filled(["README_files.md"], name, {})
     words["checks"] = filled(["README_checks.md"], name, {
-        **found, "runtime": _RUNTIMES[device.runtime],
+        **found, "runtime": _RUNTIMES.get(device.kernels, device.kernels),
         "vectors": min(found["images"], VECTOR_IMAGES),
         **{key: f"{value:.4f}" for key, value in found.items()
            if key not in ("images", "runtime")}})

@@ -232,6 +232,11 @@ class DeviceModel:
     return [self.map(outputs, number, one)
             for number, one in enumerate(weights)], np.asarray(targets)
 
+  @property
+  def kernels(self) -> str:
+    """What runs it in the end; see `Interpreter.runtime`."""
+    return self._interpreter.runtime
+
   @cached_property
   def _interpreter(self) -> Interpreter:
     return Interpreter(self.content, runtime=self.runtime)

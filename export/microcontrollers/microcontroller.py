@@ -206,7 +206,7 @@ def _agreement(device, model, wcam, images) -> dict[str, float]:
     cosine, alive = np.zeros(1), np.ones(1, bool)
   return {
       "images": len(images),
-      "runtime": device.runtime,
+      "runtime": device.kernels,
       "cosine_median": float(np.median(cosine[alive])),
       "cosine_mean": float(np.mean(cosine[alive])),
       "cosine_worst": float(np.min(cosine[alive])),

@@ -181,6 +181,7 @@ class ForeignExplainer:
         "method": self.method,
         "road": self.road,
         "source": self.source,
+        "runtime": file.kernels,
         "input_range": list(file.input.range) if file.input.scale else None,
     }
 

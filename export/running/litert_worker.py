@@ -84,12 +84,13 @@ def _fault(content: bytes, runtime: str) -> str | None:
   from ai_edge_litert import interpreter as litert
 
   kinds = litert.OpResolverType
+  resolver = {
+      "xnnpack": kinds.BUILTIN,
+      "builtin": kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+      "reference": kinds.BUILTIN_REF}[runtime]
   try:
     interpreter = litert.Interpreter(
-        model_content=content, experimental_op_resolver_type={
-            "xnnpack": kinds.BUILTIN,
-            "builtin": kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-            "reference": kinds.BUILTIN_REF}[runtime])
+        model_content=content, experimental_op_resolver_type=resolver)
     interpreter.allocate_tensors()
     for name in interpreter.get_signature_list():
       runner = interpreter.get_signature_runner(name)
@@ -99,6 +100,8 @@ def _fault(content: bytes, runtime: str) -> str | None:
       interpreter.invoke()
   except (IndexError, MemoryError, OverflowError, RuntimeError, TypeError,
           UnicodeError, ValueError) as error:
+    if runtime == "reference" and "Didn't find op for builtin" in f"{error}":
+      return _fault(content, "builtin")  # As `runtimes.LiteRT` runs it.
     return f"{error}" or type(error).__name__
   return None
 

@@ -111,8 +111,11 @@ def _loaded(content: bytes, runtime: str) -> litert.Interpreter:
 def _lacking_kernel(runtime: str, error: Exception) -> str | None:
   """Names the operator that the reference kernels lack; None of others."""
   match = re.search(
-      r"Didn't find op for builtin opcode '(\w+)'", str(error))
-  return match.group(1) if match and runtime == "reference" else None
+      r"Didn't find op for builtin opcode '(\w+)' version '(\d+)'", str(error))
+  if not match or runtime != "reference":
+    return None
+  name, version = match.groups()
+  return name if version == "1" else f"{name} of version {version}"
 
 
 def _filled(batch: np.ndarray, size: int) -> np.ndarray:

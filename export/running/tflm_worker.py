@@ -60,7 +60,7 @@ def run(
         str(position): array for position, array in inputs.items()})
     (path / "outputs.json").write_text(json.dumps(list(outputs)))
     _call(tflite_model, path, "run")
-    with np.load(path / "out.npz") as out:
+    with np.load(path / "out.npz", allow_pickle=False) as out:
       return {position: out[str(position)] for position in outputs}
 
 
@@ -122,7 +122,7 @@ def _run(folder: Path) -> None:
   content = (folder / "model.tflite").read_bytes()
   interpreter = runtime.Interpreter.from_bytes(
       content, arena_size=_plenty(content))
-  with np.load(folder / "in.npz") as file:
+  with np.load(folder / "in.npz", allow_pickle=False) as file:
     inputs = {int(name): file[name] for name in file.files}
   wanted = json.loads((folder / "outputs.json").read_text())
   rows = {position: [] for position in wanted}
