@@ -158,8 +158,9 @@ class TrainStep:
 
     Raises:
       tf.errors.InvalidArgumentError: the loss is not finite; the weights are
-        those from before the step (without a distribution strategy). XLA raises nothing: with
-        `jit_compile=True` give `fit` keras.callbacks.TerminateOnNaN().
+        those from before the step (without a distribution strategy). XLA
+        raises nothing: with `jit_compile=True` give `fit`
+        keras.callbacks.TerminateOnNaN().
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     with tf.GradientTape() as tape:

@@ -13,7 +13,7 @@ PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "images", "wcam", "gradient_rules", "progress",
      "notices"),
-    ("call_swap", "drawing"),
+    ("call_swap", "drawing", "left_whole"),
     ("layers", "heads", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "layer_moments", "preserving", "batch_statistics",
      "inner_functions"),
