@@ -92,7 +92,7 @@ def prune(teacher: keras.Model, scenes, callbacks) -> keras.Model:
       kap.clone_model(teacher), clone_function=wrapped)
   train(student, scenes, PRUNE_EPOCHS.value, [
       tfmot.sparsity.keras.UpdatePruningStep(), *callbacks])
-  return tfmot.sparsity.keras.strip_pruning(student)
+  return kap.strip(student)
 
 
 def settings(teacher: keras.Model, steps: int) -> dict[str, list]:

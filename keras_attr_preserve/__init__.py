@@ -17,6 +17,7 @@ from keras_attr_preserve.iterative_pruning import IterativePruning
 from keras_attr_preserve.keras3 import from_keras3
 from keras_attr_preserve.kernel_equalization import equalize_kernels
 from keras_attr_preserve.layer_sparsity import layer_sparsities, prune_layers
+from keras_attr_preserve.left_whole import LayersLeftWhole
 from keras_attr_preserve.narrowing import narrow
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.quantizer_calibration import calibrate_quantizers
@@ -48,6 +49,7 @@ __all__ = [
   "Distillation",
   "Hints",
   "IterativePruning",
+  "LayersLeftWhole",
   "PreserveAttribution",
   "TrainStep",
   "attribution",

@@ -9,6 +9,7 @@ import numpy as np
 from keras_attr_preserve.compat import check_model, clone_model, keras
 from keras_attr_preserve.inputs import check_calibration
 from keras_attr_preserve.layers import graphs_in
+from keras_attr_preserve.notices import notice
 
 __all__ = ["recalibrate_batch_norm"]
 
@@ -39,7 +40,7 @@ def recalibrate_batch_norm(
       holds such as layers; left as it came. A batch normalization without scale
       or offset, or with a constraint on one, cannot make up for anything, and
       one that is not trainable takes its moving statistics in training as well:
-      they stay as they are.
+      they stay as they are, and a warning names them.
     images: `[count, height, width, channels]`, some hundred of those to train
       on, in the range the model takes.
     batch_size: how many to run at a time.
@@ -57,11 +58,18 @@ def recalibrate_batch_norm(
   """
   images = check_calibration(check_model(model), images, batch_size)
   copy = clone_model(model)
-  layers = {
+  norms = {
       id(layer): layer for graph in graphs_in(copy) for layer in graph.layers
-      if isinstance(layer, keras.layers.BatchNormalization)
-      and _can_make_up(layer)}
-  moments = [_Moments(layer) for layer in layers.values()]
+      if isinstance(layer, keras.layers.BatchNormalization)}
+  stay = [layer.name for layer in norms.values() if not _can_make_up(layer)]
+  if stay:
+    notice(
+        f"recalibrate_batch_norm leaves {len(stay)} of {len(norms)} batch "
+        f"normalizations of model {model.name!r} as they are, without scale or "
+        f"offset, constrained or not trainable: {', '.join(stay[:8])}"
+        + ", ..." * (len(stay) > 8))
+  moments = [_Moments(layer) for layer in norms.values()
+             if _can_make_up(layer)]
   with contextlib.ExitStack() as stack:
     for one in moments:
       stack.enter_context(one.listening())

@@ -11,7 +11,12 @@ from keras_attr_preserve.channel_gates import (
   map_contributions,
   score_contributions,
 )
-from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph, Group
+from keras_attr_preserve.channel_graph import (
+  BORDER,
+  MIXERS,
+  ChannelGraph,
+  Group,
+)
 from keras_attr_preserve.channel_reconstruction import (
   rank_channels,
   reader_moments,
@@ -20,6 +25,7 @@ from keras_attr_preserve.channel_reconstruction import (
 from keras_attr_preserve.channel_slicing import slice_model, slice_weights
 from keras_attr_preserve.compat import clone_model, keras
 from keras_attr_preserve.inputs import check_calibration
+from keras_attr_preserve.left_whole import tell_left_whole
 from keras_attr_preserve.progress import Progress
 
 __all__ = ["filter_sparsities", "prune_filters"]
@@ -61,7 +67,9 @@ def prune_filters(
   together, and are ranked among each other: layer by layer, in one shot. What
   stays whole: the channels of the model's input and output, convolutions in
   groups, and whatever reaches a layer that may mix channels in ways not known
-  here (Lambda, custom layers, nested models, LayerNormalization).
+  here (Lambda, custom layers, nested models, LayerNormalization). Where one
+  share is asked of all, layers with kernels that stay so are named in a
+  warning, a `kap.LayersLeftWhole`, unless excluded.
 
   Args:
     model: a built `tf_keras` model, channels last; stripped of tfmot's
@@ -125,6 +133,8 @@ def prune_filters(
     images = check_calibration(model, images, batch_size)
   graph = ChannelGraph(model)
   shares = _shares(model, graph, sparsity, _excluded(model, graph, exclude))
+  if not isinstance(sparsity, Mapping):
+    _tell_held("prune_filters", model, graph, exclude)
   if criterion == "taylor":
     scores = score_contributions(
         model, graph, images, targets, batch_size=batch_size)
@@ -195,7 +205,8 @@ def filter_sparsities(
       the last two those of nested models, which are left whole, do not count.
     images: `[count, height, width, channels]`, some hundred, from the training
       data, in the range the model takes.
-    exclude: names of layers that keep all channels of their output.
+    exclude: names of layers that keep all channels of their output. Others
+      that keep them are named in a warning, a `kap.LayersLeftWhole`.
     min_filters: how many stay at least, of those tied to the same layers.
     batch_size: images a batch.
 
@@ -215,6 +226,7 @@ def filter_sparsities(
   model = clone_model(model)
   images = check_calibration(model, images, batch_size)
   graph = ChannelGraph(model)
+  _tell_held("filter_sparsities", model, graph, exclude)
   moments = reader_moments(model, graph, images, batch_size)
   parts: list[tuple[set[str], list[int], list[float]]] = []
   for group, _ in _shares(
@@ -300,6 +312,22 @@ def _norms(model: keras.Model, graph: ChannelGraph) -> np.ndarray:
       raise ValueError(f"layer {layer.name!r} has weights that are not finite.")
     np.add.at(scores, outputs, norms / (norms.mean() or 1.0))
   return scores
+
+
+def _tell_held(
+    function: str, model: keras.Model, graph: ChannelGraph,
+    exclude: str | Sequence[str]) -> None:
+  """Warns of kernels whose channels stay, but for the model's own border."""
+  def why(layer: keras.layers.Layer) -> str | None:
+    if layer.name not in graph.uses:
+      return "its channels are not followed" + (
+          "; kap.unnest puts its layers in its place"
+          if isinstance(layer, keras.Model) else "")
+    held = graph.held.get(layer.name)
+    return None if held is None or held in BORDER else f"channels {held}"
+  tell_left_whole(
+      function, model, why,
+      known=(exclude,) if isinstance(exclude, str) else exclude)
 
 
 def _excluded(

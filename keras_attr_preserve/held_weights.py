@@ -19,6 +19,7 @@ import tensorflow_model_optimization as tfmot
 from keras_attr_preserve.compat import check_keras, keras, tf
 from keras_attr_preserve.layers import unwrapped_name
 from keras_attr_preserve.notices import notice
+from keras_attr_preserve.preserving import last_name
 
 __all__ = ["Lost", "hold", "hold_aloud", "mask_step", "masks_of",
            "restore_sparse_clusters", "say_lost", "strip"]
@@ -71,7 +72,8 @@ def hold(
       earlier = (masks or {}).get(id(mask))
       if earlier is not None and (mask.numpy()[~earlier] != 0).any():
         mask.assign(np.where(earlier, mask.numpy(), 0))
-      lost += _masked(layer, weight, mask.numpy() != 0)
+      several = len(layer.pruning_vars) > 1
+      lost += _masked(layer, weight, mask.numpy() != 0, several)
     for weight, quantizer, settings in _quantized(layer):
       lost += _held(layer, weight, quantizer, settings, _averages(model))
     for name, mask in _sparse_clusters(layer):
@@ -181,15 +183,17 @@ def restore_sparse_clusters(model: keras.Model) -> None:
 
 
 def _masked(
-    layer: keras.layers.Layer, weight: tf.Variable, stays: np.ndarray
-) -> list[Lost]:
-  """Sets what does not stay to zero."""
+    layer: keras.layers.Layer, weight: tf.Variable, stays: np.ndarray,
+    several: bool = False) -> list[Lost]:
+  """Sets what does not stay to zero; of several kernels each has a name."""
   value = weight.numpy()
   if not (value[~stays] != 0).any():
     return []
   masked = np.where(stays, value, 0)
   weight.assign(masked)
-  return [Lost(unwrapped_name(layer.name), "zeros",
+  name = unwrapped_name(layer.name) + (
+      f"/{last_name(weight.name)}" if several else "")
+  return [Lost(name, "zeros",
                float((value == 0).mean()), float((masked == 0).mean()))]
 
 
@@ -201,7 +205,7 @@ def _quantized(layer: Any) -> list[tuple[tf.Variable, Any, dict[str, Any]]]:
 
 def _held(
     layer: keras.layers.Layer, weight: tf.Variable, quantizer: Any,
-    settings: dict[str, Any], averaged: bool) -> list[Lost]:
+    settings: dict[str, Any], averages: list[tf.Variable]) -> list[Lost]:
   """Holds what a quantizer that keeps zeros or clusters was made to keep."""
   mask = settings.get("sparsity_mask")
   stays = None if mask is None else mask.numpy() != 0
@@ -211,8 +215,10 @@ def _held(
   before = weight.numpy()
   count, most = _values(before, centroids), centroids.shape[-1]
   woken = stays is not None and (before[~stays] != 0).any()
-  # An average leaves out a kernel without a gradient, and puts what it started
-  # with in its place.
+  # The average of a kernel without a gradient is what it started with, and
+  # takes its place as a fit ends.
+  averaged = any(one.shape == weight.shape and np.array_equal(one, before)
+                 for one in averages)
   if count <= most and not woken and not averaged:
     return []
   # Its training mode clusters the kernel, and takes its range.
@@ -238,12 +244,12 @@ def _values(kernel: np.ndarray, centroids: tf.Variable) -> int:
   return max(len(np.unique(one)) for one in np.moveaxis(kernel, axis, 0))
 
 
-def _averages(model: keras.Model) -> bool:
-  """Says whether the model's optimizer ends a fit with averages."""
+def _averages(model: keras.Model) -> list[tf.Variable]:
+  """The averages that the model's optimizer ends a fit with."""
   optimizer = getattr(model, "optimizer", None)
   optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-  return bool(getattr(optimizer, "use_ema", False)
-              and int(optimizer.iterations.numpy()))
+  return [one for one in optimizer.variables if "average" in one.name] if (
+      getattr(optimizer, "use_ema", False)) else []
 
 
 def _sparse_clusters(layer: Any) -> Iterator[tuple[str, tf.Tensor]]:

@@ -32,11 +32,13 @@ class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
   ends in training. Steps are counted as tfmot counts them: the first training
   step is number 1, and a second `fit` goes on counting.
 
-  What is pruned stays pruned where the rounds begin with an epoch, that is
-  where `begin_step` and `steps_per_round` are multiples of the steps of an
-  epoch. `UpdatePruningStep` sets the pruned weights to zero when an epoch ends;
-  inside an epoch the last optimizer step has moved them when tfmot compares
-  magnitudes, and one that came to exceed a surviving weight takes its place.
+  What is pruned stays pruned in a `fit` with `PreserveAttribution`, which sets
+  it to zero after every step. By tfmot alone it does where the rounds begin
+  with an epoch, that is where `begin_step` and `steps_per_round` are multiples
+  of the steps of an epoch. `UpdatePruningStep` sets the pruned weights to zero
+  when an epoch ends; inside an epoch the last optimizer step has moved them
+  when tfmot compares magnitudes, and one that came to exceed a surviving weight
+  takes its place.
 
   A saved model loads within `tfmot.sparsity.keras.prune_scope()` once this
   module is imported; the schedule is registered with Keras.

@@ -6,8 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from keras_attr_preserve.channel_graph import calls
-from keras_attr_preserve.compat import check_model, clone_model, keras, tf
+from keras_attr_preserve.compat import (
+  check_model,
+  clone_model,
+  has_graph,
+  keras,
+  tf,
+)
 from keras_attr_preserve.layers import graphs_in
+from keras_attr_preserve.left_whole import tell_left_whole
 
 __all__ = ["equalize_kernels"]
 
@@ -18,6 +25,7 @@ _CHANNEL_AXES = {_layers.Conv2D: 1, _layers.Dense: 1,
                  _layers.DepthwiseConv2D: 2}
 # What a scaled kernel might no longer meet.
 _CONSTRAINTS = ("kernel_constraint", "depthwise_constraint", "bias_constraint")
+_UNPAIRED = "no batch normalization with a scale alone takes what it gives"
 # A channel is scaled up by no more: what is nearly zero may stay so.
 _MOST = 1e4
 
@@ -50,7 +58,8 @@ def equalize_kernels(model: keras.Model) -> keras.Model:
       `quantize_model`; left as it came. Conv2D, DepthwiseConv2D and Dense
       without an activation or a constraint are scaled, where nothing but one
       batch normalization, of the last axis and with a scale, takes what they
-      give; others stay.
+      give; others stay, and but for the last one, which gives the scores, are
+      named in a warning, a `kap.LayersLeftWhole`.
 
   Returns:
     A new, uncompiled model of the same layers.
@@ -64,10 +73,33 @@ def equalize_kernels(model: keras.Model) -> keras.Model:
     a layer against the next one; here the normalization between takes it up.
   """
   copy = clone_model(check_model(model))
+  scaled = set()
   for graph in graphs_in(copy):
     for layer, norm in _pairs(graph):
       _equalize(layer, norm)
+      scaled.add(layer)
+  outputs = {id(one) for one in copy.outputs}
+  for graph in graphs_in(copy):
+    tell_left_whole("equalize_kernels", graph, lambda layer: (
+        _why_not_scaled(layer) if layer not in scaled else None), known=[
+            layer.name for layer, node in calls(graph)
+            if outputs & {id(one) for one in tf.nest.flatten(node.outputs)}])
   return copy
+
+
+def _why_not_scaled(layer: keras.layers.Layer) -> str | None:
+  """Says why a layer that was not scaled was not; None for a graph's own."""
+  if isinstance(layer, keras.Model) and has_graph(layer):
+    return None
+  if type(layer) not in _CHANNEL_AXES:
+    return "no Conv2D, DepthwiseConv2D or Dense"
+  if layer.activation is not keras.activations.linear:
+    return "an activation stands in it"
+  if getattr(layer, "data_format", None) == "channels_first":
+    return "channels stand first"
+  if any(getattr(layer, name, None) is not None for name in _CONSTRAINTS):
+    return "it has a constraint"
+  return _UNPAIRED
 
 
 def _pairs(
@@ -83,11 +115,7 @@ def _pairs(
       taken[id(one)] += 1
       takes[id(one)] = layer
   for layer, node in made:
-    if (type(layer) not in _CHANNEL_AXES
-        or layer.activation is not keras.activations.linear
-        or getattr(layer, "data_format", None) == "channels_first"
-        or any(getattr(layer, name, None) is not None
-               for name in _CONSTRAINTS)):
+    if _why_not_scaled(layer) != _UNPAIRED:
       continue
     output = tf.nest.flatten(node.outputs)[0]
     norm = takes.get(id(output))

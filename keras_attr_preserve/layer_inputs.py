@@ -1,7 +1,6 @@
 """What a layer multiplies its kernel with, row by row, and the sums of that."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.layer_moments import Moments, MomentsOfRows
 from keras_attr_preserve.layer_sparsity import is_prunable
+from keras_attr_preserve.notices import notice
 
 __all__ = ["input_moments", "is_fittable", "own_moments"]
 
@@ -17,7 +17,7 @@ POSITIONS = 100
 
 
 def is_fittable(layer: keras.layers.Layer) -> bool:
-  """Says whether one matrix is all that the layer does: Conv2D, Dense.
+  """Says whether one matrix is all that it does: Conv1D, Conv2D, Dense.
 
   Of one group, channels last, and called once.
   """
@@ -97,10 +97,10 @@ def _checked(layer: keras.layers.Layer, rows: MomentsOfRows) -> Moments:
         f"model: on these images layer {layer.name!r} takes values that are "
         "not finite.")
   if rows.count < len(moments.diagonal):
-    warnings.warn(
+    notice(
         f"Layer {layer.name!r} has {len(moments.diagonal)} inputs and sees "
         f"{rows.count} positions in these images; give more images, or leave "
-        "it whole.", stacklevel=4)
+        "it whole.")
   return moments
 
 
@@ -124,25 +124,32 @@ def _windows(inputs: tf.Tensor, layer: keras.layers.Layer) -> np.ndarray:
 
   Args:
     inputs: of the layer, `[batch, ..., channels]`.
-    layer: a Conv2D or Dense.
+    layer: a Conv1D, Conv2D or Dense.
 
   Returns:
     A view `[batch, rows, columns, ...]`, whose last axes are the kernel's but
-    for its outputs.
+    for its outputs; of a Conv1D with one column.
   """
   inputs = np.asarray(inputs)
   if isinstance(layer, keras.layers.Dense):
     return inputs.reshape(len(inputs), -1, 1, inputs.shape[-1])
-  spans = [(size - 1) * rate + 1 for size, rate in zip(
-      layer.kernel_size, layer.dilation_rate, strict=True)]
+  sizes, strides, rates = (
+      (*one, 1)[:2] for one in (
+          layer.kernel_size, layer.strides, layer.dilation_rate))
+  if inputs.ndim == 3:
+    inputs = inputs[:, :, None]
+  spans = [(size - 1) * rate + 1
+           for size, rate in zip(sizes, rates, strict=True)]
   if layer.padding == "same":
     missing = [max((-(-length // stride) - 1) * stride + span - length, 0)
                for length, stride, span in zip(
-                   inputs.shape[1:3], layer.strides, spans, strict=True)]
+                   inputs.shape[1:3], strides, spans, strict=True)]
     inputs = np.pad(inputs, [(0, 0), *(
         (one // 2, one - one // 2) for one in missing), (0, 0)])
+  elif layer.padding == "causal":
+    inputs = np.pad(inputs, [(0, 0), (spans[0] - 1, 0), (0, 0), (0, 0)])
   windows = np.lib.stride_tricks.sliding_window_view(
       inputs, spans, axis=(1, 2))
-  (down, right), (tall, wide) = layer.strides, layer.dilation_rate
+  (down, right), (tall, wide) = strides, rates
   return np.moveaxis(
       windows[:, ::down, ::right, :, ::tall, ::wide], 3, -1)

@@ -5,7 +5,6 @@ pointwise convolution, 128 weights, 90 % sparsity leaves 13 for all that later
 layers see, while the last one, 500 times as large, could spare far more.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -14,17 +13,38 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_keras, clone_model, keras
+from keras_attr_preserve.left_whole import tell_left_whole
 
-__all__ = ["check_sparsities", "is_prunable", "lamp_scores", "layer_sparsities",
-           "prune_layers"]
+__all__ = ["NESTED", "check_sparsities", "is_prunable", "lamp_scores",
+           "layer_sparsities", "prune_layers"]
 
-_KINDS = (keras.layers.Conv2D, keras.layers.Dense)
+_KINDS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense)
+_OTHERS = (keras.layers.Conv1DTranspose, keras.layers.DepthwiseConv2D)
+# Of the layers with kernels those that tfmot 0.8.1 prunes; others it refuses,
+# or wraps and leaves.
+_PRUNED = tuple(getattr(keras.layers, name) for name in (
+    "Conv1D", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "Dense",
+    "Embedding", "GRU", "LSTM", "LocallyConnected1D", "LocallyConnected2D",
+    "MultiHeadAttention", "RNN", "SeparableConv1D", "SeparableConv2D",
+    "SimpleRNN"))
+NESTED = "a model; kap.unnest puts its layers in its place"
+"""Why the layers of a model that another holds are left."""
 
 
 def is_prunable(layer: keras.layers.Layer) -> bool:
-  """Says whether tfmot prunes a kernel of the layer: Conv2D or Dense."""
-  return isinstance(layer, _KINDS) and not isinstance(
-      layer, keras.layers.DepthwiseConv2D)
+  """Says whether it is a Conv1D, Conv2D, Conv2DTranspose or Dense.
+
+  Of these tfmot prunes the kernel, which is the first of their weights.
+  """
+  return isinstance(layer, _KINDS) and not isinstance(layer, _OTHERS)
+
+
+def _why_not_counted(layer: keras.layers.Layer) -> str | None:
+  """Says why `layer_sparsities` does not count a layer; None if it does."""
+  if isinstance(layer, keras.Model):
+    return NESTED
+  return None if is_prunable(layer) else (
+      "no Conv1D, Conv2D, Conv2DTranspose or Dense")
 
 
 def lamp_scores(kernel: np.ndarray) -> np.ndarray:
@@ -70,9 +90,10 @@ def layer_sparsities(
 
   Args:
     model: a built `tf_keras` model, stripped of tfmot's wrappers; left as it
-      came. Kernels of Conv2D and Dense layers are counted, depthwise ones not,
-      as tfmot prunes; layers of nested models are left out, with a warning
-      unless these are excluded: see `unnest`.
+      came. Kernels of Conv1D, Conv2D, Conv2DTranspose and Dense layers are
+      counted. Those of other layers (depthwise, separable, recurrent) and of
+      nested models (see `unnest`) are not; unless excluded they are named in a
+      warning, a `LayersLeftWhole`, which has them in `layers`.
     sparsity: share of those weights to remove in all, above 0 and below 1.
     exclude: names of layers to leave whole; their weights are not counted.
 
@@ -97,15 +118,10 @@ def layer_sparsities(
              if is_prunable(layer) and layer.name not in exclude}
   if not kernels:
     raise ValueError(
-        f"model {model.name!r} has no Conv2D or Dense layer left to prune.")
-  nested = [layer.name for layer in model.layers
-            if isinstance(layer, keras.Model) and layer.weights
-            and layer.name not in exclude]
-  if nested:
-    warnings.warn(
-        f"Models held by {model.name!r} are left whole: {nested}. "
-        "kap.unnest(model) puts their layers in their place; to leave them "
-        "whole, name them in exclude.", stacklevel=2)
+        f"model {model.name!r} has no Conv1D, Conv2D, Conv2DTranspose or Dense "
+        "layer left to prune.")
+  tell_left_whole(
+      "layer_sparsities", model, _why_not_counted, known=exclude)
   wrong = [name for name, one in kernels.items() if not np.isfinite(one).all()]
   if wrong:
     raise ValueError(
@@ -143,7 +159,8 @@ def prune_layers(
   Args:
     model: a built `tf_keras` model; left as it came.
     sparsities: by layer name, 0 or more and below 1; layers that are not named,
-      or have 0, stay whole.
+      or have 0, stay whole. Kernels that tfmot cannot prune, or of models held
+      as layers, are warned of, as by `layer_sparsities`, unless named with 0.
     schedule: makes tfmot's pruning schedule for a sparsity.
 
   Returns:
@@ -151,9 +168,17 @@ def prune_layers(
     .UpdatePruningStep`, and to strip.
 
   Raises:
-    TypeError, ValueError: an argument is not as above.
+    TypeError, ValueError: an argument is not as above, or tfmot prunes nothing
+      of a layer that is named.
   """
   check_sparsities(model, sparsities)
+  for layer in model.layers:
+    if sparsities.get(layer.name) and not _pruned_by_tfmot(layer):
+      raise ValueError(
+          f"sparsities[{layer.name!r}] must be 0 or left out: tfmot prunes no "
+          f"kernel of a {type(layer).__name__}.")
+  tell_left_whole(
+      "prune_layers", model, _why_not_pruned, known=[*sparsities])
 
   def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
     share = sparsities.get(layer.name, 0.0)
@@ -161,3 +186,17 @@ def prune_layers(
         layer, schedule(share))
 
   return keras.models.clone_model(clone_model(model), clone_function=wrap)
+
+
+def _why_not_pruned(layer: keras.layers.Layer) -> str | None:
+  """Says why tfmot cannot prune a layer; None if it can."""
+  if isinstance(layer, keras.Model):
+    return NESTED
+  return None if _pruned_by_tfmot(layer) else "tfmot prunes no kernel of it"
+
+
+def _pruned_by_tfmot(layer: keras.layers.Layer) -> bool:
+  """Says whether tfmot prunes a kernel of such a layer."""
+  # tfmot's interface for a layer of one's own, which it gives to others too.
+  prunable = getattr(layer, "get_prunable_weights", None)
+  return bool(prunable()) if prunable else type(layer) in _PRUNED

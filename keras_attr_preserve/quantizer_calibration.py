@@ -9,6 +9,7 @@ import tensorflow_model_optimization as tfmot
 
 from keras_attr_preserve.compat import check_model, keras
 from keras_attr_preserve.inputs import check_calibration
+from keras_attr_preserve.left_whole import tell_left_whole
 
 __all__ = ["calibrate_quantizers"]
 
@@ -41,6 +42,8 @@ def calibrate_quantizers(
     model: a built quantize-aware `tf_keras` model, of any of tfmot's schemes.
       Nothing but its ranges is changed. Those of quantizers per channel or
       symmetric ones of activations, which tfmot's schemes do not have, stay.
+      Layers with kernels that are not quantize-aware are named in a warning, a
+      `kap.LayersLeftWhole`.
     images: `[count, height, width, channels]`, some hundred of those to train
       on, in the range the model takes.
     batch_size: how many to run at a time; as in training at best. While they
@@ -79,6 +82,9 @@ def calibrate_quantizers(
     for weight, value in zip(model.weights, before, strict=True):
       weight.assign(value)
     raise
+  tell_left_whole("calibrate_quantizers", model, lambda layer: (
+      None if hasattr(layer, "quantize_config") else
+      "it is not quantize-aware"))
 
 
 def _is_range(weight: Any) -> bool:

@@ -10,10 +10,12 @@ from keras_attr_preserve.inputs import check_calibration
 from keras_attr_preserve.layer_fitting import prune_linear
 from keras_attr_preserve.layer_inputs import input_moments, is_fittable
 from keras_attr_preserve.layer_sparsity import (
+  NESTED,
   check_sparsities,
   is_prunable,
   prune_layers,
 )
+from keras_attr_preserve.left_whole import tell_left_whole
 from keras_attr_preserve.progress import Progress, reporter
 from keras_attr_preserve.staged_inputs import StagedInputs
 
@@ -45,9 +47,12 @@ def prune_with_reconstruction(
       tfmot's wrappers; left as it came.
     sparsities: by layer name, 0 or more and below 1, as `layer_sparsities`
       gives; layers that are not named stay whole, and at least one weight of
-      each stays. Conv2D, of one group and with channels last, and Dense.
-    images: `[count, height, width, channels]`, some hundred of those to train
-      on, in the range the model takes. A layer with more inputs than it sees
+      each stays. Conv1D and Conv2D, of one group and with channels last, and
+      Dense. Kernels of other layers, and of models held as layers, are warned
+      of, as by `layer_sparsities`, unless named with 0.
+    images: `[count, height, width, channels]`, or `[count, steps, channels]`
+      for a model of signals; some hundred of those to train on, in the range
+      the model takes. A layer with more inputs than it sees
       positions in them, at most 100 of each, is warned of: a Dense behind a
       Flatten sees one.
     batch_size: how many to run at a time.
@@ -76,6 +81,8 @@ def prune_with_reconstruction(
   layers = [one for one in student.layers if sparsities.get(one.name)]
   for layer in layers:
     _check_layer(layer)
+  tell_left_whole("prune_with_reconstruction", model, _why_not_refitted,
+                  known=[*sparsities])
   report = reporter(
       progress, "prune_with_reconstruction", len(layers), "layers refitted")
   for done, layer in enumerate(layers, 1):
@@ -100,12 +107,13 @@ def hold_zeros(model: keras.Model) -> keras.Model:
       student.compile(...)
       student.fit(..., callbacks=[PreserveAttribution(teacher, wcam),
                                   tfmot.sparsity.keras.UpdatePruningStep()])
-      student = tfmot.sparsity.keras.strip_pruning(student)
+      student = kap.strip(student)
 
   Args:
     model: a built `tf_keras` model, stripped of tfmot's wrappers; left as it
-      came. The zeros in kernels of its Conv2D and Dense layers are held, not
-      those of models it holds as layers, which tfmot does not wrap.
+      came. The zeros in kernels of its Conv1D, Conv2D, Conv2DTranspose and
+      Dense layers are held. Those of other layers, and of models that it holds,
+      are not, and are warned of, as by `layer_sparsities`.
 
   Returns:
     A new, uncompiled model, wrapped by tfmot's `prune_low_magnitude`.
@@ -123,6 +131,7 @@ def hold_zeros(model: keras.Model) -> keras.Model:
     raise ValueError(
         f"model {model.name!r} has no zeros in a kernel to hold; prune it "
         "first.")
+  tell_left_whole("hold_zeros", model, _why_not_held, known=[*shares])
   # The schedule may not fire: training may go on from a later step than 0.
   wrapped = prune_layers(
       model, shares, lambda share: tfmot.sparsity.keras.ConstantSparsity(
@@ -136,9 +145,25 @@ def hold_zeros(model: keras.Model) -> keras.Model:
   return wrapped
 
 
+def _why_not_held(layer: keras.layers.Layer) -> str | None:
+  """Says why zeros of a layer are not held; None where there are none."""
+  zeros = 0 if is_prunable(layer) else sum(
+      int(np.count_nonzero(weight.numpy() == 0)) for weight in layer.weights
+      if len(weight.shape) > 1)
+  return f"{zeros} zeros of it are not held" if zeros else None
+
+
+def _why_not_refitted(layer: keras.layers.Layer) -> str | None:
+  """Says why a layer cannot be refitted; None if it can."""
+  if isinstance(layer, keras.Model):
+    return NESTED
+  return None if is_fittable(layer) else "it cannot be refitted"
+
+
 def _check_layer(layer: keras.layers.Layer) -> None:
   if not is_fittable(layer):
     raise ValueError(
-        "sparsities must name Conv2D layers of one group, channels last, and "
-        "Dense layers, each called once, or they cannot be refitted; "
-        f"{layer.name!r} ({type(layer).__name__}) is not one.")
+        "sparsities must name Conv1D and Conv2D layers of one group, channels "
+        "last, and Dense layers, each called once, or they cannot be refitted; "
+        f"{layer.name!r} ({type(layer).__name__}) is not one: leave it out, or "
+        "name it in layer_sparsities' exclude.")

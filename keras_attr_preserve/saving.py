@@ -37,6 +37,7 @@ from keras_attr_preserve.held_weights import (
 )
 from keras_attr_preserve.keras3_layers import Keras3Activation
 from keras_attr_preserve.model_files import check_model_file, shortened
+from keras_attr_preserve.notices import notice
 from keras_attr_preserve.preserving import (
     PruningWrapper,
     Wrapper,
@@ -50,6 +51,7 @@ __all__ = ["load_model", "save_model"]
 
 _MARK = "keras_attr_preserve_kind"
 _PATTERNS = "keras_attr_preserve_patterns"
+_SPARSE = 0.1  # Kernels that are not pruned have hardly any zeros.
 _EXTRA = "assets.extra"  # The notes' folder in a SavedModel.
 
 
@@ -130,7 +132,8 @@ def load_model(
   A model compiled when saved comes back compiled, its optimizer where it was.
   What Keras itself saved of pruning- or cluster-preserving training (a
   `ModelCheckpoint`) says nothing of its kind: its outputs are right, and it
-  comes back as plain quantization-aware training. Save those by `save_model`.
+  comes back as plain quantization-aware training, with a warning where its
+  kernels have zeros. Save those by `save_model`.
   Zeros that a pruned model's file has lost come back by its masks, with a
   warning.
 
@@ -182,7 +185,24 @@ def load_model(
   if isinstance(model, keras.Model):
     restore_sparse_clusters(model)
     hold_aloud(model, "load_model")
+    if _MARK not in notes:
+      _warn_of_zeros(path, model)
   return model
+
+
+def _warn_of_zeros(path: Path, model: keras.Model) -> None:
+  """Warns of a model that seems to keep zeros, and whose file does not say."""
+  zeros = {layer.name: float((one.numpy() == 0).mean())
+           for layer in model.submodules if hasattr(layer, "quantize_config")
+           for name, one in by_name(layer.weights).items() if name == "kernel"}
+  sparse = [f"{name} {share:.3f}" for name, share in zeros.items()
+            if share >= _SPARSE]
+  if sparse:
+    notice(
+        f"load_model: kernels of the quantize-aware model in {str(path)!r} "
+        f"have zeros (share: {', '.join(sparse)}), and the file does not say "
+        "that training is to keep them, as those that Keras saves. Trained on, "
+        "it loses them; save such models by kap.save_model.")
 
 
 def _loaded(

@@ -13,7 +13,7 @@ PACKAGE = "keras_attr_preserve"
 FLOORS = (
     ("compat", "files", "image_sources", "wcam", "gradient_rules", "progress",
      "notices"),
-    ("call_swap", "drawing", "images", "scores"),
+    ("call_swap", "drawing", "images", "scores", "left_whole"),
     ("layers", "iterative_pruning", "layer_sparsity", "channel_graph",
      "keras3_layers", "model_files", "layer_moments", "preserving",
      "batch_statistics", "inner_functions"),

@@ -81,6 +81,22 @@ class WindowsTest(parameterized.TestCase):
           outputs, atol=1e-5, err_msg=f"{settings} {pad}")
 
 
+  @parameterized.product(
+      length=(9, 12), span=(1, 4), settings=(
+          {}, {"strides": 2}, {"strides": 3}, {"dilation_rate": 2}),
+      pad=("same", "valid", "causal"))
+  def test_are_what_a_convolution_of_signals_multiplies(
+      self, length, span, settings, pad):
+    inputs = np.random.default_rng(0).normal(size=(2, length, 3)).astype("f")
+    layer = _layers.Conv1D(4, span, padding=pad, use_bias=False, **settings)
+    outputs = layer(inputs).numpy()
+    windows = layer_inputs._windows(inputs, layer)
+    # Float32 sums of at most 12 products, in another order.
+    np.testing.assert_allclose(
+        np.einsum("bhwklc,kco->bho", windows, layer.kernel.numpy()), outputs,
+        atol=1e-5)
+
+
 class SmallMapTest(parameterized.TestCase):
   """Of 100 positions or fewer each counts."""
 

@@ -242,6 +242,12 @@ class FaultsTest(parameterized.TestCase):
     self.assertIn("NaN or infinity", str(table))
     json.dumps(table.to_dict(), allow_nan=False)
 
+  def test_where_functions_are_told_to_run_eagerly(self):
+    model = one_to_one()
+    want = str(quantizer_ranges(model, TEN))
+    with tiny.eagerly():
+      self.assertEqual(str(quantizer_ranges(model, TEN)), want)
+
   def test_errors(self):
     with self.assertRaisesRegex(ValueError, "has no quantizer"):
       quantizer_ranges(tiny.conv_net(), tiny.images())

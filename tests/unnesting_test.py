@@ -278,7 +278,7 @@ class CompressedTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(maps).all() and np.isfinite(logits).all())
 
   def test_weights(self):
-    with self.assertWarnsRegex(UserWarning, r"left whole: \['base'\]. kap.unn"):
+    with self.assertWarnsRegex(UserWarning, "'base' .*: a model; kap.unnest"):
       self.assertEqual([*kap.layer_sparsities(self.model, 0.5)], ["logits"])
     shares = kap.layer_sparsities(self.student, 0.5)
     self.assertEqual([*shares], ["conv", "conv2", "logits"])

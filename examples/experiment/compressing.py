@@ -185,7 +185,7 @@ def _pruned(model, task, sparsities):
   # Rounds begin with an epoch; half of the epochs come after the last one.
   student = task.fit("prune", build, epochs=2 * rounds, callbacks=[
       tfmot.sparsity.keras.UpdatePruningStep()])
-  return tfmot.sparsity.keras.strip_pruning(student)
+  return kap.strip(student)
 
 
 def _obs(model, task):
@@ -201,7 +201,7 @@ def _refine(model, task):
     return task.fit("refine", lambda _: kap.clone_model(start))
   student = task.fit("refine", lambda _: kap.hold_zeros(start), callbacks=[
       tfmot.sparsity.keras.UpdatePruningStep()])
-  return tfmot.sparsity.keras.strip_pruning(student)
+  return kap.strip(student)
 
 
 def _filters(model, task):
@@ -252,7 +252,7 @@ def _cluster(model, task):
 
   student = task.fit("quantize", lambda _: keras.models.clone_model(
       kap.clone_model(model), clone_function=wrap))
-  return clustering.strip_clustering(student)
+  return kap.strip(student)
 
 
 def _qat(model, task, calibrated=False):

@@ -36,9 +36,10 @@ class QuantizerWatch:
     self._places: list[dict[str, Any]] = []
     self._unquantized: tuple[str, ...] = ()
     shape = [None, *self.tap.input.shape]
+    # A graph of its own, also where functions are told to run eagerly.
     self._run = tf.function(
-        self._traced, input_signature=[tf.TensorSpec(shape, tf.float32)])
-    self._run.get_concrete_function()
+        self._traced, input_signature=[tf.TensorSpec(shape, tf.float32)]
+    ).get_concrete_function()
     if not self._places:
       raise ValueError(
           f"model {model.name!r} has no quantizer: it must be quantize-aware, "
