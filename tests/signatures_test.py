@@ -118,8 +118,15 @@ class ExplainedModelTest(parameterized.TestCase):
     x = keras.layers.Conv2D(4, 3, activation="relu", name="act")(images)
     x = keras.layers.GlobalAveragePooling2D()(x)
     net = keras.Model(images, keras.layers.Dense(3)(x))
-    with self.assertRaisesRegex(ValueError, "model must have a fixed input"):
-      kap.export.convert(net, helpers.wcam(), mode="float32")
+    wcam = kap.WCAM("act")
+    with self.assertRaisesRegex(
+        ValueError, "representative_images must be given.* of any size"):
+      kap.export.convert(net, wcam, mode="float32")
+    # The file takes images of the size of those given.
+    content = kap.export.convert(
+        net, wcam, mode="float32", representative_images=helpers.images(2))
+    self.assertEqual(kap.export.Interpreter(content).input_shape,
+                     helpers.images(1).shape[1:])
 
   def test_no_such_layer(self):
     with self.assertRaisesRegex(ValueError, "layer 'relu9'.* no layer"):
