@@ -1,6 +1,7 @@
 """Another `call` for a layer, while a block runs."""
 
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ class CallSwap:
   """Has a layer compute something else inside a block, in this thread alone.
 
   Replicas run in threads that wait for each other half way, and servers explain
-  in several threads: each has swaps of its own, the innermost counts, and the
-  last thread to leave puts the layer's own `call` back.
+  in several threads: each has swaps of its own, and the last thread to leave
+  puts the layer's own `call` back. Of several swaps of a layer the innermost
+  counts; what it gets as the layer's own `call` is the next one's.
   """
 
   def __init__(self, layer: keras.layers.Layer, call: Call):
@@ -31,7 +33,7 @@ class CallSwap:
     Args:
       layer: any Keras layer or model.
       call: `(own_call, *args, **kwargs) -> outputs`, where `own_call` is the
-        layer's `call` as it was.
+        layer's `call` as it was before this swap.
     """
     self._layer, self._call = layer, call
 
@@ -67,10 +69,10 @@ class _Installed:
     self._own_call = own_call = layer.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
-      swaps = _swaps_of_thread().get(id(layer))
-      if not swaps:
-        return own_call(*args, **kwargs)
-      return swaps[-1](own_call, *args, **kwargs)
+      outer = own_call
+      for swap in _swaps_of_thread().get(id(layer), ()):
+        outer = functools.partial(swap, outer)
+      return outer(*args, **kwargs)
 
     # tfmot's wrappers look there for whether a layer takes `training`.
     call.__signature__ = inspect.signature(own_call)
