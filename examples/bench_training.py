@@ -6,6 +6,9 @@ Every arm trains the same student on the same pictures. The arms take turns in
 short blocks, so that whatever else the machine does falls on all alike; the
 figures are medians over blocks. Memory is the peak of a process of its own for
 each arm (on Linux): all of it, and what its steps added, tracing included.
+
+A last table trains on more and more labels, of which every picture has three:
+`target="present"` costs what they cost, however many there are to choose from.
 """
 
 import json
@@ -28,21 +31,24 @@ SIZE = flags.DEFINE_integer("size", 96, "Height and width.", lower_bound=32)
 STEPS = flags.DEFINE_integer("steps", 10, "Steps a block.", lower_bound=1)
 BLOCKS = flags.DEFINE_integer("blocks", 9, "Blocks an arm.", lower_bound=1)
 NETS = flags.DEFINE_list("nets", ["vgg", "mobilenet"], "Which nets.")
+LABELS = flags.DEFINE_list(
+    "labels", ["10", "100", "1000"], "How many labels the last table has.")
 MEMORY = flags.DEFINE_bool("memory", True, "Measure memory too.")
 ARM = flags.DEFINE_string(
     "arm", None, "Internal: run this arm alone and print its memory.")
 
 CLASSES = 10
+MARKED = 3  # Labels of a picture, where it has several.
 LAYERS = {"vgg": "relu6", "mobilenet": "conv_pw_13_relu"}
 
 
-def build(net: str, seed: int) -> keras.Model:
+def build(net: str, seed: int, classes: int = CLASSES) -> keras.Model:
   """Builds a net with weights drawn by a seed."""
   keras.utils.set_random_seed(seed)
   shape = (SIZE.value, SIZE.value, 3)
   if net == "mobilenet":
     return keras.applications.MobileNet(
-        shape, 0.25, weights=None, classes=CLASSES,
+        shape, 0.25, weights=None, classes=classes,
         classifier_activation=None)
   inputs = x = keras.Input(shape)
   for i, width in enumerate((16, 16, 32, 32, 64, 64), 1):
@@ -52,7 +58,7 @@ def build(net: str, seed: int) -> keras.Model:
     if i % 2 == 0 and i < 6:
       x = keras.layers.MaxPool2D()(x)
   x = keras.layers.GlobalAveragePooling2D()(x)
-  return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+  return keras.Model(inputs, keras.layers.Dense(classes)(x))
 
 
 def make_step(arm: str, net: str) -> Callable[[tf.Tensor, tf.Tensor], dict]:
@@ -98,6 +104,44 @@ def times(net: str) -> dict[str, list[float]]:
       float(logs["loss"])
       if block:  # The first one traces, and fills the caches.
         found[arm].append((time.perf_counter() - start) / STEPS.value)
+  return found
+
+
+def label_times(net: str) -> dict[int, dict[str, list[float]]]:
+  """Trains on pictures of several labels each.
+
+  Returns:
+    By how many labels there are and by arm: seconds of the first step, with its
+    trace, and of a step after it, the median over all blocks.
+  """
+  rng = np.random.default_rng(0)
+  found = {}
+  for classes in map(int, LABELS.value):
+    marked = np.argsort(rng.random((BATCH.value, classes)))[:, :MARKED]
+    labels = tf.constant(
+        np.eye(classes, dtype=np.float32)[marked].sum(1))
+    data, steps, seconds = batches(), {}, {}
+    for arm in ("fine-tuning", "present"):
+      student = build(net, 1, classes)
+      student.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
+      run = student.train_step if arm == "fine-tuning" else kap.TrainStep(
+          student, build(net, 0, classes),
+          kap.WCAM(LAYERS[net], target="present"))
+      steps[arm] = tf.function(lambda x, y, run=run: run((x, y)))
+      start = time.perf_counter()
+      float(steps[arm](data[0][0], labels)["loss"])
+      seconds[arm] = [time.perf_counter() - start]
+    rest = {arm: [] for arm in steps}
+    for _ in range(BLOCKS.value):
+      for arm, step in steps.items():
+        start = time.perf_counter()
+        for x, _ in data:
+          logs = step(x, labels)
+        float(logs["loss"])
+        rest[arm].append((time.perf_counter() - start) / STEPS.value)
+    for arm, values in rest.items():
+      seconds[arm].append(statistics.median(values))
+    found[classes] = seconds
   return found
 
 
@@ -168,6 +212,13 @@ def main(argv: list[str]) -> None:
       found = memory["swa"][0] / memory["scores"][0]
       print(f"peak memory of 'swa' / 'scores': {found:.3f}, at most 1.05: "
             f"{'held' if found <= 1.05 else 'NOT HELD'}")
+    print(f"\n{net}, {MARKED} labels a picture, target='present'")
+    print(f"{'labels':>8}{'first step, s':>16}{'ms a step':>12}"
+          f"{'fine-tuning, ms':>18}")
+    for classes, seconds in label_times(net).items():
+      first, later = seconds["present"]
+      print(f"{classes:8}{first:16.1f}{1000 * later:12.1f}"
+            f"{1000 * seconds['fine-tuning'][1]:18.1f}")
 
 
 if __name__ == "__main__":

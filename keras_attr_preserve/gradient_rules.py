@@ -6,10 +6,12 @@ that: one gives silently nothing, the other silently something wrong. And on the
 device a backward pass must be written in operators that TFLite has.
 
 TensorFlow offers no public way to name another gradient for an operation that a
-tape has already recorded, so this module, and no other, reaches into a private
-one: `tensorflow.python.framework.ops.gradient_registry` (checked on TensorFlow
-2.21; `gradient_rules_test.py` fails where it changed). Outside a block every
-operation has exactly the gradient TensorFlow gave it.
+tape has already recorded, nor to ask whether XLA will compile what is traced.
+So this module, and no other, reaches into private ones (checked on TensorFlow
+2.21; `gradient_rules_test.py` fails where they changed):
+`tensorflow.python.framework.ops.gradient_registry` and
+`tensorflow.python.ops.control_flow_util`. Outside a block every operation has
+exactly the gradient TensorFlow gave it.
 """
 
 import contextlib
@@ -18,9 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import tensorflow as tf
 from tensorflow.python.framework import ops
+from tensorflow.python.ops import control_flow_util
 
 __all__ = ["MOMENTS", "SENSITIVITY_RULES", "STRAIGHT_THROUGH",
-           "gradient_rules"]
+           "compiled_by_xla", "gradient_rules"]
 
 Rule = Callable[..., object]
 
@@ -103,6 +106,18 @@ def gradient_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
     yield
   finally:
     _active.rules = outer
+
+
+def compiled_by_xla() -> bool:
+  """Says whether XLA will compile what is traced now.
+
+  XLA takes no sizes that only the data tell, nor the gradient of a loop over
+  images whose number it learns after the trace.
+
+  Returns:
+    True inside a `tf.function` with `jit_compile=True`, and on a TPU.
+  """
+  return control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph())
 
 
 def _install(op_type: str) -> None:

@@ -1,6 +1,5 @@
 """Asking the teacher: a pass through it, or its answer kept from before."""
 
-import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.heads import output_names
 from keras_attr_preserve.regularizer import WCAM, Guide
-from keras_attr_preserve.tap import Tap, watch
+from keras_attr_preserve.tap import Tap
 from keras_attr_preserve.teacher_cache import TeacherCache, flat, identify
 
 __all__ = ["Guidance"]
@@ -53,18 +52,20 @@ class Guidance:
               _own_output(teacher, output))
     self._tap, self.classes = tap, tap.classes
     self.hint_shapes = tap.shapes[len(self._map_layers):]
-    self._explained = wcam.explained(tap.classes) if wcam else 0
+    self._slots = wcam.slots(tap.classes) if wcam else 0
     self.cache = None
     if cache is not False:
       self._sizes = self._map_sizes()
-      width = tap.classes + self._explained * sum(
+      width = tap.classes + self._slots * sum(
           height * width for height, width in self._sizes)
       self.cache = TeacherCache(width, None if cache is True else cache)
       if self.cache.path is not None:
         self._identity = identify(
             teacher, type(wcam).__name__, *((
                 wcam.layers, wcam.method, wcam.target, wcam.top_k)
-                if wcam else ()), output)
+                if wcam else ()), output,
+            # Files of before had a layer's maps of one class side by side.
+            *(["by slots"] if self._slots > 1 else []))
         self.cache.load(self._identity)
 
   def __call__(
@@ -85,7 +86,7 @@ class Guidance:
     needs_labels = self._wcam is not None and self._wcam.needs_labels
     return self._unpacked(self.cache(
         (x, labels) if needs_labels else x,
-        lambda: _packed(self._look(x, labels))))
+        lambda: self._packed(self._look(x, labels))))
 
   def save(self) -> None:
     """Writes the cache to its file, where it has one."""
@@ -98,11 +99,10 @@ class Guidance:
       tapped = self._tap(x)
       return Guide(tf.stop_gradient(tapped.logits), [], tapped.features)
     x = self._tap.floats(x)
-    with (tf.GradientTape(persistent=True) if self._wcam.needs_gradient
-          else contextlib.nullcontext()) as tape:
-      watch(tape, x)
-      tapped, features = self._tap(x, training=False).split(
-          len(self._map_layers))
+    with self._wcam.tape() as tape:
+      count = len(self._map_layers)
+      tapped, features = self._tap(
+          x, training=False, tape=tape, watched=count).split(count)
     return self._wcam.guide(tape, tapped, labels, drop_seed)._replace(
         features=features)
 
@@ -123,20 +123,22 @@ class Guidance:
   def _unpacked(self, values: tf.Tensor) -> Guide:
     logits, rest = values[:, :self.classes], values[:, self.classes:]
     maps = []
-    for _ in range(self._explained):
-      maps.append([])
-      for height, width in self._sizes:
-        maps[-1].append(tf.reshape(
-            rest[:, :height * width], [-1, height, width]))
-        rest = rest[:, height * width:]
+    for height, width in self._sizes:
+      numbers = self._slots * height * width
+      maps.append(tf.transpose(tf.reshape(
+          rest[:, :numbers], [-1, self._slots, height, width]), [1, 0, 2, 3]))
+      rest = rest[:, numbers:]
     return Guide(logits, maps)
 
-
-def _packed(guide: Guide) -> tf.Tensor:
-  """Lays a batch's logits and maps side by side, `[batch, numbers]`."""
-  parts = [guide.logits, *(one for layers in guide.maps for one in layers)]
-  return tf.concat([
-      tf.cast(flat(one), tf.float32) for one in parts], axis=1)
+  def _packed(self, guide: Guide) -> tf.Tensor:
+    """Lays a batch's logits and maps side by side, `[batch, numbers]`."""
+    parts = [guide.logits]
+    for maps in guide.maps:
+      empty = self._slots - tf.shape(maps)[0]
+      parts.append(tf.pad(tf.transpose(maps, [1, 0, 2, 3]), [
+          [0, 0], [0, empty], [0, 0], [0, 0]]))
+    return tf.concat([
+        tf.cast(flat(one), tf.float32) for one in parts], axis=1)
 
 
 def _own_output(teacher: keras.Model, output: str | None) -> str | None:

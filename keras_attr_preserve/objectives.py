@@ -198,8 +198,9 @@ class CATKD(WCAM):
 
   def _collapse(
       self, features: tf.Tensor, sensitivity: tf.Tensor) -> tf.Tensor:
-    return _pooled(
-        tf.reduce_sum(features * sensitivity, axis=-1), self._SIZE)
+    return _pooled(tf.einsum(
+        "bhwc,sbc->sbhw", features, tf.squeeze(sensitivity, [2, 3])),
+        self._SIZE)
 
   def _loss(self, distance: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     del positions
@@ -207,9 +208,9 @@ class CATKD(WCAM):
 
 
 def _pooled(maps: tf.Tensor, size: int) -> tf.Tensor:
-  """Averages maps `[batch, height, width]` over size x size equal windows."""
-  rows, columns = (_windows(length, size) for length in maps.shape[1:])
-  return tf.einsum("ih,bhw,jw->bij", tf.constant(rows, maps.dtype), maps,
+  """Averages maps `[..., height, width]` over size x size equal windows."""
+  rows, columns = (_windows(length, size) for length in maps.shape[-2:])
+  return tf.einsum("ih,...hw,jw->...ij", tf.constant(rows, maps.dtype), maps,
                    tf.constant(columns, maps.dtype))
 
 

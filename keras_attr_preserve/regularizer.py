@@ -1,16 +1,18 @@
 """What to match: which layers, which map, for which class, how strongly."""
 
+import contextlib
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from keras_attr_preserve import wcam
 from keras_attr_preserve.compat import at_least_float32, tf
+from keras_attr_preserve.gradient_rules import compiled_by_xla
 from keras_attr_preserve.scores import top_class_seed
 from keras_attr_preserve.tap import Tapped, sensitivities
 
-__all__ = ["WCAM", "Guide", "Match", "Schedule", "check_wcam", "check_weight",
-           "layer_pairs"]
+__all__ = ["WCAM", "Guide", "Match", "Schedule", "Seeds", "check_wcam",
+           "check_weight", "layer_pairs"]
 
 _METHODS = ("swa", "ewa")
 _TARGETS = ("teacher", "top_k", "label", "present", "all", "score")
@@ -23,13 +25,71 @@ class Guide(NamedTuple):
 
   Attributes:
     logits: `[batch, classes]`.
-    maps: for each explained class, for each layer, `[batch, height, width]`.
+    maps: of each layer, `[slots, batch, height, width]`; see `Seeds`. Slots
+      at the end that no image fills may be left out.
     features: of each layer that hints hold, `[batch, height, width, channels]`.
   """
 
   logits: tf.Tensor
-  maps: list[list[tf.Tensor]]
+  maps: list[tf.Tensor]
   features: Sequence[tf.Tensor] = ()
+
+
+class Seeds(NamedTuple):
+  """Which scores of a batch are explained: a class of each image in each slot.
+
+  An image with fewer classes than slots has them in its first ones.
+
+  Attributes:
+    numbers: the class, `[batch, slots]`, integers.
+    weights: 1, -1 for the negative of a logit, 0 where a slot is empty,
+      `[batch, slots]`, float32.
+    classes: the number of logits.
+  """
+
+  numbers: tf.Tensor
+  weights: tf.Tensor
+  classes: int
+
+  @property
+  def slots(self) -> int:
+    """The most classes that an image may have."""
+    return self.numbers.shape[1]
+
+  def seed(self, k: Any) -> tf.Tensor:
+    """Gives a slot's scores as weights of the logits, `[batch, classes]`."""
+    return tf.stop_gradient(tf.one_hot(
+        self.numbers[:, k], self.classes) * self.weights[:, k, None])
+
+  def explain(
+      self, one_slot: Callable[[tf.Tensor], Sequence[tf.Tensor]],
+      specs: Sequence[tf.TensorSpec]) -> list[tf.Tensor]:
+    """Asks for each slot that an image of the batch fills.
+
+    Its time goes by the filled ones, and its graph has one size for any number
+    of slots. Under XLA, which takes no sizes that only the data tell, both go
+    by all slots.
+
+    Args:
+      one_slot: of a slot's weights of the logits, `[batch, classes]`; returns
+        tensors.
+      specs: what they are.
+
+    Returns:
+      Each of them, with the slots as another first dimension. Empty ones may
+      be left out at the end.
+    """
+    if self.slots == 1 or compiled_by_xla():
+      each = [one_slot(self.seed(k)) for k in range(self.slots)]
+      return [tf.stack(one) for one in zip(*each)]
+    filled = tf.reduce_max(
+        tf.math.count_nonzero(self.weights, axis=1, dtype=tf.int32))
+    # A loop: tf.vectorized_map, which makes one batch of all slots, is traced
+    # anew in each eager step and lacks depthwise convolutions.
+    # A batch without any class fills one, and so does an empty one.
+    return tf.map_fn(
+        lambda k: [*one_slot(self.seed(k))], tf.range(tf.maximum(filled, 1)),
+        fn_output_signature=[*specs])
 
 
 class Match(NamedTuple):
@@ -107,8 +167,9 @@ class WCAM:
         each of the teacher's `top_k` top classes. "label": the label (class
         number or one-hot). "present": every class that a multi-hot label marks.
         "all": every class. "score": the score itself of a regression with one
-        output. Each class has a map of its own and costs a pass through the
-        tail, so mind a head of very many classes.
+        output. Each class of an image has a map of its own. A batch costs as
+        many passes through the tail as its image with the most classes; one
+        for each class that there is where XLA compiles the step.
       top_k: how many classes "top_k" explains.
 
     Raises:
@@ -141,14 +202,25 @@ class WCAM:
     """Whether the map is made from the gradient of a score."""
     return self.method != "ewa"
 
-  def explained(self, classes: int) -> int:
-    """Counts the maps of one layer for one image.
+  def tape(self) -> contextlib.AbstractContextManager[tf.GradientTape | None]:
+    """Returns what a forward pass is to run in, for `guide` and `match`.
+
+    A tape that records from the features on (see `Tap.__call__`), persistent
+    to be asked for class after class; or None where no gradient is needed.
+    """
+    if not self.needs_gradient:
+      return contextlib.nullcontext()
+    # What it records besides would run, as zeros, in each turn of a loop.
+    return tf.GradientTape(persistent=True, watch_accessed_variables=False)
+
+  def slots(self, classes: int) -> int:
+    """Counts the most maps of one layer that one image may have.
 
     Args:
       classes: the number of scores of both nets.
 
     Returns:
-      How many classes are explained.
+      How many classes are explained at most.
 
     Raises:
       ValueError: the target does not fit so many classes.
@@ -161,14 +233,12 @@ class WCAM:
       raise ValueError(
           f"top_k must be at most the model's {classes} classes; got "
           f"{self.top_k}.")
-    if not self.needs_gradient and not self.needs_labels:
+    if not self.needs_gradient:
       return 1  # The map is the same for every class.
     return {"top_k": self.top_k, "present": classes,
             "all": classes}.get(self.target, 1)
 
-  def seeds(
-      self, teacher_logits: tf.Tensor, labels: Any
-  ) -> list[tuple[tf.Tensor, tf.Tensor]]:
+  def seeds(self, teacher_logits: tf.Tensor, labels: Any) -> Seeds:
     """Says which scores are explained.
 
     A head of one logit has two classes: the score of class 0 is its negative.
@@ -179,34 +249,32 @@ class WCAM:
         one-hot or multi-hot `[batch, classes]`.
 
     Returns:
-      A list, one entry per explained class: the score as weights of the logits
-      `[batch, classes]`, and 1 or 0 `[batch]` for whether the image has it.
+      The classes, in `slots` slots.
 
     Raises:
       ValueError: the labels or the number of classes do not fit the target.
     """
     classes = teacher_logits.shape[-1]
-    count = self.explained(classes)
-    everyone = tf.ones(tf.shape(teacher_logits)[:1])
-    if self.target == "teacher" or (
-        self.target == "top_k" and classes == 1):
-      return [(top_class_seed(teacher_logits), everyone)]
-    if self.target == "top_k":
-      order = tf.math.top_k(teacher_logits, self.top_k).indices
-      return [(tf.one_hot(order[:, k], classes), everyone)
-              for k in range(count)]
-    if self.target in ("all", "score"):
-      return [(_one_class(k, teacher_logits), everyone) for k in range(count)]
-    labels = _labels(labels, self.target)
-    if self.target == "label":
-      return [(_label_seed(labels, classes), everyone)]
-    if labels.shape.rank != 2 or labels.shape[-1] != classes:
-      raise ValueError(
-          f"target 'present' needs multi-hot labels [batch, {classes}]; got "
-          f"labels of shape {labels.shape}. For class numbers use 'label'.")
-    present = tf.cast(labels > 0.5, tf.float32)
-    return [(_one_class(k, teacher_logits), present[:, k])
-            for k in range(count)]
+    slots = self.slots(classes)
+    batch = tf.shape(teacher_logits)[0]
+    if self.target == "top_k" and classes > 1:
+      numbers = tf.math.top_k(teacher_logits, slots).indices
+    elif self.target in ("all", "score"):
+      numbers = tf.tile(tf.range(slots)[None], [batch, 1])
+    elif self.target == "present":
+      marks = _marks(_labels(labels, self.target), classes)
+      # Marked classes first, in order.
+      marks, numbers = tf.math.top_k(marks, slots)
+      return Seeds(numbers, marks, classes)
+    else:
+      one = (top_class_seed(teacher_logits)
+             if self.target in ("teacher", "top_k")
+             else _label_seed(_labels(labels, self.target), classes))
+      # Of one-hot weights or a sign: its place, and what stands there.
+      numbers = tf.argmax(tf.abs(one), axis=-1, output_type=tf.int32)[:, None]
+      return Seeds(
+          numbers, tf.reduce_sum(one, axis=-1, keepdims=True), classes)
+    return Seeds(numbers, tf.ones(tf.stack([batch, slots])), classes)
 
   def guide(
       self,
@@ -218,8 +286,7 @@ class WCAM:
     """Takes from a teacher what its student is to match.
 
     Args:
-      tape: the persistent tape of its forward pass; None where no gradient is
-        needed.
+      tape: that of its forward pass; see `tape`.
       teacher: its features and logits.
       labels: needed for the targets "label" and "present".
       drop_seed: two integers for stochastic matching; None matches every
@@ -229,10 +296,15 @@ class WCAM:
       A `Guide`.
     """
     logits = tf.stop_gradient(teacher.logits)
+    seeds = self.seeds(logits, labels)
+    features = [at_least_float32(one) for one in teacher.features]
+    if drop_seed is not None:
+      features = [wcam.drop_channels(one, self.drop_rate, drop_seed + [0, i])
+                  for i, one in enumerate(features)]
+
     return Guide(logits, [
-        [tf.stop_gradient(one)
-         for one in self._maps(tape, teacher, seed, drop_seed)]
-        for seed, _ in self.seeds(logits, labels)])
+        tf.stop_gradient(one)
+        for one in self._maps(tape, teacher, features, seeds)])
 
   def match(
       self,
@@ -245,24 +317,32 @@ class WCAM:
 
     Args:
       guide: the teacher's, of the same batch.
-      tape: the persistent tape of the student's forward pass; None where no
-        gradient is needed.
+      tape: that of the student's forward pass; see `tape`.
       student: the student's features and logits.
       labels: as for `guide`.
 
     Returns:
       A `Match`.
+
+    Raises:
+      ValueError: the guide is of other layers.
     """
-    classes = []
-    for (seed, present), wanted in zip(
-        self.seeds(guide.logits, labels), guide.maps, strict=True):
-      maps = self._maps(tape, student, seed)
-      classes.append([self._compare(one, other, present)
-                      for one, other in zip(wanted, maps, strict=True)])
-    # Classes x layers x five figures [batch], to five sums [batch, layers].
+    seeds = self.seeds(guide.logits, labels)
+    if len(guide.maps) != len(self.layers):
+      raise ValueError(
+          f"guide must hold maps of {len(self.layers)} layers; got "
+          f"{len(guide.maps)}.")
+    features = [at_least_float32(one) for one in student.features]
+
+    maps = self._maps(tape, student, features, seeds)
+    slots = tf.shape(maps[0])[0]
+    present = tf.transpose(tf.abs(seeds.weights))[:slots]
+    # Layers x five figures [slots, batch], to five sums [batch, layers].
     present, distance, agreement, dead, valid = (
-        tf.stack([tf.add_n(one) for one in zip(*figure)], axis=-1)
-        for figure in zip(*(zip(*layers) for layers in classes)))
+        tf.stack([tf.reduce_sum(one, axis=0) for one in figure], axis=-1)
+        for figure in zip(*(
+            self._compare(wanted[:slots], one, present)
+            for wanted, one in zip(guide.maps, maps, strict=True))))
     return Match(
         tf.math.divide_no_nan(distance, present),
         tf.math.divide_no_nan(agreement, valid),
@@ -276,6 +356,7 @@ class WCAM:
 
   def _collapse(
       self, features: tf.Tensor, sensitivity: tf.Tensor) -> tf.Tensor:
+    """Makes maps; sensitivity and maps have slots as a first dimension."""
     return wcam.sensitivity_weighted_map(features, sensitivity)
 
   def _loss(self, distance: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
@@ -287,33 +368,36 @@ class WCAM:
       self,
       tape: tf.GradientTape | None,
       tapped: Tapped,
-      seed: tf.Tensor,
-      drop_seed: tf.Tensor | None = None,
+      features: Sequence[tf.Tensor],
+      seeds: Seeds,
   ) -> list[tf.Tensor]:
-    """Returns one `[batch, height, width]` map for each layer."""
-    features = [at_least_float32(one) for one in tapped.features]
-    if drop_seed is not None:
-      features = [wcam.drop_channels(one, self.drop_rate, drop_seed + [0, i])
-                  for i, one in enumerate(features)]
+    """Returns `[slots, batch, height, width]` maps for each layer."""
     if not self.needs_gradient:
-      return [wcam.equal_weighted_map(one) for one in features]
-    weights = sensitivities(tape, tapped, seed)
+      return [wcam.equal_weighted_map(one)[None] for one in features]
+    weights = seeds.explain(
+        lambda seed: sensitivities(tape, tapped, seed),
+        [tf.TensorSpec([one.shape[0], 1, 1, one.shape[-1]], one.dtype)
+         for one in features])
     return [self._collapse(one, weight)
             for one, weight in zip(features, weights)]
 
-  def _compare(self, teacher_map, student_map, present):
-    """Returns present, distance, agreement, dead and valid of one class."""
-    teacher_map = tf.cast(teacher_map, student_map.dtype)
-    present = tf.cast(present, student_map.dtype)
+  def _compare(self, teacher_maps, student_maps, present):
+    """Returns present, distance, agreement, dead and valid, by slot."""
+    shape = tf.shape(student_maps)[:2]
+    teacher_maps, student_maps = (
+        tf.reshape(one, tf.concat([[-1], tf.shape(one)[2:]], 0))
+        for one in (tf.cast(teacher_maps, student_maps.dtype), student_maps))
+    present = tf.reshape(tf.cast(present, student_maps.dtype), [-1])
     nothing = tf.zeros_like(present)
-    alive = tf.where(_is_alive(teacher_map), present, nothing)
-    dead = tf.where(_is_alive(student_map), nothing, alive)
-    teacher_map, student_map = wcam.same_size(teacher_map, student_map)
-    distance = wcam.map_distance(teacher_map, student_map)
+    alive = tf.where(_is_alive(teacher_maps), present, nothing)
+    dead = tf.where(_is_alive(student_maps), nothing, alive)
+    teacher_maps, student_maps = wcam.same_size(teacher_maps, student_maps)
+    distance = wcam.map_distance(teacher_maps, student_maps)
     positions = tf.cast(
-        tf.reduce_prod(tf.shape(student_map)[1:]), distance.dtype)
-    return (present, self._loss(distance, positions) * present,
-            (alive - dead) * (1 - distance), dead, alive)
+        tf.reduce_prod(tf.shape(student_maps)[1:]), distance.dtype)
+    figures = (present, self._loss(distance, positions) * present,
+               (alive - dead) * (1 - distance), dead, alive)
+    return [tf.reshape(one, shape) for one in figures]
 
 
 def _is_alive(maps: tf.Tensor) -> tf.Tensor:
@@ -386,9 +470,12 @@ def _labels(labels: Any, target: str) -> tf.Tensor:
   return tf.cast(labels, tf.float32)
 
 
-def _one_class(number: int, logits: tf.Tensor) -> tf.Tensor:
-  return tf.broadcast_to(
-      tf.one_hot(number, logits.shape[-1]), tf.shape(logits))
+def _marks(labels: tf.Tensor, classes: int) -> tf.Tensor:
+  if labels.shape.rank != 2 or labels.shape[-1] != classes:
+    raise ValueError(
+        f"target 'present' needs multi-hot labels [batch, {classes}]; got "
+        f"labels of shape {labels.shape}. For class numbers use 'label'.")
+  return tf.cast(labels > 0.5, tf.float32)
 
 
 def _label_seed(labels: tf.Tensor, classes: int) -> tf.Tensor:

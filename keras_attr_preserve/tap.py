@@ -106,6 +106,7 @@ class Tap:
     self._head = find_head(core, output)
     self.classes = self._head.classes
     places = [locate(model, name) for name in layers]
+    self._tapped_layers = [layer for _, layer in places]
     reads: dict[keras.Model, dict[str, Any]] = {core: {}}
     self.shapes = []
     for name, (graph, layer) in zip(layers, places):
@@ -159,12 +160,19 @@ class Tap:
       return images
     return self._augmentation(images, training)
 
-  def __call__(self, images: Any, training: bool = False) -> Tapped:
+  def __call__(
+      self, images: Any, training: bool = False,
+      tape: tf.GradientTape | None = None,
+      watched: int | None = None) -> Tapped:
     """Runs the model once.
 
     Args:
       images: what the model takes.
       training: as in Keras.
+      tape: is to watch the features, and is recording. One that watches nothing
+        else (`watch_accessed_variables=False`) records the model's tail alone,
+        also a frozen one's.
+      watched: of how many of the layers, the first ones; None for all.
 
     Returns:
       The features, logits and output.
@@ -183,6 +191,10 @@ class Tap:
         stack.enter_context(self._head.swap.on())
       for reader in self._readers[1:]:
         stack.enter_context(reader.listening())
+      for place, layer in enumerate(self._tapped_layers):
+        told = None if place >= (
+            len(self.layers) if watched is None else watched) else tape
+        stack.enter_context(_apart(layer, images, told))
       core = self._readers[0]
       if core.graph is not self.model:
         stack.enter_context(core.listening())
@@ -266,11 +278,37 @@ class _Reader:
     return output
 
 
-def watch(tape: tf.GradientTape | None, images: Any) -> None:
+@contextlib.contextmanager
+def _apart(
+    layer: keras.layers.Layer, images: Any, tape: tf.GradientTape | None
+) -> Iterator[None]:
+  """Gives a layer's output a tensor of its own, and a tape that watches it.
+
+  A layer that hands on its input, such as a linear Activation, gives the
+  very tensor that others take as well: their paths are not the layer's.
+  """
+  def call(own_call: Any, *args: Any, **settings: Any) -> Any:
+    inputs = {id(one) for one in tf.nest.flatten([args, settings])}
+    outputs = tf.nest.map_structure(
+        lambda one: tf.identity(one) if id(one) in inputs else one,
+        own_call(*args, **settings))
+    if tape is not None:
+      tape.watch(outputs)
+    return outputs
+
+  if not isinstance(layer, keras.layers.InputLayer):
+    with CallSwap(layer, call).on():
+      yield
+    return
+  if tape is not None:  # The layer computes nothing.
+    watch(tape, images)
+  yield
+
+
+def watch(tape: tf.GradientTape, images: Any) -> None:
   """Records from the images on, so that frozen nets are recorded too."""
-  if tape is not None:
-    tape.watch([one for one in tf.nest.flatten(images)
-                if one.dtype.is_floating])
+  tape.watch([one for one in tf.nest.flatten(images)
+              if one.dtype.is_floating])
 
 
 def sensitivities(

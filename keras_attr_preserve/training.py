@@ -13,7 +13,7 @@ from keras_attr_preserve.layers import graphs_in
 from keras_attr_preserve.meters import MatchMeter
 from keras_attr_preserve.objectives import Distillation
 from keras_attr_preserve.regularizer import WCAM, Guide, check_wcam
-from keras_attr_preserve.tap import Tap, Tapped, watch
+from keras_attr_preserve.tap import Tap, Tapped
 from keras_attr_preserve.weighting import Weighting
 
 __all__ = ["TrainStep"]
@@ -222,12 +222,11 @@ class TrainStep:
     # The teacher is to see what the student sees: pictures turned alike.
     seen = self._student.floats(self._student.augment(x, training))
     guide = self._guidance(seen, labels, seed)
-    needs_gradient = self.wcam is not None and self.wcam.needs_gradient
-    with (tf.GradientTape(persistent=True) if needs_gradient
-          else contextlib.nullcontext()) as tape:
-      watch(tape, seen)
-      student, features = self._student(seen, training=training).split(
-          len(self.wcam.layers) if self.wcam else 0)
+    with (contextlib.nullcontext() if self.wcam is None
+          else self.wcam.tape()) as tape:
+      maps = len(self.wcam.layers) if self.wcam else 0
+      student, features = self._student(
+          seen, training=training, tape=tape, watched=maps).split(maps)
     loss = model.compute_loss(x, y, student.output, sample_weight)
     if self.distillation is not None:
       loss = self._distilled(loss, guide, student, weights)

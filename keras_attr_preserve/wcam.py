@@ -46,17 +46,17 @@ def sensitivity_weighted_map(
 
   Args:
     features: `[batch, height, width, channels]`.
-    sensitivity: `[batch, 1, 1, channels]`.
+    sensitivity: `[..., batch, 1, 1, channels]`, of one score or more.
 
   Returns:
-    The map, `[batch, height, width]`, not negative.
+    The maps, `[..., batch, height, width]`, not negative.
 
   References:
     Park et al. 2020, section 3; Selvaraju et al. 2017, Grad-CAM.
   """
   # A product of matrices, which needs no second tensor of the features' size.
   return tf.nn.relu(tf.einsum(
-      "bhwc,bc->bhw", features, tf.squeeze(sensitivity, [1, 2])))
+      "bhwc,...bc->...bhw", features, tf.squeeze(sensitivity, [-3, -2])))
 
 
 def drop_channels(

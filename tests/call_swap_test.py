@@ -35,6 +35,12 @@ class CallSwapTest(parameterized.TestCase):
         np.testing.assert_array_equal(self.layer(self.x), [0, 30])
       np.testing.assert_array_equal(self.layer(self.x), [0, 6])
 
+  def test_one_within_another(self):
+    """The inner one may ask for what there was before it."""
+    with CallSwap(self.layer, _times(3.0)).on(), CallSwap(
+        self.layer, lambda own_call, inputs: own_call(inputs) + 1).on():
+      np.testing.assert_array_equal(self.layer(self.x), [1, 7])
+
   def test_after_an_error(self):
     with self.assertRaisesRegex(KeyError, "mine"), CallSwap(
         self.layer, _times(3.0)).on():

@@ -35,7 +35,7 @@ SINGLE, DOUBLE = 1e-5, 1e-9
 PER_BATCH = {"loss", "attr_loss", "distill_loss"}
 HALVES = (
     ("plain", "drop_rate", "distillation", "layers", "agreement", "pruned",
-     "quantized", "empty", "outside"),
+     "quantized", "empty", "outside", "classes"),
     ("norm_twice", "norm", "norm_sync", "nested", "subclass", "ragged",
      "cache", "empty_cache", "own_step", "auto"))
 EQUAL = [name for half in HALVES for name in half if name != "norm"]

@@ -161,6 +161,7 @@ CASES = {
     "empty": {"count": 9, "student": polynomial, "distillation": True,
               "wcam": {"agreement": 0.5}},
     "empty_cache": {"count": 9, "cache": True},
+    "classes": {"count": 9, "wcam": {"target": "top_k", "top_k": 2}},
     "own_step": {"own_step": True},
     "auto": {"wcam": {"weight": "auto"}, "distillation": True},
 }

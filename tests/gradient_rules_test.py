@@ -11,6 +11,7 @@ from tensorflow.python.framework import ops
 from keras_attr_preserve.gradient_rules import (
     MOMENTS,
     STRAIGHT_THROUGH,
+    compiled_by_xla,
     gradient_rules,
 )
 
@@ -343,6 +344,26 @@ class PrivateRegistryTest(absltest.TestCase):
     with mock.patch.object(
         ops, "gradient_registry", other), self.assertRaises(AttributeError):
       self._enter("Selu")
+
+
+class CompiledByXlaTest(absltest.TestCase):
+
+  def test_where_a_function_says_so(self):
+    """By a private function of TensorFlow, checked on 2.21."""
+    said = []
+
+    def say():
+      said.append(compiled_by_xla())
+      return tf.constant(0)
+
+    say()
+    tf.function(say)()
+    tf.function(say, jit_compile=True)()
+    # Also of what such a function calls, and of a branch in it.
+    tf.function(lambda: tf.function(say)(), jit_compile=True)()
+    tf.function(lambda: tf.cond(tf.constant(1.0) > 0, say, lambda: 0),
+                jit_compile=True)()
+    self.assertEqual(said, [False, False, True, True, True])
 
 
 if __name__ == "__main__":

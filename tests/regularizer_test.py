@@ -141,8 +141,17 @@ class SeedsTest(parameterized.TestCase):
 
   LOGITS = np.float32([[1, 3, 2], [5, -1, 0]])
 
+  def seeds(self, wcam, labels=None, logits=None):
+    """Each slot's weights of the logits, and who has a class there."""
+    seeds = wcam.seeds(
+        tf.constant(self.LOGITS if logits is None else logits),
+        None if labels is None else tf.constant(labels))
+    self.assertEqual(seeds.slots, wcam.slots(seeds.classes))
+    return [(seeds.seed(k), tf.abs(seeds.weights[:, k]))
+            for k in range(seeds.slots)]
+
   def test_teacher(self):
-    (seed, has), = WCAM("a").seeds(tf.constant(self.LOGITS), None)
+    (seed, has), = self.seeds(WCAM("a"))
     np.testing.assert_array_equal(seed, [[0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(has, [1, 1])
 
@@ -150,34 +159,44 @@ class SeedsTest(parameterized.TestCase):
       ([2, 0],), ([[2], [0]],), ([[0, 0, 1], [1, 0, 0]],),
       ([[0.1, 0.1, 0.8], [0.9, 0.1, 0.0]],))  # Smoothed labels too.
   def test_label(self, labels):
-    (seed, has), = WCAM("a", target="label").seeds(
-        tf.constant(self.LOGITS), tf.constant(labels))
+    (seed, has), = self.seeds(WCAM("a", target="label"), labels)
     np.testing.assert_array_equal(seed, [[0, 0, 1], [1, 0, 0]])
     np.testing.assert_array_equal(has, [1, 1])
 
   def test_present(self):
-    seeds = WCAM("a", target="present").seeds(
+    """Marked classes in the first slots; in the others nothing."""
+    one, two, three = self.seeds(
+        WCAM("a", target="present"),
         # One half is less than a mark, as in Keras's binary accuracy.
-        tf.constant(self.LOGITS), tf.constant([[0, 1, 1], [0, 0.5, 1]]))
-    self.assertLen(seeds, 3)
-    for k, (seed, has) in enumerate(seeds):
-      np.testing.assert_array_equal(seed, np.eye(3)[[k, k]])
-      np.testing.assert_array_equal(has, [[0, 0], [1, 0], [1, 1]][k])
+        [[0, 1, 1], [0, 0.5, 1]])
+    np.testing.assert_array_equal(one[0], [[0, 1, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(two[0], [[0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(three[0], np.zeros((2, 3)))
+    for (_, has), want in zip((one, two, three), ([1, 1], [1, 0], [0, 0])):
+      np.testing.assert_array_equal(has, want)
+
+  def test_only_filled_slots_are_gone_through(self):
+    wcam = WCAM("a", target="present")
+    for labels, want in (([[0, 1, 1], [0, 0, 1]], 2), ([[0, 1, 0]] * 2, 1),
+                         ([[0, 0, 0]] * 2, 1), (np.zeros((0, 3)), 1)):
+      seeds = wcam.seeds(tf.zeros([len(labels), 3]), tf.constant(labels))
+      got, = seeds.explain(
+          lambda seed: [seed], [tf.TensorSpec([None, 3], tf.float32)])
+      np.testing.assert_array_equal(
+          got, [seeds.seed(k) for k in range(want)])
 
   def test_top_k(self):
-    wcam = WCAM("a", target="top_k", top_k=2)
-    seeds = wcam.seeds(tf.constant(self.LOGITS), None)
-    np.testing.assert_array_equal(seeds[0][0], [[0, 1, 0], [1, 0, 0]])
-    np.testing.assert_array_equal(seeds[1][0], [[0, 0, 1], [0, 0, 1]])
-    self.assertLen(seeds, 2)
-    self.assertLen(WCAM("a", target="top_k", top_k=3).seeds(
-        tf.constant(self.LOGITS), None), 3)
+    one, two = self.seeds(WCAM("a", target="top_k", top_k=2))
+    np.testing.assert_array_equal(one[0], [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(two[0], [[0, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(two[1], [1, 1])
+    self.assertLen(self.seeds(WCAM("a", target="top_k", top_k=3)), 3)
     with self.assertRaisesRegex(
         ValueError, "top_k must be at most the model's 3 classes; got 4"):
-      WCAM("a", target="top_k", top_k=4).seeds(tf.constant(self.LOGITS), None)
+      self.seeds(WCAM("a", target="top_k", top_k=4))
 
   def test_all(self):
-    seeds = WCAM("a", target="all").seeds(tf.constant(self.LOGITS), None)
+    seeds = self.seeds(WCAM("a", target="all"))
     self.assertLen(seeds, 3)
     for k, (seed, has) in enumerate(seeds):
       np.testing.assert_array_equal(seed, np.eye(3)[[k, k]])
@@ -185,36 +204,40 @@ class SeedsTest(parameterized.TestCase):
 
   def test_the_score_of_a_regression(self):
     """Not its negative below zero, as for a logit of two classes."""
-    (seed, has), = WCAM("a", target="score").seeds(
-        tf.constant([[2.0], [-3.0]]), None)
+    wcam = WCAM("a", target="score")
+    (seed, has), = self.seeds(wcam, logits=[[2.0], [-3.0]])
     np.testing.assert_array_equal(seed, [[1], [1]])
     np.testing.assert_array_equal(has, [1, 1])
     with self.assertRaisesRegex(
         ValueError, "target 'score' needs a model of one output; it has 3"):
-      WCAM("a", target="score").seeds(tf.constant(self.LOGITS), None)
+      self.seeds(wcam)
 
   @parameterized.parameters(
       ({}, 1), ({"target": "top_k"}, 3), ({"target": "present"}, 5),
       ({"target": "all"}, 5), ({"target": "label"}, 1),
-      ({"target": "all", "method": "ewa"}, 1))
+      ({"target": "all", "method": "ewa"}, 1),
+      ({"target": "present", "method": "ewa"}, 1))
   def test_how_many_maps(self, settings, want):
     wcam = WCAM("a", **settings)
-    self.assertEqual(wcam.explained(5), want)
-    logits, labels = tf.random.normal([2, 5]), tf.zeros([2, 5])
-    self.assertLen(wcam.seeds(logits, labels), want)
+    self.assertEqual(wcam.slots(5), want)
+    self.assertLen(self.seeds(wcam, np.zeros((2, 5)), np.zeros((2, 5))), want)
+
+  def test_any_class_marks_an_image_for_equal_weights(self):
+    (_, has), = self.seeds(
+        WCAM("a", target="present", method="ewa"), [[0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(has, [1, 0])
 
   def test_one_logit(self):
-    logits = tf.constant([[2.0], [-3.0]])
-    (seed, _), = WCAM("a").seeds(logits, None)
+    logits = [[2.0], [-3.0]]
+    (seed, _), = self.seeds(WCAM("a"), logits=logits)
     np.testing.assert_array_equal(seed, [[1], [-1]])
     for labels in ([0, 1], [[0], [1]], [[0.0], [1.0]], [[0.5], [0.6]]):
-      (seed, has), = WCAM("a", target="label").seeds(
-          logits, tf.constant(labels))
+      (seed, has), = self.seeds(WCAM("a", target="label"), labels, logits)
       np.testing.assert_array_equal(seed, [[-1], [1]])
       np.testing.assert_array_equal(has, [1, 1])
-    (seed, has), = WCAM("a", target="present").seeds(
-        logits, tf.constant([[0], [1]]))
-    np.testing.assert_array_equal(seed, [[1], [1]])
+    (seed, has), = self.seeds(
+        WCAM("a", target="present"), [[0], [1]], logits)
+    np.testing.assert_array_equal(seed, [[0], [1]])
     np.testing.assert_array_equal(has, [0, 1])
 
   @parameterized.parameters("label", "present")
@@ -387,12 +410,10 @@ class MatchTest(parameterized.TestCase):
 
   def test_a_guide_of_other_settings_is_refused(self):
     tape, tapped = _tapped([_random(0)[0]] * 2, _random(0)[1])
-    one = tapped._replace(features=tapped.features[:1])
-    for wcam, guide in (
-        (WCAM("a"), WCAM("a", target="all").guide(tape, one)),  # More classes.
-        (WCAM("a"), WCAM(["a", "b"]).guide(tape, tapped))):  # More layers.
-      with self.assertRaisesRegex(ValueError, "zip"):
-        wcam.match(guide, tape, one)
+    guide = WCAM(["a", "b"]).guide(tape, tapped)
+    with self.assertRaisesRegex(
+        ValueError, "guide must hold maps of 1 layers; got 2"):
+      WCAM("a").match(guide, tape, tapped)
 
   def test_dropping_touches_the_teacher_alone(self):
     (features, kernel) = _random(0, channels=10)
@@ -439,7 +460,7 @@ class MatchTest(parameterized.TestCase):
     self.assertGreater(np.abs(both - alone).max(), 1e-4)
     # By the step and the layer's number, so that no two draws have one seed.
     guide = wcam.guide(*tapped, None, seed)
-    for i, got in enumerate(guide.maps[0]):
+    for i, (got,) in enumerate(guide.maps):
       np.testing.assert_array_equal(got, maps_of.equal_weighted_map(
           maps_of.drop_channels(features, 0.5, tf.constant([3, i]))))
 

@@ -404,5 +404,31 @@ class OutputsTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.logits, model(data))
 
 
+class PathsTest(parameterized.TestCase):
+  """A layer's features are its own, not its input's that others take too."""
+
+  @parameterized.parameters(True, False)
+  def test_a_layer_that_hands_on_its_input(self, first):
+    """By hand: the mean of 3 x + 5 act(x), two positions, act(x) = x."""
+    layers = keras.layers
+    inputs = keras.Input((1, 2, 1))
+    x = layers.Conv2D(1, 1, use_bias=False)(inputs)
+    ways = [layers.Activation("linear", name="act")(x), x]
+    last = [layers.Conv2D(1, 1, use_bias=False, name=name)(way)
+            for name, way in sorted(zip(("behind", "beside"), ways),
+                                    reverse=not first)]
+    model = keras.Model(
+        inputs, layers.GlobalAveragePooling2D()(layers.Add()(last)))
+    model.get_layer("behind").set_weights([np.full((1, 1, 1, 1), 5.0)])
+    model.get_layer("beside").set_weights([np.full((1, 1, 1, 1), 3.0)])
+    images = tf.ones([1, 1, 2, 1])
+    reader = tap.Tap(model, ["act"])
+    for watched in (False, True):
+      with tf.GradientTape(watch_accessed_variables=not watched) as tape:
+        tapped = reader(images, tape=tape if watched else None)
+      gradient, = tap.feature_gradients(tape, tapped, tf.ones([1, 1]))
+      np.testing.assert_array_equal(np.ravel(gradient), [2.5, 2.5])
+
+
 if __name__ == "__main__":
   absltest.main()
