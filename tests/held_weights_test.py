@@ -248,6 +248,7 @@ class FitTest(parameterized.TestCase):
         _kernels(model)["logits/kernel:0"],
         start.get_layer("logits").kernel))
 
+  @pytest.mark.slow("pruning")
   def test_a_round_inside_an_epoch_wakes_nothing(self):
     """A rate at which tfmot alone wakes weights; see IterativePruning."""
     model = _pruned(kap.IterativePruning(
@@ -278,6 +279,7 @@ class FitTest(parameterized.TestCase):
     self.assertEqual(_shares(model), {
         "conv/kernel:0": 40 / 54, "logits/kernel:0": 7 / 9})
 
+  @pytest.mark.slow("saving")
   def test_averages_of_clusters(self):
     """Keras's average leaves out a kernel that has no gradient."""
     model = _compiled(_apply(
@@ -397,15 +399,9 @@ class WrittenDownTest(parameterized.TestCase):
     zeros = loaded.layers[1].layer.kernel.numpy() == 0
     self.assertEqual(zeros[:, 0].tolist(), [False, False, True, True] * 2)
 
-  def test_sparse_clusters(self):
-    self.check_sparse_clusters(".h5")
-
-  @parameterized.parameters(".keras", "")
+  @parameterized.parameters(".h5", ".keras", "")
   @pytest.mark.slow("saving")
-  def test_sparse_clusters_in_another_format(self, ending):
-    self.check_sparse_clusters(ending)
-
-  def check_sparse_clusters(self, ending):
+  def test_sparse_clusters(self, ending):
     keras.utils.set_random_seed(0)
     model = _compiled(CLUSTERING.cluster_weights(
         _sparse(tiny.smooth_net(1)), number_of_clusters=4,
