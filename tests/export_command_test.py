@@ -173,11 +173,9 @@ class CommandTest(parameterized.TestCase):
     self.addCleanup(lambda: [
         sys.modules.pop(name) for name in set(sys.modules) - modules
         if name == "own_layers_of_test"])
-    sys.path.append(os.getcwd())
-    try:
+    paths = [*sys.path]
+    with mock.patch.object(sys, "path", [*sys.path, os.getcwd()]):
       scale = importlib.import_module("own_layers_of_test").Scale
-    finally:
-      sys.path.remove(os.getcwd())
     for name, layer in (("own", scale()), ("code", keras.layers.Lambda(
         lambda x: 2 * x))):
       inputs = keras.Input((8, 8, 2))
@@ -192,6 +190,7 @@ class CommandTest(parameterized.TestCase):
           self.run_main(model=model, mode="float32"), words)
       code, _, err = self.run_main(model=model, mode="float32", **flag)
       self.assertEqual(code, 0, err)
+      self.assertEqual(sys.path, paths)
       (self.folder / "net.tflite").unlink()
     self.assert_bad_input(
         self.run_main(model="own.h5", custom_objects="own_layers_of_test:No"),

@@ -4,6 +4,7 @@ import functools
 from unittest import mock
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -33,14 +34,12 @@ class FirstRunTest(parameterized.TestCase):
     net, images = scaled(1e5), np.ones((2, 4, 4, 1))
     kap.export.convert(net, kap.WCAM("act"), mode="float32",
                        representative_images=images)
-    for target in ("phone", "microcontroller"):
-      with self.assertRaisesRegex(
-          ValueError, r"^the file made of model '\w+' is not handed over, "
-          r"since it gives in '\w+' logits that are 3.45e\+04 off the "
-          r"model's, of which the largest is 1e\+05; pass another mode, "):
-        kap.export.convert(
-            net, kap.WCAM("act"), mode="float16", target=target,
-            representative_images=images)
+    with self.assertRaisesRegex(
+        ValueError, r"^the file made of model '\w+' is not handed over, since "
+        r"it gives in '\w+' logits that are 3.45e\+04 off the model's, of "
+        r"which the largest is 1e\+05; pass another mode, "):
+      kap.export.convert(net, kap.WCAM("act"), mode="float16",
+                         target="microcontroller", representative_images=images)
 
   @parameterized.parameters("float32", "int8")
   def test_models_that_give_no_numbers(self, mode):
@@ -69,18 +68,27 @@ class FirstRunTest(parameterized.TestCase):
       np.testing.assert_array_equal(logits(scaled(1.0), given), given[:1])
       pixels = logits(scaled(1.0), None)
       self.assertEqual((pixels.shape, pixels.dtype), ((1, 4, 4, 1), np.float32))
-      self.assertBetween(pixels.min(), 0, 0.5)
-      self.assertBetween(pixels.max(), 0.5, 1)
+      self.assertTrue(((pixels >= 0) & (pixels <= 1)).all())
+      self.assertGreater(np.ptp(pixels), 0)
     # Every signature, explain included.
     self.assertEqual([sorted(names) for names in seen],
                      2 * [["explain", "predict"]])
 
   @parameterized.parameters(
-      ("phone", "tail", "int8", "swa"), ("phone", "whole", "float32", "swa"),
-      ("phone", "tail", "float32", "ewa"), ("phone", "features", "int8", "swa"),
-      ("microcontroller", "auto", "int8", "swa"),
+      ("phone", "tail", "int8", "swa"),
       ("microcontroller", "gradient", "int8", "swa"))
-  def test_every_road_is_run(self, target, road, mode, method):
+  def test_a_road_is_run(self, *case):
+    self.check_road(*case)
+
+  @parameterized.parameters(
+      ("phone", "whole", "float32", "swa"), ("phone", "tail", "float32", "ewa"),
+      ("phone", "features", "int8", "swa"),
+      ("microcontroller", "auto", "int8", "swa"))
+  @pytest.mark.slow("files")
+  def test_every_road_is_run(self, *case):
+    self.check_road(*case)
+
+  def check_road(self, target, road, mode, method):
     with mock.patch.object(
         FirstRun, "check", side_effect=ValueError("it was run")), (
             self.assertRaisesRegex(ValueError, "it was run")):
@@ -88,6 +96,7 @@ class FirstRunTest(parameterized.TestCase):
           helpers.net(), helpers.wcam(method), mode=mode, target=target,
           road=road, representative_images=helpers.calibration())
 
+  @pytest.mark.slow("files")
   def test_selective(self):
     with mock.patch.object(
         FirstRun, "check", side_effect=ValueError("it was run")), (

@@ -1,17 +1,34 @@
 """Tests of known_facts.py: what a file says of itself is not said otherwise."""
 
+import json
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
+from keras_attr_preserve.export.files.flatbuffer import (
+  METADATA_NAME,
+  read_model,
+  write_model,
+)
 from keras_attr_preserve.export.running.known_facts import (
   file_metadata,
   known_wcam,
 )
 from tests import export_helpers as helpers
-from tests import foreign_files
 
 OURS = {"layer": "relu3", "method": "swa"}
+
+
+def with_metadata(content, metadata=None, **changes):
+  """A file that says something else of itself, sealed anew."""
+  old = file_metadata(content)
+  model = read_model(content)
+  entry, = [one for one in model.metadata
+            if one.name.decode() == METADATA_NAME]
+  model.buffers[entry.buffer].data = np.frombuffer(json.dumps(
+      {**old, **changes} if metadata is None else metadata).encode(), np.uint8)
+  return write_model(model)
 
 
 class KnownWcamTest(parameterized.TestCase):
@@ -52,7 +69,10 @@ class KnownWcamTest(parameterized.TestCase):
   def test_files(self):
     facts = file_metadata(helpers.converted())
     self.assertEqual((facts["layer"], facts["method"]), ("act", "swa"))
-    self.assertIsNone(file_metadata(foreign_files.converted()))
+    self.assertIsNone(file_metadata(helpers.foreign(helpers.converted())))
+    for metadata in ({"layer": 3, "method": "swa"}, ["layer"]):
+      with self.assertRaisesRegex(ValueError, "name no layer and method"):
+        file_metadata(with_metadata(helpers.converted(), metadata))
 
 
 class JudgesOfAFileTest(parameterized.TestCase):
@@ -118,8 +138,9 @@ class JudgesOfAFileTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, "layer must name the layer of each model, .* it names none "
         r"for \['teacher'\]"):
-      kap.compare_models({**models, "two": kap.export.convert(
-          self.net, kap.WCAM("act2"), mode="float32")}, self.images)
+      kap.compare_models(
+          {**models, "two": with_metadata(self.content, layer="act2")},
+          self.images)
 
 
 class RangeTest(absltest.TestCase):
@@ -131,7 +152,7 @@ class RangeTest(absltest.TestCase):
         representative_images=images)
     interpreter = kap.export.Interpreter(content)
     low, high = interpreter.metadata["representative_range"]
-    # 2048 pixels are that near to the ends of 0..1, and rounded to float32.
+    # So near do 2048 pixels come to the ends of 0..1.
     np.testing.assert_allclose([low, high], [0, 1], atol=0.01)
     interpreter.predict(2 * images - 1)  # Near enough.
     for factor in (255, 1 / 255):

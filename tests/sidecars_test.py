@@ -146,8 +146,8 @@ class PicturesTest(command_helpers.CommandCase):
     self.assertEqual((code, err), (0, ""))
     low, high = (2 * float(one) / 255 - 1
                  for one in (pixels.min(), pixels.max()))
-    # The report's digits are those of float32.
     said = re.search(r"images_range +\[(.*), (.*)\]", out)
+    # The report's digits are those of float32.
     np.testing.assert_allclose(
         [float(said[1]), float(said[2])], [low, high], atol=1e-6)
     self.assert_bad_input(

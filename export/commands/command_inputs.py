@@ -63,7 +63,7 @@ def load_teacher(
 
 def _named_objects(names: Sequence[str]) -> dict[str, Any]:
   """Imports what --custom_objects names, from this folder, too."""
-  objects = {}
+  objects, before = {}, [*sys.path]
   sys.path.append(os.getcwd())
   try:
     for one in names:
@@ -76,7 +76,7 @@ def _named_objects(names: Sequence[str]) -> dict[str, Any]:
               f"--custom_objects must be module:NAME by commas; module "
               f"{module!r} has no {name!r}.")
   finally:
-    sys.path.remove(os.getcwd())
+    sys.path[:] = before
   return objects
 
 
