@@ -57,7 +57,7 @@ def sensitivity_weighted_map(
     Park et al. 2020, section 3; Selvaraju et al. 2017, Grad-CAM.
   """
   # A product of matrices, which needs no second tensor of the features' size.
-  scores = "s" * (sensitivity.shape.rank - 4)
+  scores = "s" * (len(sensitivity.shape) - 4)
   return tf.nn.relu(tf.einsum(
       f"bhwc,{scores}bc->{scores}bhw", features,
       tf.squeeze(sensitivity, [-3, -2])))
