@@ -46,17 +46,21 @@ def sensitivity_weighted_map(
 
   Args:
     features: `[batch, height, width, channels]`.
-    sensitivity: `[..., batch, 1, 1, channels]`, of one score or more.
+    sensitivity: `[batch, 1, 1, channels]`, or of several scores
+      `[scores, batch, 1, 1, channels]`.
 
   Returns:
-    The maps, `[..., batch, height, width]`, not negative.
+    The map, `[batch, height, width]`, not negative; or of several scores
+    `[scores, batch, height, width]`.
 
   References:
     Park et al. 2020, section 3; Selvaraju et al. 2017, Grad-CAM.
   """
   # A product of matrices, which needs no second tensor of the features' size.
+  scores = "s" * (len(sensitivity.shape) - 4)
   return tf.nn.relu(tf.einsum(
-      "bhwc,...bc->...bhw", features, tf.squeeze(sensitivity, [-3, -2])))
+      f"bhwc,{scores}bc->{scores}bhw", features,
+      tf.squeeze(sensitivity, [-3, -2])))
 
 
 def drop_channels(
