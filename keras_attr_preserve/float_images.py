@@ -73,8 +73,7 @@ class FloatImages:
     if not self._integer or self.reason:
       yield
       return
-    if isinstance(images, Mapping):
-      images = self._input.entry(images)
+    images = self._input.entry(images)
     images = tf.convert_to_tensor(tf.nest.flatten(images)[0])
     if not images.dtype.is_floating:
       yield

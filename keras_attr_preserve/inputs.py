@@ -68,9 +68,7 @@ class ImageInput(NamedTuple):
       TypeError, ValueError: as `check_images`; or a dict without the images, or
         numbers that the input cannot hold.
     """
-    if isinstance(images, Mapping):
-      images = self.entry(images, name)
-    images = check_images(images, self.shape, name)
+    images = check_images(self.entry(images, name), self.shape, name)
     if whole and not self.is_float:
       low, high = _limits(self.dtype)
       bad = (images != np.rint(images)) | (images < low) | (images > high)
@@ -99,8 +97,10 @@ class ImageInput(NamedTuple):
     """Whether the input is of floats."""
     return tf.as_dtype(self.dtype).is_floating
 
-  def entry(self, images: Mapping[str, Any], name: str = "images") -> Any:
-    """Takes the images out of a dict."""
+  def entry(self, images: Any, name: str = "images") -> Any:
+    """Takes the images out of a dict, if they come in one."""
+    if not isinstance(images, Mapping):
+      return images
     names = self.names or (tuple(images) if len(images) == 1 else ())
     known = [one for one in names if one in images]
     if not known:
@@ -176,7 +176,7 @@ def model_input(model: keras.Model) -> ImageInput:
   """Says what a model takes.
 
   Where its channels stand is told by the first layers that read the input, then
-  by its shape, then by `keras.backend.image_data_format()`.
+  by an axis of 1, 3 or 4, then by `keras.backend.image_data_format()`.
 
   Args:
     model: a graph of layers, or a subclass around one.
@@ -209,11 +209,12 @@ def shape_input(
 
   Args:
     shape: of one image. Channels are a last axis of 1, 3 or 4, or such a first
-      one that is shorter than the others; else the axis beside two equal ones,
-      or else the shortest. Of two axes, such a last one makes a sequence.
+      one beside two that are longer than 4; else, without a default, the axis
+      beside two equal ones, or else the shortest. Of two axes, a last one of 1,
+      3 or 4 makes a sequence.
     whose: what takes it.
     data_format: "channels_last" or "channels_first", where the caller says it.
-    default: the same, where neither the caller nor the shape does.
+    default: the same, where there is no axis of 1, 3 or 4.
 
   Raises:
     ValueError: no such data format; or the shape does not tell it, and nothing
@@ -267,13 +268,15 @@ def _layout(
   first, middle, last = (math.inf if one is None else one for one in shape)
   if last in _COLOURS:
     return "channels_last"
-  if first in _COLOURS and first < min(middle, last):
+  if first in _COLOURS and max(_COLOURS) < min(middle, last):
     return "channels_first"
+  if default is not None:
+    return default
   if (first == middle) != (middle == last):  # Most images are squares.
     return "channels_last" if first == middle else "channels_first"
   if last < min(first, middle):
     return "channels_last"
-  return "channels_first" if first < min(middle, last) else default
+  return "channels_first" if first < min(middle, last) else None
 
 
 def _told(graph: keras.Model, tensor: Any) -> str | None:

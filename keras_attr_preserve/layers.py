@@ -84,7 +84,7 @@ def last_spatial_layer(model: keras.Model) -> str:
   """
   names = spatial_layers(model)
   if not names:
-    raise ValueError(f"model {model.name!r} has no layer with a spatial map.")
+    raise ValueError(_no_spatial_layer(model))
   return names[-1]
 
 
@@ -112,7 +112,7 @@ def stage_ends(model: keras.Model, count: int = 4) -> tuple[str, ...]:
       ends.pop(size, None)  # So that the last stands last.
       ends[size] = name
   if not ends:
-    raise ValueError(f"model {model.name!r} has no layer with a spatial map.")
+    raise ValueError(_no_spatial_layer(model))
   smallest = sorted(ends, key=_area)[:count]
   return tuple(name for size, name in ends.items() if size in smallest)
 
@@ -255,6 +255,12 @@ def _split_sentence(layers: list[keras.layers.Layer]) -> str:
       " Quantization-aware training splits a SeparableConv2D in two of other "
       f"names; if it was one, give its second part, {_shorten(names)}, as "
       "layer, or as the student's, WCAM(layer, student_layer=...).")
+
+
+def _no_spatial_layer(model: keras.Model) -> str:
+  return (f"model {model.name!r} has no layer with a spatial map, an output "
+          "[batch, height, width, channels] of more than one position; explain "
+          "its input, by saliency or integrated_gradients.")
 
 
 def _area(size: tuple[int | None, ...]) -> float:

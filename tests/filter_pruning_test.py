@@ -256,7 +256,7 @@ class EqualToZeroedTest(_PruningTest):
     np.testing.assert_allclose(
         pruned(images), nets.zeroed_outputs(model, pruned, images),
         atol=FLOAT32)
-    with self.assertRaisesRegex(ValueError, "must have one input.*has 2"):
+    with self.assertRaisesRegex(ValueError, "must take one input.*takes 2"):
       prune_filters(model, 0.5, criterion="taylor", images=images[0])
 
   def test_stripped_of_pruning(self):

@@ -648,9 +648,9 @@ class EveryNameTest(parameterized.TestCase):
         got, want = _flat(FUNCTIONS[name](case)), _of_twin(name, channels)
         self.assertEqual([one.shape for one in got],
                          [one.shape for one in want])
-        # Rounding of float32 sums; in integers some steps of 1/127.
         share = 0.1 if name in INTEGERS else 1e-4
         for one, other in zip(got, want):
+          # Rounding of float32 sums; in integers some steps of 1/127.
           np.testing.assert_allclose(
               one, other, rtol=0, atol=share * np.abs(other).max() + 1e-12)
 

@@ -196,8 +196,7 @@ class FileTensors:
 
   def _prepared(self, images: np.ndarray) -> np.ndarray:
     taken = self.image_input
-    if isinstance(images, Mapping):
-      images = taken.entry(images)
+    images = taken.entry(images)
     if self.preprocess is not None:
       images = self.preprocess(images)
     images = taken.check(images)

@@ -234,6 +234,7 @@ class ForeignExplainer:
     Raises:
       TypeError, ValueError: an argument is not as above.
     """
+    images = self.input.entry(images)
     wanted = [self._scores.file.logits.index]
     if self._road is not None:
       wanted.append(self._road.features.index)

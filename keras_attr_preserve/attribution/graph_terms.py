@@ -127,15 +127,15 @@ def folded(
   """
   scale, shift = tf.constant(1.0), tf.constant(0.0)
   for op in chain:
+    if op.type == "FusedBatchNormV3" and op.get_attr("is_training"):
+      raise ValueError(
+          "model: no relevance rule is known for a normalization by what it "
+          f"is given ({op.name}).")
     if op.type in ("BiasAdd", "FusedBatchNormV3") and (
         op.get_attr("data_format") != b"NHWC"):
       raise ValueError(
           f"model must have its channels last; {op.name} has them first.")
     if op.type == "FusedBatchNormV3":
-      if op.get_attr("is_training"):
-        raise ValueError(
-            "model: no relevance rule is known for a normalization by what it "
-            f"is given ({op.name}).")
       _, gamma, beta, mean, variance = (
           tf.cast(one, tf.float32) for one in op.inputs)
       factor = gamma * tf.math.rsqrt(variance + op.get_attr("epsilon"))

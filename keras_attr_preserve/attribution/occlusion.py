@@ -64,8 +64,8 @@ def occlusion(
       where the column leaves 0..1, as logits do.
     data_format: "channels_last" or "channels_first"; None where a model's
       layers or the images' shape tell it. By shape, channels are a last axis of
-      1, 3 or 4, or such a first one that is shorter than the others; else the
-      axis beside two equal ones, or else the shortest.
+      1, 3 or 4, or such a first one beside two that are longer than 4; else
+      the axis beside two equal ones, or else the shortest.
     batch_size: pictures a call of `predict`.
     progress: True for a line on stderr, False for none; None for one on a
       terminal where it takes long; or a function, called with the number
