@@ -21,10 +21,11 @@ from absl import app, flags, logging
 
 import keras_attr_preserve as kap
 from examples.experiment import costs, nets
-from examples.experiment.data import Data, load
+from examples.experiment.data import Data
 from examples.experiment.experiment import versions
 from examples.experiment.fitting import Recipe, in_range
 from examples.experiment.records import digest
+from examples.experiment.running import load_data, refused
 from examples.experiment.teaching import (
   fit_teacher,
   has_backup,
@@ -188,21 +189,21 @@ def main(argv: list[str]) -> None:
       if FLAGS[name].using_default_value:
         FLAGS[name].value = value
   logging.set_verbosity(logging.ERROR)
-  layer = nets.layer_of(FLAGS.net, FLAGS.size)  # Or says what is wrong.
+  with refused():
+    layer = nets.layer_of(FLAGS.net, FLAGS.size)
   settings = {name: FLAGS[name].value for name in SETTINGS}
   folder = make_folder(FLAGS.output, "--output")
   if is_done(folder, settings):
     print(f"{folder}/teacher.h5 is there already, of the same settings.")
     return
   start = time.monotonic()
-  data = load(
-      FLAGS.data, size=FLAGS.size, classes=FLAGS.classes, limit=FLAGS.limit,
-      background_class=FLAGS.background_class)
+  data = load_data()
   recipe = make_recipe(data)
   keras.utils.set_random_seed(FLAGS.seed)
-  model = nets.build(
-      FLAGS.net, size=FLAGS.size, classes=len(data.class_names),
-      weights=FLAGS.weights, width=FLAGS.width)
+  with refused():
+    model = nets.build(
+        FLAGS.net, size=FLAGS.size, classes=len(data.class_names),
+        weights=FLAGS.weights, width=FLAGS.width)
   backup = folder / f"backup-{digest(settings)}"
   resumed = has_backup(backup)
   print(f"{'Going on with' if resumed else 'Training'} {FLAGS.net} of "

@@ -102,6 +102,13 @@ class MistakesTest(parameterized.TestCase):
       ("prune", (), "--layers must name"),
       ("prune", ("--layers=relu3", "--limit=8"), "--teacher must name"),
       ("sweep", ("--grid=melt:1",), "must be one of"),
+      ("sweep", ("--layers=relu3", "--data=nowhere"),
+       "--data: name must be 'digits'"),
+      ("train_teacher", ("--data=nowhere",), "--data: name must be 'digits'"),
+      ("train_teacher", ("--size=7",), "size must be an integer of 8 or more"),
+      ("train_teacher", ("--smoke", "--width=2"), "width must be above 0"),
+      ("train_teacher", ("--smoke", "--weights=nowhere.h5"),
+       "weights: there is no file 'nowhere.h5'"),
       ("quantize", ("--way=ptq", "more"), "unknown arguments"))
   def test_a_wrong_flag(self, *refusal):
     self.check_refusal(run_inside, *refusal)

@@ -153,19 +153,89 @@ class PartsTest(_FolderTest):
   def test_folders_that_do_not_fit(self):
     extra = self.root / "test" / "cow"
     extra.mkdir()
+    with self.assertLogs("examples.experiment.image_folder", "WARNING") as logs:
+      self.assertEqual(self.load().class_names, (*CLASSES, "cow"))
+    self.assertIn("train has no picture of cow", logs.output[0])
+    bee = self.root / "test" / "bee"
+    bee.rename(self.root / "train" / ".bee")  # Not a class there.
     self.check(r"the classes of .*test must be those of train, \['ant', 'bee'"
-               r"\]; got \['ant', 'bee', 'cow'\]")
+               r"\], or some of them, or more; got \['ant', 'cow'\]")
+    (self.root / "train" / ".bee").rename(bee)
     extra.rmdir()
     (self.root / "extra").mkdir()
-    self.check("must hold train, test and perhaps validation .*'extra'")
-    (self.root / "extra").rmdir()
-    shutil.rmtree(self.root / "test")
-    self.check("must hold train, test and perhaps validation")
+    self.check("must hold train and perhaps test, validation .*'extra'")
 
-  def test_an_empty_part(self):
-    for path in (self.root / "test").rglob("*.png"):
+  def empty(self, part):
+    for path in (self.root / part).rglob("*.png"):
       path.unlink()
-    self.check("the part test of .* is empty")
+
+  @parameterized.parameters(True, False)
+  def test_no_picture_for_validation(self, folders):
+    self.empty("validation")
+    if not folders:
+      shutil.rmtree(self.root / "validation/bee")
+    data = self.load()
+    self.assertLen(data.validation.images, 1)
+    self.assertCountEqual(
+        self.seeds(data.train) + self.seeds(data.validation),
+        self.numbers_of("train"))
+    self.assertCountEqual(self.seeds(data.test), self.numbers_of("test"))
+
+  @parameterized.parameters(True, False)
+  def test_no_picture_for_test(self, folders):
+    self.empty("test")
+    if not folders:
+      shutil.rmtree(self.root / "test")
+    with self.assertLogs("examples.experiment.parts", "WARNING") as logs:
+      data = self.load()
+    self.assertIn("no picture for test; its validation part is test",
+                  logs.output[0])
+    self.assertCountEqual(self.seeds(data.test), self.numbers_of("validation"))
+    self.assertCountEqual(
+        self.seeds(data.train) + self.seeds(data.validation),
+        self.numbers_of("train"))
+
+  def test_pictures_for_train_alone(self):
+    self.empty("test")
+    self.empty("validation")
+    with self.assertLogs("examples.experiment.parts", "WARNING") as logs:
+      data = self.load()
+    self.assertIn("no picture for test; train is divided", logs.output[0])
+    # 15 % of 10 pictures, then 15 / 85 of the 8 others, each rounded.
+    self.assertEqual([len(split.images) for split in data[:3]], [7, 1, 2])
+    self.assertCountEqual([seed for split in data[:3]
+                           for seed in self.seeds(split)],
+                          self.numbers_of("train"))
+
+  def test_no_picture_for_train(self):
+    self.empty("train")
+    self.check("the part train of .* is empty")
+
+  @parameterized.parameters(("masks", ""), ("ground_truth", "_mask"))
+  def test_a_class_without_an_object(self, folder, end):
+    """Whole pieces beside defects, as in MVTec: nothing to mark in them."""
+    shutil.rmtree(self.root / "validation")
+    shutil.rmtree(self.root / "train/bee")  # Learned from whole ones alone.
+    for one in CLASSES:  # Of one name in each part.
+      (self.root / "test" / one / "test0.png").rename(
+          self.root / "test" / one / "train0.png")
+    for path in (self.root / "test/bee").iterdir():
+      helpers.save(self.root / folder / "bee" / f"{path.stem}{end}.png",
+                   mask(0, 1))
+    with self.assertLogs("examples.experiment.image_folder", "WARNING") as logs:
+      data = self.load()
+    self.assertIn("train has no picture of bee: what is", logs.output[0])
+    np.testing.assert_array_equal(data.class_ids, [0, 2])
+    self.assertIsNone(data.train.label_maps)
+    for row, label_map in zip(data.test.labels, data.test.label_maps):
+      np.testing.assert_array_equal(label_map[:8], 0)
+      np.testing.assert_array_equal(label_map[8:], 2 * row[1])
+
+  def test_two_masks_of_a_picture(self):
+    for name in ("masks/bee/test0", "ground_truth/bee/test0_mask"):
+      helpers.save(self.root / f"{name}.png", mask(0, 1))
+    self.check("must have one mask; .*test/bee/test0.png has .*masks/bee/test0."
+               "png and .*test0_mask.png")
 
   def test_other_files(self):
     for name in (".DS_Store", "Thumbs.db"):  # What file browsers leave.

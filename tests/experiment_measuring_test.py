@@ -1,5 +1,7 @@
 """Tests of the judge: figures by hand, and a teacher judged against itself."""
 
+import itertools
+
 import numpy as np
 from absl.testing import absltest
 from sklearn import metrics
@@ -61,7 +63,19 @@ class TaskFiguresTest(absltest.TestCase):
   def test_a_class_without_pictures_does_not_count(self):
     labels = np.array([[1, 0], [1, 0]])
     found = task_figures(labels, np.array([[1, -1], [1, -1]]), True)
-    self.assertEqual(found, {"map": 1.0, "accuracy": 1.0, "f1": 1.0})
+    self.assertEqual(found, {
+        "map": 1.0, "map_chance": 1.0, "accuracy": 1.0, "f1": 1.0})
+
+  def test_chance_is_the_mean_over_all_orders(self):
+    labels = np.array([[1, 0], [0, 1], [0, 1], [0, 0], [0, 0]])
+    orders = [*itertools.permutations(range(5))]
+    found = task_figures(labels, np.zeros([5, 2]), True)["map_chance"]
+    self.assertAlmostEqual(found, np.mean([
+        metrics.average_precision_score(labels[:, one], order)
+        for order in orders for one in range(2)]))
+    # By hand: first of two half of the time, else second.
+    found = task_figures(np.eye(2), np.zeros([2, 2]), False)["map_chance"]
+    self.assertAlmostEqual(found, 0.75)
 
 
 class JudgeTest(absltest.TestCase):

@@ -165,12 +165,29 @@ class WeightsTest(absltest.TestCase):
       nets.build("vgg16", size=32, classes=3, width=1 / 8, weights=path)
     with self.assertRaisesRegex(ValueError, "do not fit the net 'small'"):
       nets.build("small", size=8, classes=3, width=1 / 4, weights=path)
+    with self.assertRaisesRegex(
+        ValueError, "of width 0.25: its layer 'conv1' has 4 filters and the "
+        "net's has 8; these weights are of width 0.125.$"):
+      nets.build("small", size=8, classes=3, width=1 / 4, weights=path)
     with self.assertRaisesRegex(FileNotFoundError, "no file .*nothing.h5"):
       nets.build("small", size=8, classes=3, weights="nothing.h5")
     text = path.with_name("text.h5")
     text.write_text("no weights")
     with self.assertRaisesRegex(ValueError, "text.h5' is no .h5 file"):
       nets.build("small", size=8, classes=3, weights=text)
+
+  def test_weights_of_another_alpha(self):
+    """MobileNet of alpha 0.25 is of width 1, of alpha 1 wider than any."""
+    path = str(tiny.folder(self) / "net.h5")
+    body = {"input_shape": (32, 32, 3), "include_top": False, "weights": None}
+    keras.applications.MobileNet(alpha=0.25, **body).save_weights(path)
+    with self.assertRaisesRegex(
+        ValueError, "'mobilenet' of width 0.25: its layer 'conv1' has 8 filters"
+        " and the net's has 2; these weights are of width 1.$"):
+      nets.build("mobilenet", size=32, classes=2, width=0.25, weights=path)
+    keras.applications.MobileNet(alpha=0.5, **body).save_weights(path)
+    with self.assertRaisesRegex(ValueError, "of a wider net than width 1"):
+      nets.build("mobilenet", size=32, classes=2, weights=path)
 
   @pytest.mark.slow("pretrained")
   def test_imagenet_weights(self):

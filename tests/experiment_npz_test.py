@@ -110,6 +110,48 @@ class NpzTest(parameterized.TestCase):
     self.check(r"mask of picture 7 of pictures.npz may hold 0, 255 .*1..3; "
                r"got \[4\]", label_maps=maps, **arrays)
 
+  @parameterized.parameters(
+      (bool, 1, ()), (np.uint8, 1, ()), (np.uint8, 255, (1,)),
+      (np.int64, 1, (1,)))
+  def test_masks_of_one_object(self, kind, value, channels):
+    labels = np.arange(12) % 3
+    masks = np.zeros([12, 16, 16, *channels], kind)
+    masks[labels > 0, :5] = value  # Class 0: whole pieces, nothing marked.
+    data = self.load(images=self.images, labels=labels, split=self.split,
+                     masks=masks)
+    np.testing.assert_array_equal(data.class_ids, [1, 2, 3])
+    for split in data[:3]:
+      number = split.labels.argmax(1)
+      np.testing.assert_array_equal(
+          split.label_maps[:, 0, 0], np.where(number > 0, number + 1, 0))
+      np.testing.assert_array_equal(split.label_maps[:, 5:], 0)
+
+  def test_masks_with_void_and_labels_of_their_own(self):
+    masks = np.zeros([12, 16, 16], np.uint8)
+    masks[:, :5], masks[:, 5:7] = 1, 255
+    data = self.load(images=self.images, labels=np.arange(12) % 2,
+                     split=self.split, masks=masks, class_ids=[7, 4])
+    np.testing.assert_array_equal(
+        data.train.label_maps[:, 0, 0],
+        np.array([7, 4])[data.train.labels.argmax(1)])
+    np.testing.assert_array_equal(data.train.label_maps[:, 6], 255)
+
+  @parameterized.parameters(
+      # Pictures 0 to 5 are in part 0, the next three in each of the others; a
+      # tenth of train at least is validation, or 15 %.
+      ([0, 0, 2], [8, 1, 3]), ([0, 1, 1], [5, 1, 6]), ([0, 0, 0], [8, 2, 2]))
+  def test_a_part_without_a_picture(self, into, want):
+    data = self.load(images=self.images, labels=np.arange(12) % 2,
+                     split=np.array(into)[self.split])
+    self.assertEqual([len(split.images) for split in data[:3]], want)
+    self.assertTrue(helpers.same_pictures(
+        np.concatenate([split.images for split in data[:3]]), self.images))
+
+  def test_no_test_pictures_in_a_cifar_like_file(self):
+    data = self.load(x_train=self.images, y_train=np.arange(12) % 2,
+                     x_test=self.images[:0], y_test=np.zeros([0], int))
+    self.assertEqual([len(split.images) for split in data[:3]], [8, 2, 2])
+
   def test_without_a_split(self):
     images = helpers.noises(100)
     arrays = {"images": images, "labels": np.arange(100) % 4}
@@ -267,7 +309,18 @@ class NpzTest(parameterized.TestCase):
        r"split must hold \[0, 1, 2\]; got \[3\]"),
       ({"split": np.array(["val"] * 12)},
        r"split must hold \['train', .*; got \['val'\]"),
-      ({"split": np.zeros([12], int)}, "the part validation of .* is empty"),
+      ({"split": np.ones([12], int)}, "the part train of .* is empty"),
+      ({"masks": np.zeros([12, 16, 16])}, "masks must be uint8 .*got float64"),
+      ({"masks": np.full([12, 16, 16], 256)}, "masks must be uint8 .*int64"),
+      ({"masks": np.zeros([11, 16, 16], bool)},
+       "arrays must be equally long; got .*'masks': 11"),
+      ({"masks": np.zeros([12, 16, 16], bool), "labels": np.ones([12, 3])},
+       "masks need labels of one class each.* give label_maps"),
+      ({"masks": np.zeros([12, 16, 16], bool),
+        "label_maps": np.zeros([12, 16, 16], np.uint8)},
+       "label_maps or masks, not both"),
+      ({"masks": np.zeros([12, 16, 16], bool), "class_ids": [1, 2, 255]},
+       r"masks need class_ids of 1\.\.254"),
       ({"label_maps": np.zeros([12, 16, 16], int)}, "maps must be uint8"),
       ({"label_maps": np.zeros([12, 16], np.uint8)}, "maps must be uint8"),
       ({"label_maps": np.zeros([12, 9, 16], np.uint8)},

@@ -1,12 +1,15 @@
 """Tests of student_pictures.py: whose maps are drawn, and from which files."""
 
+import contextlib
+import io
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
-from examples.experiment import student_pictures
+import keras_attr_preserve as kap
+from examples.experiment import picture_grids, student_pictures
 from examples.experiment.student_pictures import draw_students, shown
 from tests import tiny
 from tests.experiment_rows import row
@@ -17,9 +20,9 @@ class Kept:
 
   name = "made_up"
 
-  def __init__(self, folder: Path, rows, lost=(), pairs=3):
+  def __init__(self, folder: Path, rows, lost=()):
     self.folder, self._rows, self._lost = folder, rows, lost
-    self.judge = mock.Mock(classes=np.zeros(pairs, int))
+    self.judge = mock.Mock()
 
   def rows(self):
     return self._rows
@@ -28,7 +31,7 @@ class Kept:
     return None if run.name in self._lost else run.name.encode()
 
 
-class StudentPicturesTest(absltest.TestCase):
+class StudentPicturesTest(parameterized.TestCase):
 
   def test_the_recipe_is_shown_beside_its_rivals(self):
     self.assertEqual(
@@ -64,13 +67,40 @@ class StudentPicturesTest(absltest.TestCase):
     experiment = Kept(
         tiny.folder(self), [row("plain"), row("swa")], lost=["prune-0.9-swa-1"])
     del experiment.judge  # Whoever asks for it fails.
-    self.assertEqual(draw_students(experiment, 1), [])
-
-  def test_without_masks_there_is_nothing_to_draw(self):
-    experiment = Kept(tiny.folder(self), [row("plain"), row("swa")], pairs=0)
-    with mock.patch.object(student_pictures, "_grid") as grid:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
       self.assertEqual(draw_students(experiment, 1), [])
-    grid.assert_not_called()
+    self.assertIn("no picture of prune 0.9: it takes kept files of seed 1 of "
+                  "the arm plain and of one of swa_hints, ", said.getvalue())
+    self.assertIn("there are those of plain.", said.getvalue())
+
+  @parameterized.parameters(True, False)
+  def test_with_masks_and_without(self, masked):
+    experiment = Kept(tiny.folder(self), [row("plain"), row("swa")])
+    rng = np.random.default_rng(0)
+    maps = rng.uniform(size=(3, 2, 2))
+    masks = rng.uniform(size=(3, 4, 4)) > 0.5 if masked else None
+    experiment.judge = mock.Mock(**{
+        "shown.return_value": (
+            rng.uniform(-1, 1, (3, 4, 4, 3)), np.array([0, 1, 1]), masks),
+        "explain_teacher.return_value": maps})
+    experiment.settings = mock.Mock(pixel_range=(-1, 1))
+    experiment.data = mock.Mock(class_names=("ant", "bee"))
+    with (mock.patch.object(kap.export, "Interpreter") as files,
+          mock.patch.object(
+              picture_grids, "map_grid", return_value=b"drawn") as grid):
+      files.return_value.explain.return_value.maps = maps
+      self.assertEqual(draw_students(experiment, 1), ["pictures-prune-0.9.png"])
+      # Fewer pictures than a grid needs: told, and the report goes on.
+      experiment.judge.shown.return_value = (
+          np.zeros([1, 4, 4, 3]), np.array([0]),
+          masks[:1] if masked else None)
+      experiment.judge.explain_teacher.return_value = maps[:1]
+      files.return_value.explain.return_value.maps = maps[:1]
+      with contextlib.redirect_stdout(io.StringIO()) as said:
+        self.assertEqual(draw_students(experiment, 1), [])
+    self.assertEqual(grid.call_args.args[1] is None, not masked)
+    self.assertIn("no picture of prune 0.9: cosines must hold three pictures",
+                  said.getvalue())
 
 
 if __name__ == "__main__":

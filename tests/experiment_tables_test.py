@@ -45,6 +45,27 @@ class ResultsTableTest(absltest.TestCase):
       for cell in line[2:]:
         self.assertEqual(cell.startswith("**"), line[0] == "SWA", line)
 
+  def test_a_collapsed_arm_is_marked_and_never_bold(self):
+    """Chance .2, teacher .7: below .2 + .2 * .5 = .3 a net has collapsed."""
+    values = {"plain": (0.31, 0.32), "ewa": (0.5, 0.29), "swa": (0.5, 0.49)}
+    rows = [row("teacher", 0, map=0.7, map_chance=0.2)] + [
+        row(arm, seed, map=value, map_chance=0.2, float_map=0.6,
+            roc_auc={"plain": 0.6, "ewa": 0.9, "swa": 0.7}[arm] + 0.01 * seed)
+        for arm, theirs in values.items()
+        for seed, value in enumerate(theirs)]
+    lines = cells(tables.results_table(rows, "prune", 0.9))
+    self.assertEqual([line[0] for line in lines[2:]],
+                     ["plain", "EWA ‡ 1 of 2", "SWA"])
+    self.assertEqual([["**" in cell for cell in line[2:]] for line in lines],
+                     [[False] * 2] * 4 + [[True] * 2])
+    self.assertNotIn("‡", tables.results_table(
+        rows, "prune", 0.9, prefix="float_"))
+    self.assertIn("less than 20 %", tables.RESULTS_CAPTION)
+    # Rows that do not say what chance is are compared as ever.
+    for one in rows:
+      del one["map_chance"]
+    self.assertNotIn("‡", tables.results_table(rows, "prune", 0.9))
+
   def test_the_float_student(self):
     rows = [row("swa", float_roc_auc=0.7, roc_auc=0.5)]
     table = tables.results_table(rows, "prune", 0.9, prefix="float_")

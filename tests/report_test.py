@@ -2,6 +2,7 @@
 
 import csv
 import json
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from keras_attr_preserve.drawing import side_by_side
 from keras_attr_preserve.evaluation import Report, ShortfallError
+from keras_attr_preserve.evaluation import report as report_module
 from keras_attr_preserve.evaluation.report import Examples, summarize
 from tests import tiny
 
@@ -160,6 +162,29 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(
         {path.name for path in folder.iterdir()},
         {"report.csv", "report.json"})
+
+  def test_names_in_place_of_numbers(self):
+    folder = tiny.folder(self)
+    report = _report()
+    report.image_names = ["a.png", "b, c.png", "d.png", "\N{SNOWMAN}.png"]
+    images = np.zeros([1, 8, 8, 3])
+    report.examples = Examples(
+        [3], images, images[..., 0], images[..., 0], (0, 1))
+    with mock.patch.object(
+        report_module, "labelled_png", return_value=b"") as drawn:
+      report.save(folder)
+    with open(folder / "report.csv", newline="", encoding="utf-8") as file:
+      self.assertEqual([row[0] for row in csv.reader(file)],
+                       ["image", *report.image_names])
+    got = json.loads((folder / "report.json").read_text())
+    self.assertEqual(got["worst_images"], [1, 0, 3])
+    self.assertEqual(
+        got["worst_names"], ["b, c.png", "a.png", "\N{SNOWMAN}.png"])
+    self.assertEqual(drawn.call_args.kwargs["labels"],
+                     ["\\u2603.png: cosine 1.0000"])
+    report.image_names = ["a.png"]
+    with self.assertRaisesRegex(ValueError, "image_names must be 4, .*got 1"):
+      report.save(folder)
 
   def test_as_a_picture(self):
     folder = tiny.folder(self)

@@ -28,10 +28,17 @@ class FlagsTest(command_helpers.CommandCase):
         0, 256, (3, 9, 12, 3), np.uint8)):
       (folder / f"{i}.png").write_bytes(tf.io.encode_png(pixels).numpy())
     settings = {"tflite": "colour.tflite", "images": "pictures"}
-    for teacher in ("colour.h5", "colour.tflite"):
+    (folder / "1.png").rename(folder / "1\udcff.png")  # A byte of its own.
+    for teacher, runtime, place in (
+        ("colour.h5", ["xnnpack"], "."),
+        ("colour.tflite", ["xnnpack", "reference"], "reference")):
+      report = tiny.folder(self)
       code, out, err = self.run_main(
           teacher=teacher, images_range=["-1", "1"], require_cosine=0.999,
-          **settings)
+          runtime=runtime, output=str(report), **settings)
+      rows = (report / place / "report.csv").read_text().splitlines()
+      self.assertEqual([line.split(",")[0] for line in rows],
+                       ["image", "0.png", r"1\udcff.png", "2.png"])
       self.assertEqual((code, err), (0, ""))
       self.assertRegex(out, r"(?m)^images +3$")
       self.assertRegex(out, r"(?m)^images_range +\[-0\.\d+, 0\.\d+\]$")

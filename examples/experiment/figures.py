@@ -60,6 +60,7 @@ FIGURES = (
     Figure("map", "mean AP"),
     Figure("accuracy", "accuracy"),
     Figure("f1", "F1"),
+    Figure("map_chance", "mean AP by chance", better=0),
     Figure("same_top_class", "same top class", teachers=1.0),
     Figure("cosine_mean", "cosine", teachers=1.0),
     Figure("cosine_p5", "cosine p5", teachers=1.0),

@@ -4,23 +4,26 @@
     root/<class>/*.{png,jpg}
     root/masks/<class>/<same name>.png, if masks are at hand
 
-`val` is `validation`, which may be missing. In a mask, what is not 0 is the
-object; 255 is void where the mask has other values than 0 and 255.
+`val` is `validation`. `parts.complete` says what fills a part but train that is
+missing or empty. In a mask, what is not 0 is the object; 255 is void where the
+mask has other values than 0 and 255. A class without any mask, as that of whole
+pieces among defects, has no object to mark. The names of MVTec do as well:
+root/ground_truth/<class>/<same name>_mask.png.
 """
 
 import hashlib
-from collections import Counter
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from examples.experiment.parts import PARTS, SHARE, hold_out
+from examples.experiment.parts import PARTS, SHARE, complete
 from examples.experiment.reading import Part, Picture, Source
 
 __all__ = ["open_image_folder"]
 
-MASKS = "masks"
+MASKS = ("masks", "ground_truth")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _IGNORED = ("thumbs.db", "desktop.ini")
 
@@ -33,40 +36,45 @@ def open_image_folder(path: Path, seed: int = 0) -> Source:
 
   Args:
     path: the root.
-    seed: which of train's pictures are for validation, where there is a test
+    seed: which of train's pictures are for validation, where there is a train
       part and no validation.
 
   Returns:
-    The source; its classes exclude each other.
+    The source; its classes exclude each other. A part may lack pictures of some
+    classes; a warning names those that train lacks.
 
   Raises:
     ValueError: the folders are not as above, or not all pictures of a part
       with masks have one.
   """
-  folders = {one.name: one for one in _folders(path) if one.name != MASKS}
+  folders = {one.name: one for one in _folders(path) if one.name not in MASKS}
   if "val" in folders and "train" in folders:
     folders.setdefault("validation", folders.pop("val"))
   if "train" not in folders:
     return _divided(path, folders)
-  if not {"train", "test"} <= {*folders} <= {*PARTS}:
+  if not {*folders} <= {*PARTS}:
     raise ValueError(
-        f"name: {str(path)!r} must hold train, test and perhaps validation (or "
+        f"name: {str(path)!r} must hold train and perhaps test, validation (or "
         f"val) and masks, or a folder for each class; got {[*folders]}.")
-  names = [one.name for one in _folders(folders["train"])]
-  parts = {}
-  for part, folder in folders.items():
-    theirs = [one.name for one in _folders(folder)]
-    if theirs != names:
+  known = {part: [one.name for one in _folders(folder)]
+           for part, folder in folders.items()}
+  for part, theirs in known.items():
+    # Each has one that the other lacks: a class by two names, most likely.
+    if {*theirs} - {*known["train"]} and {*known["train"]} - {*theirs}:
       raise ValueError(
-          f"name: the classes of {folder} must be those of train, {names}; got "
-          f"{theirs}.")
-    parts[part] = {name: _files(folder / name) for name in names}
-  listed = _with_masks(path, names, parts)
-  cut = ()
-  if "validation" not in listed:
-    listed["train"], listed["validation"] = hold_out(listed["train"], seed)
-    cut = ("validation",)
-  return _source(path, names, listed, cut)
+          f"name: the classes of {folders[part]} must be those of train, "
+          f"{known['train']}, or some of them, or more; got {theirs}.")
+  names = sorted({name for theirs in known.values() for name in theirs})
+  parts = {part: {name: _files(folder / name) if name in known[part] else []
+                  for name in names} for part, folder in folders.items()}
+  unseen = [name for name in names if not parts["train"][name]]
+  if unseen and len(unseen) < len(names):
+    logging.getLogger(__name__).warning(
+        "%s has no picture of %s: what is trained on it cannot learn them.",
+        folders["train"], ", ".join(unseen))
+  listed, ids = _with_masks(path, names, parts)
+  listed, cut_off = complete(listed, seed, str(path))
+  return Source(listed, tuple(names), ids, False, cut_off)
 
 
 def _divided(path: Path, folders: dict[str, Path]) -> Source:
@@ -84,18 +92,8 @@ def _divided(path: Path, folders: dict[str, Path]) -> Source:
     parts["test"][name] = files[:count]
     parts["validation"][name] = files[count:2 * count]
     parts["train"][name] = files[2 * count:]
-  listed = _with_masks(path, [*folders], parts)
-  return _source(path, [*folders], listed, ("validation", "test"))
-
-
-def _source(
-    path: Path, names: Sequence[str], parts: dict[str, Part],
-    cut: tuple[str, ...]
-) -> Source:
-  ids = 1 + np.arange(len(names))
-  if not (path / MASKS).is_dir():
-    ids[:] = 0
-  return Source(parts, tuple(names), ids, False, cut)
+  listed, ids = _with_masks(path, [*folders], parts)
+  return Source(listed, (*folders,), ids, False, ("validation", "test"))
 
 
 def _folders(path: Path) -> list[Path]:
@@ -117,42 +115,59 @@ def _files(folder: Path) -> list[Path]:
 
 def _with_masks(
     path: Path, names: Sequence[str], parts: dict[str, dict[str, list[Path]]]
-) -> dict[str, Part]:
-  """The parts, with the masks that lie under root/masks."""
-  there = {one for one in (path / MASKS).rglob("*")
+) -> tuple[dict[str, Part], np.ndarray]:
+  """The parts with their masks, and the classes' labels, 0 for no mask."""
+  there = {one for folder in MASKS for one in (path / folder).rglob("*")
            if one.is_file() and not one.name.startswith(".")}
-  if there:
-    if len(names) > 254:
-      raise ValueError("name: pictures with masks must be of 254 classes or "
-                       f"fewer; got {len(names)}.")
-    _check_apart(parts)
+  masks = {}
+  for classes in parts.values():
+    for name in names:
+      for file in classes[name]:
+        own = [mask for mask in _mask_names(path, name, file) if mask in there]
+        if len(own) > 1:
+          raise ValueError(f"name: a picture must have one mask; {file} has "
+                           f"{' and '.join(map(str, own))}.")
+        if own:
+          masks.setdefault(own[0], []).append((name, file))
+  _check_masks(names, there, masks)
+  own = {file: mask for mask, pairs in masks.items() for _, file in pairs}
+  marked = {name for pairs in masks.values() for name, _ in pairs}
+  ids = np.array([number if name in marked else 0
+                  for number, name in enumerate(names, 1)], int)
   listed = {}
   for part, classes in parts.items():
-    pictures, numbers = [], []
-    for number, name in enumerate(names):
-      for file in classes[name]:
-        mask = path / MASKS / name / f"{file.stem}.png"
-        pictures.append(Picture(
-            str(file), file, mask if mask in there else None, number + 1))
-        numbers.append(number)
-    listed[part] = Part(pictures, np.eye(
-        len(names), dtype=np.float32)[np.array(numbers, int)])
-  others = there - {one.label_map for part in listed.values()
-                    for one in part.pictures}
+    pairs = [(number, file) for number, name in enumerate(names)
+             for file in classes[name]]
+    listed[part] = Part(
+        [Picture(str(file), file, own.get(file), int(ids[number]))
+         for number, file in pairs],
+        np.eye(len(names), dtype=np.float32)[
+            np.array([number for number, _ in pairs], int)])
+  return listed, ids
+
+
+def _mask_names(path: Path, name: str, file: Path) -> list[Path]:
+  return [path / folder / name / f"{file.stem}{end}.png"
+          for folder in MASKS for end in ("", "_mask")]
+
+
+def _check_masks(
+    names: Sequence[str], there: set[Path],
+    masks: dict[Path, list[tuple[str, Path]]],
+) -> None:
+  """Refuses masks of no picture, of two, or of too many classes."""
+  if there and len(names) > 254:
+    raise ValueError("name: pictures with masks must be of 254 classes or "
+                     f"fewer; got {len(names)}.")
+  for pairs in masks.values():
+    if len(pairs) > 1:
+      name, file = pairs[0]
+      raise ValueError(
+          f"name: with masks, a class's pictures must have different names; "
+          f"{len(pairs)} of {name} are called {file.stem}.")
+  others = there - {*masks}
   if others:
     raise ValueError(
-        f"name: masks must be {MASKS}/<class>/<a picture's name>.png; "
+        f"name: masks must be masks/<class>/<a picture's name>.png; "
         f"{len(others)} of {len(there)} belong to no picture, the first is "
         f"{min(others)}.")
-  return listed
-
-
-def _check_apart(parts: dict[str, dict[str, list[Path]]]) -> None:
-  """A mask must belong to one picture."""
-  counts = Counter((name, file.stem) for classes in parts.values()
-                   for name, files in classes.items() for file in files)
-  (name, stem), count = counts.most_common(1)[0] if counts else (("", ""), 0)
-  if count > 1:
-    raise ValueError(
-        f"name: with masks, a class's pictures must have different names; "
-        f"{count} of {name} are called {stem}.")

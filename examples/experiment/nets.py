@@ -49,10 +49,11 @@ def build(
       more for the others.
     classes: how many logits.
     weights: None for fresh ones; a path of an `.h5` file, whose weights go to
-      all layers but "logits" by the layers' names; for "mobilenet" also
-      "imagenet", which tf_keras.applications downloads.
+      all layers but "logits" by the layers' names, and are of the same width;
+      for "mobilenet" also "imagenet", which tf_keras.applications downloads.
     width: factor on the number of filters of every convolution, as in the
-      paper's students: 1/2, 1/4, 1/8; not less than this for "mobilenet".
+      paper's students: 1/2, 1/4, 1/8; not less than this for "mobilenet", whose
+      alpha is 0.25 times it: weights of alpha 0.25 are of width 1.
 
   Returns:
     An uncompiled model of float32 `[batch, size, size, 3]` in the range that
@@ -90,7 +91,7 @@ def build(
       name="logits")(pooled)
   model = keras.Model(inputs, logits, name=name)
   if weights is not None and not imagenet:
-    _load_weights(model, weights)
+    _load_weights(model, weights, width)
   return model
 
 
@@ -191,7 +192,8 @@ def _resnet8(size: int, width: float) -> Sequence:
   return inputs, x
 
 
-def _load_weights(model: keras.Model, path: str | os.PathLike) -> None:
+def _load_weights(
+    model: keras.Model, path: str | os.PathLike, width: float) -> None:
   """Gives all layers but the head the weights that a file has by name."""
   path = os.fspath(path)
   if not os.path.isfile(path):
@@ -212,8 +214,26 @@ def _load_weights(model: keras.Model, path: str | os.PathLike) -> None:
     body.load_weights(path, by_name=True)
   except ValueError as error:
     raise ValueError(
-        f"weights {path!r} do not fit the net {model.name!r}: {error}"
-    ) from error
+        f"weights {path!r} do not fit the net {model.name!r} of width "
+        f"{width:g}: {_other_width(body, path, width) or error}") from error
+
+
+def _other_width(
+    body: keras.Model, path: str, width: float) -> str | None:
+  """Says which width a file's weights have; None where that is not it."""
+  layer = next(layer for layer in body.layers if layer.weights)
+  with h5py.File(path, "r") as file:
+    group = file.get("model_weights", file)[layer.name]
+    names = group.attrs.get("weight_names", ())
+    shape = group[names[0]].shape if len(names) else ()
+  filters = layer.weights[0].shape[-1]
+  if shape[:-1] != tuple(layer.weights[0].shape[:-1]) or shape[-1] == filters:
+    return None
+  theirs = width * shape[-1] / filters
+  return (f"its layer {layer.name!r} has {shape[-1]} filters and the net's has "
+          f"{filters}; " + (
+              f"these weights are of width {theirs:g}." if theirs <= 1 else
+              "these weights are of a wider net than width 1 builds."))
 
 
 NETS: dict[str, Callable[..., Sequence]] = {

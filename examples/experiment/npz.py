@@ -2,10 +2,13 @@
 
     images or jpeg_buf and jpeg_off   uint8 [n, height, width, 3], or JPEG files
     labels (or targets)               class numbers [n], or 0 and 1 [n, classes]
-    label_maps, class_names, class_ids (or class_label_ids), split: optional
+    label_maps or masks, class_names, class_ids (or class_label_ids), split:
+                                      optional
 
-Without class_ids, class k has the label k + 1 in label_maps. The values of
-split are 0, 1, 2 or train, validation, test.
+Without class_ids, class k has the label k + 1 in label_maps. In masks, what is
+not 0 is the object of the picture's one class; 255 is void where the mask has
+other values than 0 and 255. The values of split are 0, 1, 2 or train,
+validation, test; `parts.complete` says what fills a part that is empty.
 
 JPEG files stand one after the other in jpeg_buf, and picture i is
 jpeg_buf[jpeg_off[i]:jpeg_off[i + 1]]. The third form is that of CIFAR: x_train,
@@ -21,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.experiment.parts import PARTS, cut, divide, hold_out
-from examples.experiment.reading import Part, Picture, Source
+from examples.experiment.parts import PARTS, complete, cut, divide
+from examples.experiment.reading import VOID, Part, Picture, Source
 
 __all__ = ["open_npz"]
 
@@ -41,8 +44,7 @@ def open_npz(
     path: the file.
     classes: those that are wanted. Where one is no class of the labels, and the
       file has targets20 and voc20_names, the labels are these.
-    seed: which pictures of a CIFAR-like file's x_train are for validation, and
-      which of a file without `split`.
+    seed: which pictures are for validation where the file does not say so.
 
   Returns:
     The source. Rows of 0 and 1 that hold a single 1 each are one-hot: such
@@ -73,12 +75,9 @@ def _one_set(arrays, name, classes, seed, fault) -> Source:
   labels, class_names, class_ids = _classes(arrays, classes, fault)
   images = _jpegs(arrays, fault) if "jpeg_buf" in arrays else _images(
       arrays, "images", fault)
-  maps = arrays.get("label_maps")
-  if maps is not None and (maps.ndim != 3 or maps.dtype != np.uint8):
-    raise fault("label_maps must be uint8 [n, height, width]; got "
-                f"{maps.dtype} {list(maps.shape)}.")
+  key, maps = _label_maps(arrays, fault)
   lengths = {"images": len(images), "labels": len(labels)} | {
-      key: len(arrays[key]) for key in ("label_maps", "split") if key in arrays}
+      key: len(arrays[key]) for key in (key, "split") if key in arrays}
   if len(set(lengths.values())) > 1:
     raise fault(f"arrays must be equally long; got {lengths}.")
   map_ids = None
@@ -87,17 +86,45 @@ def _one_set(arrays, name, classes, seed, fault) -> Source:
   elif class_ids is None:
     class_ids = 1 + np.arange(len(class_names))
     map_ids = tuple(class_ids)
-  pictures = [
-      Picture(f"picture {i} of {name}", *one) for i, one in enumerate(
-          zip(images, [None] * len(images) if maps is None else maps))]
   labels, multi_label = _rows(labels, len(class_names), "labels", fault)
+  objects = [None] * len(images)
+  if key == "masks":
+    if multi_label:
+      raise fault("masks need labels of one class each, whose object they "
+                  "show; with several classes give label_maps.")
+    if not ((class_ids > 0) & (class_ids < VOID)).all():
+      raise fault("masks need class_ids of 1..254, and 254 classes at most; "
+                  f"got {class_ids.min()}..{class_ids.max()}.")
+    objects = class_ids[labels.argmax(1)].tolist()
+  pictures = [
+      Picture(f"picture {i} of {name}", *one) for i, one in enumerate(zip(
+          images, [None] * len(images) if maps is None else maps, objects))]
   whole = Part(pictures, labels)
   if "split" in arrays:
-    parts = _split(whole, arrays["split"], fault)
+    parts, cut_off = complete(
+        _split(whole, arrays["split"], fault), seed, name)
   else:
-    parts = divide(whole, seed)
-  return Source(parts, class_names, class_ids, multi_label,
-                () if "split" in arrays else ("validation", "test"), map_ids)
+    parts, cut_off = divide(whole, seed), ("validation", "test")
+  return Source(parts, class_names, class_ids, multi_label, cut_off, map_ids)
+
+
+def _label_maps(arrays, fault) -> tuple[str, np.ndarray | None]:
+  """What marks the objects, uint8, and which of the two keys it has."""
+  keys = [key for key in ("label_maps", "masks") if key in arrays]
+  if len(keys) != 1:
+    if keys:
+      raise fault("it must have label_maps or masks, not both.")
+    return "", None
+  maps = arrays[keys[0]]
+  if keys == ["masks"]:
+    maps = maps[..., 0] if maps.ndim == 4 and maps.shape[3] == 1 else maps
+    if maps.dtype.kind in "iub" and maps.size and (
+        maps.min() >= 0 and maps.max() <= VOID):
+      maps = maps.astype(np.uint8)
+  if maps.ndim != 3 or maps.dtype != np.uint8:
+    raise fault(f"{keys[0]} must be uint8 [n, height, width]; got "
+                f"{maps.dtype} {list(maps.shape)}.")
+  return keys[0], maps
 
 
 def _train_and_test(arrays, name, seed, fault) -> Source:
@@ -118,10 +145,9 @@ def _train_and_test(arrays, name, seed, fault) -> Source:
     if part == "train":
       multi_train = multi_label
   names = _names(names, count)
-  parts["train"], parts["validation"] = hold_out(parts["train"], seed)
-  return Source({part: parts[part] for part in PARTS}, names,
-                np.zeros(count, int), multi_train or multi_label,
-                ("validation",))
+  parts, cut_off = complete(parts, seed, name)
+  return Source(parts, names, np.zeros(count, int), multi_train or multi_label,
+                cut_off)
 
 
 def _needed(arrays: Mapping, key: str, fault: Callable) -> np.ndarray:

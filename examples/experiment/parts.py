@@ -1,13 +1,14 @@
 """Choosing among pictures and dividing them: train, validation and test."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from examples.experiment.reading import Part, Source
 
-__all__ = ["HELD_OUT", "PARTS", "SHARE", "check_known", "choose", "cut",
-           "divide", "draw", "hold_out", "shuffled"]
+__all__ = ["HELD_OUT", "PARTS", "SHARE", "check_known", "choose", "complete",
+           "cut", "divide", "draw", "hold_out", "shuffled"]
 
 PARTS = ("train", "validation", "test")
 SHARE = 0.15  # Of validation and of test, where all is divided.
@@ -62,6 +63,42 @@ def choose(
     parts = {name: cut(part, part.labels.any(1))
              for name, part in parts.items()}
   return source._replace(parts=parts, class_names=names, class_ids=ids)
+
+
+def complete(
+    parts: Mapping[str, Part], seed: int, name: str
+) -> tuple[dict[str, Part], tuple[str, ...]]:
+  """Gives pictures to the parts that a source leaves out, or leaves empty.
+
+  Without pictures in test, validation is test. Without any in both, train is
+  divided as by `divide`; without validation, it is cut off train.
+
+  Args:
+    parts: the source's own; "train" among them.
+    seed: which of train's pictures are for validation.
+    name: of the source, for the warning where test is not its own.
+
+  Returns:
+    All parts, and the names of those that were cut off train. All stay empty
+    where train is.
+  """
+  nothing = cut(parts["train"], [])
+  parts = {part: parts.get(part, nothing) for part in PARTS}
+  if not parts["train"].pictures:
+    return parts, ()
+  if not parts["test"].pictures:
+    instead = "validation" if parts["validation"].pictures else "train"
+    logging.getLogger(__name__).warning(
+        "%s has no picture for test; %s.", name,
+        "its validation part is test" if instead == "validation"
+        else "train is divided")
+    if instead == "train":
+      return divide(parts["train"], seed), ("validation", "test")
+    parts["test"], parts["validation"] = parts["validation"], nothing
+  if parts["validation"].pictures:
+    return parts, ()
+  parts["train"], parts["validation"] = hold_out(parts["train"], seed)
+  return parts, ("validation",)
 
 
 def cut(part: Part, which: np.ndarray | Sequence[int]) -> Part:

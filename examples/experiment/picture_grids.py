@@ -66,7 +66,7 @@ def choose_pictures(
 
 def success_and_failure_grid(
     images: np.ndarray,
-    masks: np.ndarray,
+    masks: np.ndarray | None,
     maps: Mapping[str, np.ndarray],
     cosines: Mapping[str, np.ndarray],
     *,
@@ -80,7 +80,8 @@ def success_and_failure_grid(
 
   Args:
     images: `[images, height, width, 1 or 3]`, uint8, or floats in 0..1.
-    masks: bool `[images, height, width]`, of the class explained.
+    masks: bool `[images, height, width]`, of the class explained; None draws
+      none.
     maps: maps `[images, any, any]` by arm, the teacher's among them if it is to
       be seen; drawn in this order. Values below 0 are drawn as 0.
     cosines: `[images]` to the teacher's maps, by arm; of `arm` and `plain` at
@@ -98,8 +99,9 @@ def success_and_failure_grid(
     ValueError: an argument is not as above.
   """
   pictures = _checked_images(images)
-  masks = np.asarray(masks)
-  if masks.shape != pictures.shape[:3] or masks.dtype != bool:
+  masks = None if masks is None else np.asarray(masks)
+  if masks is not None and (
+      masks.shape != pictures.shape[:3] or masks.dtype != bool):
     raise ValueError(
         f"masks must be bool {list(pictures.shape[:3])}; got {masks.dtype} "
         f"{list(masks.shape)}.")
@@ -111,7 +113,7 @@ def success_and_failure_grid(
   chosen = choose_pictures(cosines[arm], cosines[plain], each=each)
   which = [one.index for one in chosen]
   return map_grid(
-      pictures[which], masks[which],
+      pictures[which], None if masks is None else masks[which],
       {arm_name(one): np.maximum(values, 0)[which]
        for one, values in maps.items()},
       [f"{labels[one.index]}\n{one.reason}\n{one.gain:+.2f}"

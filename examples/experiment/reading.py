@@ -26,7 +26,7 @@ class Picture(NamedTuple):
     label_map: a file's path or uint8 `[height, width]`; None where there is
       none.
     object_id: where the label map is a mask of one object, the label that the
-      object gets.
+      object gets; 0 without a label map where there is no object to mark.
   """
 
   name: str
@@ -79,24 +79,29 @@ def read(
 
   Returns:
     Images, uint8 `[pictures, size, size, 3]`, and label maps, uint8
-    `[pictures, size, size]`, or None where no picture has one. Pictures are
-    turned as their EXIF data say; what is transparent is white.
+    `[pictures, size, size]`, or None where no picture has one; all background
+    where there is no object to mark. Pictures are turned as their EXIF data
+    say; what is transparent is white.
 
   Raises:
     ValueError: one is damaged, is no picture, or only some have label maps.
     OSError: a file is missing.
   """
-  without = [one.name for one in pictures if one.label_map is None]
-  if 0 < len(without) < len(pictures):
+  masked = not pictures or any(
+      one.label_map is not None for one in pictures)
+  without = [one.name for one in pictures
+             if one.label_map is None and one.object_id != BACKGROUND]
+  if masked and without:
     raise ValueError(
         f"{title}: all pictures or none must have a mask; {len(without)} of "
         f"{len(pictures)} have none, the first is {without[0]}.")
   images = np.empty([len(pictures), size, size, 3], np.uint8)
-  label_maps = None if without else np.empty(images.shape[:3], np.uint8)
+  label_maps = np.full(
+      images.shape[:3], BACKGROUND, np.uint8) if masked else None
 
   def read_one(i):
     image = _image(pictures[i])
-    if label_maps is not None:
+    if pictures[i].label_map is not None:
       label_map = _label_map(pictures[i], image.size)
       label_maps[i] = label_map.resize((size, size), Image.Resampling.NEAREST)
     images[i] = image.resize((size, size), Image.Resampling.BILINEAR)

@@ -1,10 +1,11 @@
 """The flags that all binaries share, and what they do with them."""
 
+import contextlib
 import logging as python_logging
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from keras_attr_preserve.tap import Tap
 
 __all__ = ["FLAGS", "adopt", "check_known", "command", "define_data_flags",
            "define_flags", "define_run_flags", "load_data", "open_experiment",
-           "pixel_range", "read_net", "run_all", "run_grid", "show", "start"]
+           "pixel_range", "read_net", "refused", "run_all", "run_grid", "show",
+           "start"]
 
 FLAGS = flags.FLAGS
 
@@ -184,9 +186,23 @@ def _given(name: str) -> Any:
 
 
 def load_data() -> Data:
-  """Reads the data that the flags name."""
-  return load(FLAGS.data, size=FLAGS.size, classes=FLAGS.classes,
-              background_class=FLAGS.background_class, limit=FLAGS.limit)
+  """Reads the data that the flags name.
+
+  Raises:
+    app.UsageError: they cannot be read.
+  """
+  with refused("--data: "):
+    return load(FLAGS.data, size=FLAGS.size, classes=FLAGS.classes,
+                background_class=FLAGS.background_class, limit=FLAGS.limit)
+
+
+@contextlib.contextmanager
+def refused(prefix: str = "") -> Iterator[None]:
+  """Has what a flag names refused without a trace, after the prefix."""
+  try:
+    yield
+  except (ImportError, OSError, ValueError) as error:
+    raise app.UsageError(f"{prefix}{error}") from error
 
 
 def pixel_range() -> tuple[float, float]:

@@ -39,12 +39,12 @@ def draw_students(experiment: Experiment, seed: int) -> list[str]:
   Args:
     experiment: with `keep`; a picture is drawn of each compression and strength
       that has arms to show, see `shown`, from the pairs of a picture and a
-      class with a mask.
+      class with a mask, or of a picture and its top class where none has one.
     seed: whose students.
 
   Returns:
-    The names of the pictures written to the experiment's folder; none where no
-    class has a mask.
+    The names of the pictures written to the experiment's folder. Why one is
+    not drawn of files that were kept, is printed.
   """
   found = {}
   for row in experiment.rows():
@@ -56,20 +56,27 @@ def draw_students(experiment: Experiment, seed: int) -> list[str]:
   written = []
   for (compression, strength), files in sorted(found.items()):
     arms = shown(files)
-    # The judge is made when it is first asked, which takes a minute.
-    if not arms or not len(experiment.judge.classes):
+    setting = f"{compression} {strength:g}"
+    if not arms:
+      print(f"no picture of {setting}: it takes kept files of seed {seed} of "
+            f"the arm plain and of one of {', '.join(OURS)}; there are those "
+            f"of {', '.join(files)}.")
       continue
     name = f"pictures-{compression}-{strength:g}.png"
-    write_whole(experiment.folder / name, _grid(
-        experiment, {arm: files[arm] for arm in arms},
-        f"{experiment.name}, {compression} {strength:g}"))
+    try:
+      drawn = _grid(experiment, {arm: files[arm] for arm in arms},
+                    f"{experiment.name}, {setting}")
+    except ValueError as error:  # Too few pictures; the runs' tables remain.
+      print(f"no picture of {setting}: {error}")
+      continue
+    write_whole(experiment.folder / name, drawn)
     written.append(name)
   return written
 
 
 def _grid(experiment: Experiment, files: dict[str, bytes], about: str) -> bytes:
   judge = experiment.judge
-  images, classes = judge.pairs()
+  images, classes, masks = judge.shown()
   reference = judge.explain_teacher(images, classes)
   maps = {"teacher": reference}
   cosines = {}
@@ -80,5 +87,5 @@ def _grid(experiment: Experiment, files: dict[str, bytes], about: str) -> bytes:
   low, high = experiment.settings.pixel_range
   names = experiment.data.class_names
   return success_and_failure_grid(
-      np.clip((images - low) / (high - low), 0, 1), judge.masks, maps, cosines,
+      np.clip((images - low) / (high - low), 0, 1), masks, maps, cosines,
       arm=[*files][-1], labels=[names[one] for one in classes], about=about)

@@ -9,11 +9,14 @@ import numpy as np
 from examples.experiment.figures import TASK, UNCOMPRESSED, figure, in_order
 
 __all__ = [
-  "Closed", "Summary", "best_arms", "by_arm", "by_class", "gap_closed",
-  "settings_of", "summarize", "task_change",
+  "COLLAPSED", "Closed", "Summary", "best_arms", "by_arm", "by_class",
+  "collapsed_arms", "gap_closed", "settings_of", "summarize", "task_change",
 ]
 
 Rows = Sequence[dict[str, Any]]
+
+COLLAPSED = 0.2
+"""A net that keeps less of what the teacher is above chance has collapsed."""
 
 
 class Summary(NamedTuple):
@@ -92,7 +95,8 @@ def best_arms(arms: dict[str, Rows], key: str) -> set[str]:
   """Names the best compressed arm, and all that tie with it.
 
   An arm ties with the best where the best leads by no more than the larger of
-  their two spreads. An arm with one seed has no spread and takes no part.
+  their two spreads. An arm with one seed has no spread and takes no part;
+  neither do `collapsed_arms`.
 
   Args:
     arms: as `by_arm` gives them.
@@ -103,14 +107,41 @@ def best_arms(arms: dict[str, Rows], key: str) -> set[str]:
     none where fewer than two arms could be compared.
   """
   better = figure(key).better
+  out = {*UNCOMPRESSED, *collapsed_arms(
+      arms, "float_" if key.startswith("float_") else "")}
   found = {arm: summarize(row.get(key) for row in rows)
-           for arm, rows in arms.items() if arm not in UNCOMPRESSED}
+           for arm, rows in arms.items() if arm not in out}
   found = {arm: one for arm, one in found.items() if one.count > 1}
   if not better or len(found) < 2:
     return set()
   top = max(found.values(), key=lambda one: better * one.mean)
   return {arm for arm, one in found.items()
           if better * (top.mean - one.mean) <= max(top.spread, one.spread)}
+
+
+def collapsed_arms(arms: dict[str, Rows], prefix: str = "") -> dict[str, int]:
+  """Names the compressed arms that guess, with how many of their seeds do.
+
+  Args:
+    arms: as `by_arm` gives them.
+    prefix: "" for the file that ships, "float_" for the float student.
+
+  Returns:
+    Arms of which a seed's mean AP lies above chance by less than `COLLAPSED` of
+    what the teacher's does, or of what 1 does where no teacher has a row. Rows
+    that do not say what chance is, as of earlier versions, tell nothing.
+  """
+  teacher = summarize(row.get("map") for row in arms.get("teacher", ())).mean
+  top = 1.0 if math.isnan(teacher) else teacher
+
+  def guesses(row):
+    value, chance = row.get(f"{prefix}map"), row.get("map_chance")
+    return None not in (value, chance) and (
+        not value - chance >= COLLAPSED * (top - chance))
+
+  counts = {arm: sum(map(guesses, rows)) for arm, rows in arms.items()
+            if arm not in UNCOMPRESSED}
+  return {arm: count for arm, count in counts.items() if count}
 
 
 def gap_closed(

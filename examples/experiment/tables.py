@@ -13,12 +13,14 @@ from examples.experiment.figures import (
   strength_text,
 )
 from examples.experiment.summaries import (
+  COLLAPSED,
   Closed,
   Rows,
   Summary,
   best_arms,
   by_arm,
   by_class,
+  collapsed_arms,
   gap_closed,
   settings_of,
   summarize,
@@ -36,7 +38,10 @@ RESULTS_CAPTION = (
     "seeds or more, with all arms that it leads by no more than the larger of "
     "the two standard deviations; so one bold arm alone stands out, and "
     "several are a tie. Teacher, centre prior and fine-tuned only take no "
-    "part: they are not compressed.")
+    "part: they are not compressed. ‡: the students of so many seeds have "
+    "collapsed; their mean AP is above chance by less than "
+    f"{100 * COLLAPSED:.0f} % of what the teacher's is. Such an arm takes no "
+    "part either: what a net looks at that guesses means nothing.")
 
 CLOSED_CAPTION = (
     "Share of the gap closed, (arm - plain) / (teacher - plain) in each seed: "
@@ -76,13 +81,15 @@ def results_table(
   if not keys:
     return ""
   best = {key: best_arms(arms, key) for key in keys}
+  collapsed = collapsed_arms(arms, prefix)
   lines = []
   for arm, theirs in arms.items():
     cells = []
     for key in keys:
       text = _cell(key, summarize(row.get(key) for row in theirs), len(theirs))
       cells.append(f"**{text}**" if arm in best[key] else text)
-    lines.append([arm_name(arm), str(len(theirs)), *cells])
+    mark = f" ‡ {collapsed[arm]} of {len(theirs)}" if arm in collapsed else ""
+    lines.append([arm_name(arm) + mark, str(len(theirs)), *cells])
   return _markdown(["arm", "n", *(figure(key).title for key in keys)], lines)
 
 

@@ -15,7 +15,7 @@ from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.saving import load_model
 
 __all__ = ["define_loading_flags", "load_images", "load_pictures",
-           "load_teacher"]
+           "load_teacher", "picture_paths"]
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
 
@@ -111,6 +111,12 @@ def load_images(path: str, key: str, flag: str = "--images") -> np.ndarray:
     return loaded[key]
 
 
+def picture_paths(folder: str) -> list[Path]:
+  """A folder's pictures, in the order of `load_pictures`."""
+  return sorted(path for path in Path(folder).iterdir()
+                if path.suffix.lower() in _PICTURES)
+
+
 def load_pictures(
     folder: str, shape: Sequence[int | None], value_range: Sequence[str] | None
 ) -> np.ndarray:
@@ -129,8 +135,7 @@ def load_pictures(
     OSError: the folder cannot be read.
     ValueError: it holds no pictures, or one that is damaged; or no range.
   """
-  paths = sorted(path for path in Path(folder).iterdir()
-                 if path.suffix.lower() in _PICTURES)
+  paths = picture_paths(folder)
   if not paths:
     raise ValueError(
         f"--images: {folder!r} holds no pictures {', '.join(_PICTURES)}.")

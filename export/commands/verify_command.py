@@ -27,6 +27,7 @@ from keras_attr_preserve.export.commands.command_inputs import (
   load_images,
   load_pictures,
   load_teacher,
+  picture_paths,
 )
 from keras_attr_preserve.export.commands.sidecars import (
   Sidecar,
@@ -131,6 +132,13 @@ def _verified() -> Report | Comparison:
       runtime=names[0] if len(names) == 1 else names, judges=FLAGS.judges,
       judge_images=FLAGS.judge_images, progress=sys.stderr.isatty())
   if FLAGS.output:
+    if Path(FLAGS.images).is_dir():
+      for one in (report.reports.values() if isinstance(report, Comparison)
+                  else [report]):
+        # A name may hold bytes that are no UTF-8, which no report can.
+        one.image_names = [
+            path.name.encode("utf-8", "backslashreplace").decode()
+            for path in picture_paths(FLAGS.images)]
     report.save(FLAGS.output)
   return report
 

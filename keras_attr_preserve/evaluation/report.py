@@ -77,6 +77,8 @@ class Report:
     examples: images of the lowest cosine, the worst first; None for none.
     warnings: sentences that put the figures in doubt; the text of the report
       begins with them, and no requirement is met.
+    image_names: of the images, where they have names, such as those of files;
+      None otherwise. `save` calls the images by them.
   """
 
   def __init__(
@@ -93,6 +95,7 @@ class Report:
     self.dead = float(dead)
     self.facts = dict(facts)
     self.examples = examples
+    self.image_names: Sequence[str] | None = None
 
   @property
   def prediction_agreement(self) -> float:
@@ -196,6 +199,8 @@ class Report:
         "dead": self.dead,
         "prediction_agreement": self.prediction_agreement,
         "worst_images": self.worst_images(),
+        **({} if self.image_names is None else {"worst_names": [
+            self.image_names[i] for i in self.worst_images()]}),
     })
 
   def save(self, folder: str | os.PathLike) -> None:
@@ -203,25 +208,40 @@ class Report:
 
     `report.json` holds the figures, `report.csv` every image's; `worst.png`
     shows the images of the lowest cosine, each with its number and cosine over
-    it: the picture, the teacher's map and the file's.
+    it: the picture, the teacher's map and the file's. Where images have names,
+    these stand in place of their numbers, but for "worst_images" of
+    `report.json`, which "worst_names" goes with.
 
     Args:
       folder: created if need be; files of these names are replaced.
 
     Raises:
       OSError: the folder cannot be written to.
+      ValueError: there are more or fewer names than images.
     """
+    columns = list(self.scores.values())
+    names = self.image_names
+    if names is None:
+      names = range(len(columns[0]))
+    elif len(names) != len(columns[0]):
+      raise ValueError(
+          f"image_names must be {len(columns[0])}, one an image; got "
+          f"{len(names)}.")
     path = make_folder(folder)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["image", *self.scores])
-    columns = list(self.scores.values())
-    for i in range(len(columns[0])):
-      writer.writerow([i, *(f"{column[i]:.6g}" for column in columns)])
+    for i, name in enumerate(names):
+      writer.writerow([name, *(f"{column[i]:.6g}" for column in columns)])
     write_whole(path / "report.csv", table.getvalue())
     write_whole(path / "report.json",
                 json.dumps(self.to_dict(), indent=2) + "\n")
     some = self.examples
+
+    def title(number):  # The font has ASCII alone.
+      return f"image {number}" if self.image_names is None else str(
+          names[number]).encode("ascii", "backslashreplace").decode()
+
     # Those of an older report are not these.
     (path / "worst.png").unlink(missing_ok=True)
     if some is not None and some.numbers:
@@ -229,7 +249,7 @@ class Report:
           some.images, some.reference, some.maps,
           value_range=some.value_range,
           heads=("picture", "teacher", "file"),
-          labels=[f"image {i}: cosine {self.scores['cosine'][i]:.4f}"
+          labels=[f"{title(i)}: cosine {self.scores['cosine'][i]:.4f}"
                   for i in some.numbers]))
 
 
