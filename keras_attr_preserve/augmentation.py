@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras_attr_preserve.call_swap import CallSwap
-from keras_attr_preserve.channel_graph import calls
 from keras_attr_preserve.compat import has_graph, keras
+from keras_attr_preserve.layer_calls import calls
 
 __all__ = ["Augmentation", "only_augments"]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph, calls
+from keras_attr_preserve.channel_graph import MIXERS, ChannelGraph
 from keras_attr_preserve.compat import keras
+from keras_attr_preserve.layer_calls import calls
 
 __all__ = ["COSTS", "ChannelCosts"]
 

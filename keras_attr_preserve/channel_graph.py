@@ -8,15 +8,15 @@ graph, and those that a layer forces to stay together are tied.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_attr_preserve.compat import check_model, keras, tf
+from keras_attr_preserve.layer_calls import calls, refuse_wrapped
 
-__all__ = ["BORDER", "MIXERS", "ChannelGraph", "Group", "Use", "calls",
-           "refuse_wrapped"]
+__all__ = ["BORDER", "MIXERS", "ChannelGraph", "Group", "Use"]
 
 _layers, _act = keras.layers, keras.activations
 # Layers that make new channels, each out of all that they read.
@@ -255,45 +255,6 @@ def _groups(
     groups.setdefault(tuple(names), []).append(channel)
   return [Group(names, np.array(channels))
           for names, channels in groups.items()]
-
-
-def calls(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, Any]]:
-  """Yields the model's calls of layers, each after those it reads from.
-
-  Walks back from the outputs, since a layer may have calls in other models. A
-  call is Keras's `Node`, which has attributes but no documentation: `outputs`,
-  `keras_inputs`, `call_args`, `call_kwargs`; checked on tf_keras 2.21.
-  """
-  makers, ends = {}, list(model.outputs)
-  for layer in model.layers:
-    for node in layer.inbound_nodes:
-      for one in tf.nest.flatten(node.outputs):
-        makers[id(one)] = layer, node
-    if type(layer).__name__ in ("AddLoss", "AddMetric"):
-      ends += tf.nest.flatten(layer.get_output_at(0))
-  begun, done = set(), set()
-  stack = [makers[id(one)] for one in reversed(ends) if id(one) in makers]
-  while stack:
-    layer, node = stack[-1]
-    if id(node) in begun:
-      stack.pop()
-      if id(node) not in done and not isinstance(layer, _layers.InputLayer):
-        yield layer, node
-      done.add(id(node))
-      continue
-    begun.add(id(node))
-    stack += [makers[id(one)] for one in reversed(node.keras_inputs)
-              if id(one) in makers and id(makers[id(one)][1]) not in begun]
-
-
-def refuse_wrapped(model: keras.Model) -> None:
-  """Raises a ValueError where tfmot wraps a layer of the model."""
-  for part in model.submodules:
-    if type(part).__module__.startswith("tensorflow_model_optimization"):
-      raise ValueError(
-          f"model {model.name!r} is wrapped by tfmot, at {part.name!r}: strip "
-          "it first (strip_pruning, strip_clustering), and prune filters "
-          "before quantizing.")
 
 
 def _width(tensor: Any) -> int:

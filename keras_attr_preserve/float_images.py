@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.call_swap import CallSwap
-from keras_attr_preserve.channel_graph import calls
 from keras_attr_preserve.compat import has_graph, keras, tf
 from keras_attr_preserve.inputs import model_input
+from keras_attr_preserve.layer_calls import calls
 from keras_attr_preserve.layers import core_of
 
 __all__ = ["FloatImages"]

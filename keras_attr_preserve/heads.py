@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_attr_preserve.call_swap import CallSwap
-from keras_attr_preserve.channel_graph import calls
 from keras_attr_preserve.compat import has_graph, keras, tf
+from keras_attr_preserve.layer_calls import calls
 
 __all__ = ["Head", "find_head", "output_names"]
 

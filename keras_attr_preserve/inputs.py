@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_attr_preserve.channel_graph import calls
 from keras_attr_preserve.compat import has_graph, keras, tf
 from keras_attr_preserve.images import check_images
+from keras_attr_preserve.layer_calls import calls
 from keras_attr_preserve.layers import core_of
 
 __all__ = ["DATA_FORMATS", "ImageInput", "check_calibration", "model_input",

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from keras_attr_preserve.channel_graph import calls
 from keras_attr_preserve.compat import (
   check_model,
   clone_model,
@@ -13,6 +12,7 @@ from keras_attr_preserve.compat import (
   keras,
   tf,
 )
+from keras_attr_preserve.layer_calls import calls
 from keras_attr_preserve.layers import graphs_in
 from keras_attr_preserve.left_whole import tell_left_whole
 

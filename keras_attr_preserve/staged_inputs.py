@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.channel_graph import calls
 from keras_attr_preserve.compat import clone_model, keras, tf
+from keras_attr_preserve.layer_calls import calls
 
 __all__ = ["StagedInputs"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.augmentation import only_augments
-from keras_attr_preserve.channel_graph import calls, refuse_wrapped
 from keras_attr_preserve.compat import check_model, has_graph, keras, tf
+from keras_attr_preserve.layer_calls import calls, refuse_wrapped
 
 __all__ = ["unnest"]
 
