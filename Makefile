@@ -25,8 +25,8 @@ quickstart: .venv/complete ## Train, compress twice, ship, compare: out/quicksta
 	@$(RUN) -m examples.quickstart --output=out/quickstart
 
 bench: .venv/complete ## What a train step and a map cost, in ratios of one run
-	@$(RUN) -m examples.bench_training
-	@$(RUN) -m examples.bench_attribution
+	@$(RUN) -m examples.benchmarks.bench_training
+	@$(RUN) -m examples.benchmarks.bench_attribution
 
 test: .venv/complete ## Run the library's contract (six minutes on two cores)
 	@$(TEST) -m "not slow" $(TESTS)
@@ -42,7 +42,7 @@ mutants: .venv/complete ## Put 200 small faults in and see the tests fail
 
 arm-test: .venv/complete ## Run the C sources on emulated Cortex-M boards
 	@tools/setup_arm.sh
-	@$(RUN) -m pytest -q -rs tests/arm_test.py
+	@$(RUN) -m pytest -q -rs tests/export/firmware/arm_test.py
 
 .venv-peers/complete: .venv/complete tools/setup_peers.sh
 	@tools/setup_peers.sh

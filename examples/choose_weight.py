@@ -14,11 +14,11 @@ import tensorflow_model_optimization as tfmot
 from absl import app, flags, logging
 
 import keras_attr_preserve as kap
-from examples import digit_scenes
+from examples.experiment.data import digit_scenes
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.evaluation.report import summarize
-from keras_attr_preserve.files import make_folder, write_whole
+from keras_attr_preserve.utils.atomic_files import make_folder, write_whole
 
 OUTPUT = flags.DEFINE_string("output", "out/choose_weight", "Results' folder.")
 SEED = flags.DEFINE_integer("seed", 1, "Seed of data, weights and batches.")

@@ -12,8 +12,8 @@ Adds a row for each to results.jsonl.
 
 from absl import app, flags
 
-from examples.experiment import running
-from examples.experiment.compressing import CLUSTERS, COMPRESSIONS
+from examples.experiment.runs import running
+from examples.experiment.runs.compressing import CLUSTERS, COMPRESSIONS
 
 _WAYS = [name for name in COMPRESSIONS if "+" in name or name == "cluster"]
 

@@ -13,7 +13,7 @@ Adds a row for each to results.jsonl.
 
 from absl import app, flags
 
-from examples.experiment import running
+from examples.experiment.runs import running
 
 running.define_run_flags("out/distill")
 DIVISOR = flags.DEFINE_multi_float(

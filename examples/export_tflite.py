@@ -9,9 +9,9 @@ The range of int8 is measured on pictures of the training part.
 from absl import app, flags
 
 import keras_attr_preserve as kap
-from examples.experiment import running
-from examples.experiment.experiment import calibration
-from keras_attr_preserve.files import make_folder, write_whole
+from examples.experiment.runs import running
+from examples.experiment.runs.experiment import calibration
+from keras_attr_preserve.utils.atomic_files import make_folder, write_whole
 
 running.define_data_flags()
 MODEL = flags.DEFINE_string("model", None, "The net, as kap.load_model takes.")

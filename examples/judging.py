@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 import keras_attr_preserve as kap
-from examples.digit_scenes import CLASS_IDS, Scenes
-from examples.experiment.costs import count_macs
-from examples.pictures import map_grid
+from examples.experiment.data.digit_scenes import CLASS_IDS, Scenes
+from examples.experiment.report.pictures import map_grid
+from examples.experiment.runs.costs import count_macs
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.compat import keras
 from keras_attr_preserve.evaluation.report import summarize
-from keras_attr_preserve.files import write_whole
+from keras_attr_preserve.utils.atomic_files import write_whole
 
 __all__ = ["judge", "picture", "save", "table"]
 

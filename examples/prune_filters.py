@@ -13,7 +13,7 @@ is judged. Adds a row for each to results.jsonl.
 
 from absl import app, flags
 
-from examples.experiment import running
+from examples.experiment.runs import running
 
 running.define_run_flags("out/prune_filters")
 SHARE = flags.DEFINE_multi_float(

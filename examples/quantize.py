@@ -11,7 +11,7 @@ each to results.jsonl.
 
 from absl import app, flags
 
-from examples.experiment import running
+from examples.experiment.runs import running
 
 running.define_run_flags("out/quantize")
 WAY = flags.DEFINE_multi_enum(

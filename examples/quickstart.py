@@ -18,9 +18,10 @@ import tensorflow_model_optimization as tfmot
 from absl import app, flags, logging
 
 import keras_attr_preserve as kap
-from examples import digit_scenes, judging
+from examples import judging
+from examples.experiment.data import digit_scenes
 from keras_attr_preserve.compat import keras
-from keras_attr_preserve.files import make_folder, write_whole
+from keras_attr_preserve.utils.atomic_files import make_folder, write_whole
 
 FLAGS = flags.FLAGS
 

@@ -17,12 +17,12 @@ import time
 from absl import app, flags
 from tqdm import tqdm
 
-from examples.experiment import running
-from examples.experiment.arms import ARMS
-from examples.experiment.grids import read_grid
-from examples.experiment.results_page import write_report
-from examples.experiment.student_pictures import draw_students
-from examples.experiment.summaries import settings_of
+from examples.experiment.report.results_page import write_report
+from examples.experiment.report.student_pictures import draw_students
+from examples.experiment.report.summaries import settings_of
+from examples.experiment.runs import running
+from examples.experiment.runs.grids import read_grid
+from examples.experiment.runs.variants import ARMS
 
 running.define_flags("out/sweep")
 GRID = flags.DEFINE_string(

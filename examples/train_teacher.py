@@ -20,23 +20,23 @@ import numpy as np
 from absl import app, flags, logging
 
 import keras_attr_preserve as kap
-from examples.experiment import costs, nets
-from examples.experiment.data import Data
-from examples.experiment.experiment import versions
-from examples.experiment.fitting import Recipe, in_range
-from examples.experiment.records import digest
-from examples.experiment.running import load_data, refused
-from examples.experiment.teaching import (
+from examples.experiment.data.data_sets import Data
+from examples.experiment.report.pictures import map_grid
+from examples.experiment.runs import costs, nets
+from examples.experiment.runs.experiment import versions
+from examples.experiment.runs.fitting import Recipe, in_range
+from examples.experiment.runs.records import digest
+from examples.experiment.runs.running import load_data, refused
+from examples.experiment.runs.teaching import (
   fit_teacher,
   has_backup,
   predict,
   teacher_figures,
 )
-from examples.pictures import map_grid
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.compat import keras
-from keras_attr_preserve.files import make_folder, write_whole
-from keras_attr_preserve.scores import top_classes
+from keras_attr_preserve.models.scores import top_classes
+from keras_attr_preserve.utils.atomic_files import make_folder, write_whole
 
 FLAGS = flags.FLAGS
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from absl import app, flags
 
 import keras_attr_preserve as kap
-from examples.experiment import running
-from examples.experiment.experiment import calibration
-from examples.experiment.fitting import in_range
+from examples.experiment.runs import running
+from examples.experiment.runs.experiment import calibration
+from examples.experiment.runs.fitting import in_range
 
 running.define_data_flags()
 TFLITE = flags.DEFINE_string("tflite", None, "The file.")

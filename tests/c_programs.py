@@ -14,12 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_attr_preserve.export.files.flatbuffer import TensorSpec
-from keras_attr_preserve.export.microcontrollers.c_files import explain_files
-from keras_attr_preserve.export.microcontrollers.c_test_files import test_files
-from keras_attr_preserve.export.microcontrollers.integer_maps import (
-  explain_features,
-)
+from keras_attr_preserve.export.firmware.c_files import explain_files
+from keras_attr_preserve.export.firmware.c_test_files import test_files
+from keras_attr_preserve.export.firmware.integer_maps import explain_features
+from keras_attr_preserve.export.tflite.schema import TensorSpec
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wsign-conversion",
           "-pedantic", "-Wshadow", "-Wundef", "-Wmissing-prototypes")

@@ -14,10 +14,8 @@ from unittest import mock
 import tf_keras as keras
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.microcontrollers.device import DeviceModel
-from keras_attr_preserve.export.microcontrollers.microcontroller import (
-  microcontroller,
-)
+from keras_attr_preserve.export.firmware.device_model import DeviceModel
+from keras_attr_preserve.export.firmware.microcontroller import microcontroller
 from tests import export_helpers as helpers
 from tests import tiny
 from tests.shared_files import shared

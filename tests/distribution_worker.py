@@ -26,7 +26,7 @@ from keras_attr_preserve import (
     PreserveAttribution,
     TrainStep,
 )
-from keras_attr_preserve.files import write_whole
+from keras_attr_preserve.utils.atomic_files import write_whole
 from tests import tiny
 
 SIZE = 4

@@ -6,10 +6,10 @@ import numpy as np
 import tf_keras as keras
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.files.flatbuffer import (
-  operator_name,
-  read_model,
-  write_model,
+from keras_attr_preserve.export.tflite.schema import (
+    operator_name,
+    read_model,
+    write_model,
 )
 from tests import tiny
 from tests.shared_files import shared

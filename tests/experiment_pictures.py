@@ -13,7 +13,7 @@ from PIL import Image
 from tests import export_helpers as helpers
 
 with contextlib.suppress(ImportError):  # Said by skip_without_data.
-  from examples.experiment import data
+  from examples.experiment.data import data_sets
 
 PARTS = ("train", "validation", "test")
 
@@ -76,4 +76,4 @@ def refuses(
   """Checks that `load` raises a ValueError."""
   options.setdefault("size", 16)
   with test.assertRaisesRegex(ValueError, message):
-    data.load(str(name), **options)
+    data_sets.load(str(name), **options)

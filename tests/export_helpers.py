@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.files import seal
+from keras_attr_preserve.export.tflite import seal
 from tests import tiny
 from tests.shared_files import shared
 
@@ -33,7 +33,7 @@ needs_tflm = unittest.skipUnless(
 
 def skip_without_examples() -> None:
   """Skips the running module where the examples cannot run."""
-  for name in ("examples.digit_scenes", "matplotlib", "sklearn"):
+  for name in ("examples.experiment.data.digit_scenes", "matplotlib", "sklearn"):
     try:
       importlib.import_module(name)
     except ImportError as error:

@@ -100,7 +100,7 @@ def _imports(
 
 
 def _room(name: str) -> str | None:
-  """The room of a module: keras_attr_preserve.layers -> layers."""
+  """The room of a module: keras_attr_preserve.models.layers -> layers."""
   parts = name.split(".")
   if parts[0] == PACKAGE:
     return parts[1] if len(parts) > 1 else PACKAGE
@@ -172,7 +172,7 @@ class FloorsTest(absltest.TestCase):
     for module, code in (
         ("files.seal", "from keras_attr_preserve.export.running import arena"),
         ("judging.drift",
-         "from keras_attr_preserve.export.microcontrollers.device import x"),
+         "from keras_attr_preserve.export.firmware.device_model import x"),
         ("attic.box", "")):
       self.assertLen(_export_faults(
           {f"{PACKAGE}.export.{module}": ast.parse(code)}), 1, module)
@@ -187,7 +187,7 @@ class FloorsTest(absltest.TestCase):
     for module, code in (
         ("wcam", "from keras_attr_preserve.compat import tf"),  # No neighbour.
         ("layers", "from keras_attr_preserve import training"),
-        ("layers", "def f():\n  import keras_attr_preserve.callbacks"),
+        ("layers", "def f():\n  import keras_attr_preserve.training.preserve_attribution"),
         ("attribution.cam", "from keras_attr_preserve import evaluation"),
         ("training", "from tests import tiny"),
         ("training", "from keras_attr_preserve import WCAM"),

@@ -9,9 +9,9 @@ from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.export.reading.foreign import (
-  ForeignExplainer,
-  explainer,
+from keras_attr_preserve.export.third_party.explainer import (
+    ForeignExplainer,
+    explainer,
 )
 from tests import export_helpers as helpers
 from tests import tiny

@@ -19,7 +19,7 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.inputs import model_input, shape_input
+from keras_attr_preserve.models.inputs import model_input, shape_input
 from tests import tiny
 
 SIZE = 8

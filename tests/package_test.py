@@ -47,7 +47,7 @@ class PackageTest(absltest.TestCase):
 
   def test_c_sources_are_packaged(self):
     sources = resources.files(
-        "keras_attr_preserve.export.microcontrollers") / "c_sources"
+        "keras_attr_preserve.export.firmware") / "c_sources"
     for name in ("map.c", "explain.h", "model.cc", "README.md"):
       self.assertTrue((sources / name).is_file(), name)
 

@@ -30,22 +30,22 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPLAINED = ROOT / "tools" / "mutants_explained.txt"
 # Each module and its tests, the quickest first.
 TARGETS = {
-    "keras_attr_preserve/wcam.py": ("wcam", "regularizer"),
-    "keras_attr_preserve/regularizer.py": (
+    "keras_attr_preserve/map_formulas.py": ("wcam", "regularizer"),
+    "keras_attr_preserve/training/wcam.py": (
         "regularizer", "weighted_targets", "training_gradient", "training"),
-    "keras_attr_preserve/training.py": (
+    "keras_attr_preserve/training/train_step.py": (
         "training", "weighting", "hints", "distribution", "augmentation",
         "teacher_cache", "training_gradient", "faults", "callbacks"),
-    "keras_attr_preserve/layer_moments.py": (
+    "keras_attr_preserve/compression/least_squares/moments.py": (
         "layer_moments", "layer_inputs", "reconstruction"),
-    "keras_attr_preserve/layer_fitting.py": (
+    "keras_attr_preserve/compression/least_squares/sparse_fit.py": (
         "reconstruction", "layer_moments", "channel_reconstruction"),
-    "keras_attr_preserve/layer_inputs.py": (
+    "keras_attr_preserve/compression/least_squares/layer_inputs.py": (
         "layer_inputs", "layer_moments", "reconstruction",
         "channel_reconstruction"),
-    "keras_attr_preserve/staged_inputs.py": (
+    "keras_attr_preserve/compression/least_squares/layer_by_layer.py": (
         "staged_inputs", "reconstruction", "channel_reconstruction"),
-    "export/judging/verify.py": (
+    "export/verification/verify.py": (
         "verify_runtimes", "verify", "judges", "verify_foreign"),
 }
 SECONDS = 300  # A mutant that takes longer loops: it is seen.

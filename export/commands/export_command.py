@@ -22,30 +22,28 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from keras_attr_preserve.export.commands.command_flags import run_command
-from keras_attr_preserve.export.commands.command_inputs import (
+from keras_attr_preserve.export.commands.inputs import (
   define_loading_flags,
   load_images,
   load_teacher,
 )
+from keras_attr_preserve.export.commands.run_command import run_command
 from keras_attr_preserve.export.commands.sidecars import (
   Sidecar,
   check_range,
   read_sidecar,
   settled,
 )
-from keras_attr_preserve.export.converting.convert import (
+from keras_attr_preserve.export.conversion.convert import (
   MODES,
   TARGETS,
   convert,
 )
-from keras_attr_preserve.export.microcontrollers.microcontroller import (
-  microcontroller,
-)
-from keras_attr_preserve.export.running.cost import explain_cost
-from keras_attr_preserve.export.running.inspection import inspect_file
-from keras_attr_preserve.files import make_folder, write_whole
-from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.export.firmware.microcontroller import microcontroller
+from keras_attr_preserve.export.runtime.explain_cost import explain_cost
+from keras_attr_preserve.export.runtime.inspect_file import inspect_file
+from keras_attr_preserve.training.wcam import WCAM
+from keras_attr_preserve.utils.atomic_files import make_folder, write_whole
 
 __all__ = ["main", "run"]
 

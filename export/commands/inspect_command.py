@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl import flags
 
-from keras_attr_preserve.export.commands.command_flags import run_command
-from keras_attr_preserve.export.running.inspection import inspect_file
+from keras_attr_preserve.export.commands.run_command import run_command
+from keras_attr_preserve.export.runtime.inspect_file import inspect_file
 
 __all__ = ["main", "run"]
 

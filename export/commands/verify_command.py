@@ -20,9 +20,9 @@ from pathlib import Path
 
 from absl import app, flags
 
-from keras_attr_preserve.evaluation.comparison import Comparison
 from keras_attr_preserve.evaluation.report import Report, ShortfallError
-from keras_attr_preserve.export.commands.command_inputs import (
+from keras_attr_preserve.evaluation.runtime_comparison import Comparison
+from keras_attr_preserve.export.commands.inputs import (
   define_loading_flags,
   load_images,
   load_pictures,
@@ -35,13 +35,13 @@ from keras_attr_preserve.export.commands.sidecars import (
   read_sidecar,
   settled,
 )
-from keras_attr_preserve.export.judging.judges import JUDGES
-from keras_attr_preserve.export.judging.verify import ALL_RUNTIMES, verify
-from keras_attr_preserve.export.running.interpreter import RUNTIMES, Interpreter
-from keras_attr_preserve.export.running.known_facts import file_metadata
-from keras_attr_preserve.inputs import model_input
-from keras_attr_preserve.layers import unwrapped_name
-from keras_attr_preserve.regularizer import WCAM
+from keras_attr_preserve.export.runtime.interpreter import RUNTIMES, Interpreter
+from keras_attr_preserve.export.runtime.known_facts import file_metadata
+from keras_attr_preserve.export.verification.black_box_judges import JUDGES
+from keras_attr_preserve.export.verification.verify import ALL_RUNTIMES, verify
+from keras_attr_preserve.models.inputs import model_input
+from keras_attr_preserve.models.layers import unwrapped_name
+from keras_attr_preserve.training.wcam import WCAM
 
 __all__ = ["main", "run"]
 

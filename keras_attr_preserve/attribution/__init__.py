@@ -11,9 +11,6 @@ scores: a .tflite file's too.
 
 from keras_attr_preserve.attribution.cam import cam
 from keras_attr_preserve.attribution.equal_weighted import equal_weighted
-from keras_attr_preserve.attribution.excitation_backprop import (
-    excitation_backprop,
-)
 from keras_attr_preserve.attribution.full_grad import full_grad
 from keras_attr_preserve.attribution.grad_cam import grad_cam
 from keras_attr_preserve.attribution.grad_cam_plus_plus import (
@@ -27,29 +24,29 @@ from keras_attr_preserve.attribution.integrated_gradients import (
     integrated_gradients_completeness,
 )
 from keras_attr_preserve.attribution.layer_cam import layer_cam
-from keras_attr_preserve.attribution.linearization import (
-    Linearization,
-    linearize,
-)
-from keras_attr_preserve.attribution.lrp import (
-    Conservation,
-    lrp,
-    lrp_conservation,
-)
+from keras_attr_preserve.attribution.linearize import Linearization, linearize
 from keras_attr_preserve.attribution.occlusion import occlusion
 from keras_attr_preserve.attribution.pathways import (
     Pathway,
     pathway_gradient,
     select_pathway,
 )
-from keras_attr_preserve.attribution.rap import (
+from keras_attr_preserve.attribution.relevance.excitation_backprop import (
+    excitation_backprop,
+)
+from keras_attr_preserve.attribution.relevance.lrp import (
+    Conservation,
+    lrp,
+    lrp_conservation,
+)
+from keras_attr_preserve.attribution.relevance.rap import (
     relative_attributing_propagation,
 )
 from keras_attr_preserve.attribution.rise import rise
 from keras_attr_preserve.attribution.saliency import gradient_x_input, saliency
 from keras_attr_preserve.attribution.score_cam import score_cam
 from keras_attr_preserve.attribution.smooth_grad import smooth_grad, var_grad
-from keras_attr_preserve.attribution.tf_explain_methods import tf_explain
+from keras_attr_preserve.attribution.tf_explain import tf_explain
 
 __all__ = [
     "Completeness",

@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import graph_of, has_tanh, kept
 from keras_attr_preserve.compat import has_graph, keras, tf
-from keras_attr_preserve.float_images import FloatImages
-from keras_attr_preserve.images import check_images
-from keras_attr_preserve.inputs import ImageInput, model_input, shape_input
-from keras_attr_preserve.scores import (
+from keras_attr_preserve.models.float_images import FloatImages
+from keras_attr_preserve.models.inputs import (
+  ImageInput,
+  model_input,
+  shape_input,
+)
+from keras_attr_preserve.models.running import graph_of, has_tanh, kept
+from keras_attr_preserve.models.scores import (
   are_logits,
   class_weights,
   explained_scores,
   top_classes,
 )
-from keras_attr_preserve.tap import Tap
+from keras_attr_preserve.models.tap import Tap
+from keras_attr_preserve.utils.checks import check_images
 
 __all__ = ["Predict", "Scorer", "probed"]
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.known_tap import KnownTap
-from keras_attr_preserve.attribution.runs import at_layer
+from keras_attr_preserve.attribution.gradient_maps import at_layer
 from keras_attr_preserve.compat import check_keras, keras, tf
-from keras_attr_preserve.layers import last_spatial_layer
+from keras_attr_preserve.models.cached_tap import KnownTap
+from keras_attr_preserve.models.layers import last_spatial_layer
 
 __all__ = ["cam"]
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import run_model
-from keras_attr_preserve.attribution.known_tap import KnownTap
 from keras_attr_preserve.compat import check_keras, keras, tf
-from keras_attr_preserve.layers import last_spatial_layer
-from keras_attr_preserve.wcam import equal_weighted_map
+from keras_attr_preserve.map_formulas import equal_weighted_map
+from keras_attr_preserve.models.cached_tap import KnownTap
+from keras_attr_preserve.models.layers import last_spatial_layer
+from keras_attr_preserve.models.running import run_model
 
 __all__ = ["equal_weighted"]
 

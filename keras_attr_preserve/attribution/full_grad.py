@@ -4,11 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.affine_terms import bias_terms
-from keras_attr_preserve.attribution.graph_terms import laid_out_as_taken
-from keras_attr_preserve.attribution.runs import at_pictures, no_layer
+from keras_attr_preserve.attribution.bias_terms import bias_terms
+from keras_attr_preserve.attribution.gradient_maps import at_pictures, no_layer
+from keras_attr_preserve.attribution.operations import laid_out_as_taken
 from keras_attr_preserve.compat import keras, tf
-from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
+from keras_attr_preserve.models.gradient_rules import (
+  STRAIGHT_THROUGH,
+  gradient_rules,
+)
 
 __all__ = ["full_grad"]
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.runs import at_layer
+from keras_attr_preserve.attribution.gradient_maps import at_layer
 from keras_attr_preserve.compat import keras, tf
-from keras_attr_preserve.wcam import sensitivity_weighted_map
+from keras_attr_preserve.map_formulas import sensitivity_weighted_map
 
 __all__ = ["grad_cam"]
 

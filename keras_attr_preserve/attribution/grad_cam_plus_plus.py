@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.runs import at_layer
+from keras_attr_preserve.attribution.gradient_maps import at_layer
 from keras_attr_preserve.compat import keras, tf
 
 __all__ = ["grad_cam_plus_plus"]

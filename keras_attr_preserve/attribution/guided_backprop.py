@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.runs import (
-  at_pictures,
-  largest,
-  no_layer,
-  score_gradient,
+from keras_attr_preserve.attribution.gradient_maps import (
+    at_pictures,
+    largest,
+    no_layer,
+    score_gradient,
 )
 from keras_attr_preserve.compat import keras, tf
-from keras_attr_preserve.gradient_rules import Rule, gradient_rules
+from keras_attr_preserve.models.gradient_rules import Rule, gradient_rules
 
 __all__ = ["guided_backprop"]
 

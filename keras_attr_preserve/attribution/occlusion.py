@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from keras_attr_preserve.attribution.black_box import Predict, Scorer, probed
-from keras_attr_preserve.inputs import ImageInput
-from keras_attr_preserve.progress import Progress, reporter
+from keras_attr_preserve.models.inputs import ImageInput
+from keras_attr_preserve.utils.progress import Progress, reporter
 
 __all__ = ["occlusion"]
 

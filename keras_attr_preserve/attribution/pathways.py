@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import run_model
-from keras_attr_preserve.attribution.graph_terms import operations_between
-from keras_attr_preserve.attribution.known_tap import KnownTap
-from keras_attr_preserve.attribution.runs import no_layer
+from keras_attr_preserve.attribution.gradient_maps import no_layer
+from keras_attr_preserve.attribution.operations import operations_between
 from keras_attr_preserve.compat import check_keras, keras, tf
-from keras_attr_preserve.gradient_rules import STRAIGHT_THROUGH, gradient_rules
-from keras_attr_preserve.scores import class_weights, top_class_seed
+from keras_attr_preserve.models.cached_tap import KnownTap
+from keras_attr_preserve.models.gradient_rules import (
+  STRAIGHT_THROUGH,
+  gradient_rules,
+)
+from keras_attr_preserve.models.running import run_model
+from keras_attr_preserve.models.scores import class_weights, top_class_seed
 
 __all__ = ["Pathway", "pathway_gradient", "select_pathway"]
 

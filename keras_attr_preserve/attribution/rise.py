@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_attr_preserve.attribution.black_box import Predict, Scorer, probed
 from keras_attr_preserve.compat import tf
-from keras_attr_preserve.progress import Progress, reporter
+from keras_attr_preserve.utils.progress import Progress, reporter
 
 __all__ = ["rise"]
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.runs import (
-  at_pictures,
-  largest,
-  no_layer,
-  score_gradient,
+from keras_attr_preserve.attribution.gradient_maps import (
+    at_pictures,
+    largest,
+    no_layer,
+    score_gradient,
 )
 from keras_attr_preserve.compat import keras, tf
 

@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.batches import (
-  full_batch,
-  graph_of,
-  run_batches,
+from keras_attr_preserve.attribution.gradient_maps import (
+  last_layer,
+  score_weights,
 )
-from keras_attr_preserve.attribution.known_tap import KnownTap
-from keras_attr_preserve.attribution.runs import last_layer, score_weights
 from keras_attr_preserve.compat import keras, tf
-from keras_attr_preserve.progress import Progress, reporter
+from keras_attr_preserve.models.cached_tap import KnownTap
+from keras_attr_preserve.models.running import full_batch, graph_of, run_batches
+from keras_attr_preserve.utils.progress import Progress, reporter
 
 __all__ = ["score_cam"]
 

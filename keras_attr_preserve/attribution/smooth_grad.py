@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_attr_preserve.attribution.copies import over_copies
-from keras_attr_preserve.attribution.known_tap import KnownTap
-from keras_attr_preserve.attribution.runs import no_layer
+from keras_attr_preserve.attribution.gradient_maps import no_layer
+from keras_attr_preserve.attribution.perturbed_copies import over_copies
 from keras_attr_preserve.compat import keras, tf
-from keras_attr_preserve.progress import Progress
+from keras_attr_preserve.models.cached_tap import KnownTap
+from keras_attr_preserve.utils.progress import Progress
 
 __all__ = ["smooth_grad", "var_grad"]
 

@@ -1,7 +1,6 @@
 """Scores of attribution maps: against each other, masks, and the net itself."""
 
 from keras_attr_preserve.evaluation.agreement import agreement
-from keras_attr_preserve.evaluation.comparison import Comparison
 from keras_attr_preserve.evaluation.faithfulness import (
     Curves,
     deletion,
@@ -16,8 +15,11 @@ from keras_attr_preserve.evaluation.localization import (
     localization,
     mask_pairs,
 )
-from keras_attr_preserve.evaluation.prediction import mean_average_precision
+from keras_attr_preserve.evaluation.mean_average_precision import (
+    mean_average_precision,
+)
 from keras_attr_preserve.evaluation.report import Report, ShortfallError
+from keras_attr_preserve.evaluation.runtime_comparison import Comparison
 from keras_attr_preserve.evaluation.sanity import cascading_randomization
 from keras_attr_preserve.evaluation.statistics import (
     confidence_interval,

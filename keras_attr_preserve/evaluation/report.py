@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_attr_preserve.drawing import labelled_png
-from keras_attr_preserve.files import make_folder, write_whole
+from keras_attr_preserve.utils.atomic_files import make_folder, write_whole
+from keras_attr_preserve.utils.drawing import labelled_png
 
 __all__ = ["Examples", "Report", "ShortfallError", "facts_lines", "plain",
            "summarize", "worst_numbers"]

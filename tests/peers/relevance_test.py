@@ -15,7 +15,7 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution
-from keras_attr_preserve.attribution.lrp import PRESETS as OURS
+from keras_attr_preserve.attribution.relevance.lrp import PRESETS as OURS
 
 for _name, _title in (("torch", "PyTorch"), ("captum", "Captum"),
                       ("zennit", "zennit")):

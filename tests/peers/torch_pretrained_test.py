@@ -1,7 +1,7 @@
 """Maps of real pretrained nets, in Keras and in PyTorch.
 
 Captum 0.9.0 and zennit 0.5.1 on PyTorch 2.13.0. Where the models and pictures
-are looked for: tests/pretrained_test.py. Both sides compute in float32; what
+are looked for: tests/export/conversion/pretrained_test.py. Both sides compute in float32; what
 was measured stands beside each bound, as a share of a map's largest magnitude.
 """
 
@@ -14,7 +14,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution
-from keras_attr_preserve.tap import Tap
+from keras_attr_preserve.models.tap import Tap
 from tests import pretrained_test as pretrained
 
 for _name, _title in (("torch", "PyTorch"), ("captum", "Captum"),

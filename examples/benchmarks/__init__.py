@@ -1,0 +1,1 @@
+"""What a train step and a map cost."""

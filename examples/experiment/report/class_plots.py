@@ -1,0 +1,89 @@
+"""Bars of an experiment: one figure, class by class."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from examples.experiment.report.figures import figure, strength_text
+from examples.experiment.report.plot_styles import (
+    FAINT,
+    LINES,
+    finish,
+    new_drawing,
+    style,
+)
+from examples.experiment.report.summaries import (
+    Rows,
+    by_arm,
+    by_class,
+    summarize,
+)
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+__all__ = ["class_bars", "class_title"]
+
+
+def class_title(key: str) -> str:
+  """What a figure within `per_class` is called."""
+  return "average precision" if key == "ap" else figure(key).title
+
+
+def class_bars(
+    rows: Rows, compression: str, strength: float, key: str
+) -> "Figure | None":
+  """Draws one figure class by class, a bar an arm.
+
+  Thin bars are the sample standard deviation over seeds. Uncompressed arms are
+  lines across a class.
+
+  Args:
+    rows: of one experiment.
+    compression: its name.
+    strength: of it.
+    key: the figure within `per_class`, such as "ap", "cosine_mean", "roc_auc".
+
+  Returns:
+    The drawing; None where no compressed arm has the figure.
+
+  Raises:
+    ValueError: no row has the compression at that strength.
+  """
+  found = {arm: by_class(theirs, key) for arm, theirs in
+           by_arm(rows, compression, strength).items()}
+  found = {arm: classes for arm, classes in found.items() if classes}
+  arms = [arm for arm in found if arm not in LINES]
+  names = [*dict.fromkeys(name for arm in arms for name in found[arm])]
+  if not names:
+    return None
+  drawing = new_drawing(1.3 + len(names) * (0.15 + 0.11 * len(arms)))
+  axes = drawing.subplots()
+  thick = 0.84 / len(arms)
+  centres = np.arange(len(names))
+  for i, arm in enumerate(arms):
+    color, _, full = style(arm, arms)
+    ones = [summarize(found[arm].get(name, ())) for name in names]
+    axes.barh(
+        centres + (i - (len(arms) - 1) / 2) * thick, [one.mean for one in ones],
+        thick * 0.88, xerr=[one.spread if one.count > 1 else 0 for one in ones],
+        color=color if full else "white", edgecolor=color, linewidth=0.8,
+        hatch=None if full else "////", label=arm,
+        error_kw={"ecolor": "#444444", "elinewidth": 0.9})
+  for arm in found:
+    if arm in LINES:
+      color, dashes = LINES[arm]
+      means = [summarize(found[arm].get(name, ())).mean for name in names]
+      axes.vlines(means, centres - 0.46, centres + 0.46, color=color,
+                  linestyle=dashes, label=arm)
+  axes.set_yticks(centres, names, fontsize=10)
+  axes.set_ylim(len(names) - 0.5, -0.5)
+  axes.tick_params(axis="y", length=0)
+  axes.grid(axis="x", color=FAINT)
+  axes.set_axisbelow(True)
+  axes.set_xlabel(class_title(key))
+  axes.spines[["top", "right"]].set_visible(False)
+  finish(drawing, [*found],
+         f"{compression}, {strength_text(compression, strength)}: classes, "
+         "means over seeds, bars ± one standard deviation", bars=True)
+  return drawing

@@ -1,0 +1,1 @@
+"""One run: a teacher, a compressed student, its scores."""

@@ -1,0 +1,370 @@
+"""An experiment: one teacher, one set of pictures, and any number of runs.
+
+A run is a compression at a strength, in an arm, with a seed. It makes a
+student, ships it as an int8 .tflite file, judges the file, and adds a row to
+the results file. A run that has a row with the same settings is not run again.
+"""
+
+import dataclasses
+import gc
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import keras_attr_preserve as kap
+from examples.experiment.data.data_sets import Data
+from examples.experiment.runs import costs, results_file
+from examples.experiment.runs.compressing import (
+  Starts,
+  compress,
+  kinds,
+  starts_fresh,
+)
+from examples.experiment.runs.fitting import Recipe, fit, in_range
+from examples.experiment.runs.judge import Judge
+from examples.experiment.runs.records import add_row, digest, find_row
+from examples.experiment.runs.variants import (
+  ARM_SETTINGS,
+  ARMS,
+  arm_callbacks,
+  recalibrates,
+)
+from keras_attr_preserve.compat import keras
+from keras_attr_preserve.utils.atomic_files import make_folder, write_whole
+
+__all__ = ["KINDS", "Experiment", "Run", "Settings", "calibration", "versions"]
+
+KINDS = ("prune", "refine", "tune", "scratch", "quantize")
+CALIBRATION = 200
+"""Pictures that an int8 file's ranges are measured on."""
+RECALIBRATION = 512
+"""Pictures that batch normalizations are measured on."""
+_PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization",
+             "ai-edge-litert", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all runs of an experiment share.
+
+  Attributes:
+    steps: optimizer steps of each kind of fit, see `KINDS`.
+    learning_rates: Adam's first learning rate of each kind.
+    batch_size: pictures a step.
+    flip: whether pictures are mirrored at random.
+    pixel_range: of the nets' input.
+    layers: whose maps are held.
+    judged_layer: where Grad-CAM judges.
+    target: whose class's map is held; see `WCAM`.
+    weight: of the maps; see `WCAM`.
+    hint_weight: of the features; see `Hints`.
+    agreement: what the arm of that name holds.
+    alpha: the share of the teacher's scores, where they are taught.
+    e2kd_weight: of e2KD's maps.
+    catkd_weight: of CAT-KD's maps.
+    probes: pictures for the slow judges.
+    judged_on: "test" or "validation".
+  """
+
+  steps: Mapping[str, int]
+  learning_rates: Mapping[str, float]
+  batch_size: int
+  flip: bool
+  pixel_range: tuple[float, float]
+  layers: tuple[str, ...]
+  judged_layer: str
+  target: str = "teacher"
+  weight: float | str = "auto"
+  hint_weight: float | str = "auto"
+  agreement: float = 0.95
+  alpha: float = 0.9
+  e2kd_weight: float = 1.0
+  catkd_weight: float = 4.0
+  probes: int = 100
+  judged_on: str = "test"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run.
+
+  Attributes:
+    compression: one of `COMPRESSIONS`.
+    strength: see `compressing.parse`.
+    arm: one of `ARMS`.
+    seed: of weights, batches and clusters.
+  """
+
+  compression: str
+  strength: float
+  arm: str
+  seed: int
+
+  def __post_init__(self):
+    if self.arm not in ARMS:
+      raise ValueError(f"arm must be one of {[*ARMS]}; got {self.arm!r}.")
+    if (self.arm == "fine_tune") != (self.compression == "none"):
+      raise ValueError(
+          "the arm 'fine_tune' goes with the compression 'none' alone; got "
+          f"{self.arm!r} with {self.compression!r}.")
+    if starts_fresh(self.compression) and recalibrates(self.arm):
+      raise ValueError(
+          f"{self.compression!r} starts from fresh weights, with nothing to "
+          f"recalibrate; got {self.arm!r}.")
+    if not kinds(self.compression) and self.arm != "plain":
+      raise ValueError(
+          f"{self.compression!r} trains nothing; its arm is 'plain'; got "
+          f"{self.arm!r}.")
+
+  @property
+  def name(self) -> str:
+    """A name for files, such as "prune-0.9-swa-1"."""
+    return f"{self.compression}-{self.strength:g}-{self.arm}-{self.seed}"
+
+
+class Experiment:
+  """Runs, and what they have in common."""
+
+  def __init__(
+      self,
+      name: str,
+      teacher: keras.Model,
+      data: Data,
+      settings: Settings,
+      folder: str | Path,
+      *,
+      described: Mapping[str, Any] | None = None,
+      keep: bool = False,
+  ):
+    """Opens or goes on with the results in a folder.
+
+    Args:
+      name: of the experiment, in its rows.
+      teacher: the float net.
+      data: the pictures.
+      settings: of all runs.
+      folder: for `results.jsonl` and what is kept.
+      described: what else there is to say of the settings.
+      keep: whether to keep each run's student and file.
+    """
+    self.name, self.teacher, self.data = name, teacher, data
+    self.settings, self.keep = settings, keep
+    self.folder = make_folder(folder, "output")
+    self.path = self.folder / "results.jsonl"
+    self.path.touch()
+    self._described = {
+        **dataclasses.asdict(settings), **(described or {}),
+        "teacher": _fingerprint(teacher.get_weights()),
+        "data": _fingerprint([
+            array for split in data[:3] for array in split
+            if array is not None])}
+    self._judge: Judge | None = None
+    self._starts: dict[bool, Starts] = {False: {}, True: {}}
+
+  @property
+  def judge(self) -> Judge:
+    """The judge, made when the first run needs it."""
+    if self._judge is None:
+      data, settings = self.data, self.settings
+      self._judge = Judge(
+          self.teacher, getattr(data, settings.judged_on),
+          class_names=data.class_names, class_ids=data.class_ids,
+          multi_label=data.multi_label, pixel_range=settings.pixel_range,
+          layer=settings.judged_layer, probes=settings.probes)
+    return self._judge
+
+  def references(self) -> None:
+    """Adds the rows of the teacher and of the centre prior."""
+    for arm in ("teacher", "centre_prior"):
+      if self._find("none", 0.0, arm, 0) is None:
+        figures = (self.judge.teacher_row if arm == "teacher"
+                   else self.judge.centre_prior())
+        if arm == "teacher":
+          figures = {**figures, **_sizes(self.teacher)}
+        self._add("none", 0.0, arm, 0, figures, 0.0)
+
+  def rows(self) -> list[dict[str, Any]]:
+    """The rows that were made with these settings."""
+    return [row for row in results_file.read_rows(self.path)
+            if row.get("digest") == digest(self._settings_of(
+                row["compression"], row["arm"]))]
+
+  def kept(self, run: Run) -> bytes | None:
+    """The file of a run whose student was kept."""
+    path = self.folder / "students" / f"{run.name}.tflite"
+    return path.read_bytes() if path.exists() else None
+
+  def find(self, run: Run) -> Mapping[str, Any] | None:
+    """The row of a run that was made with these settings, or None."""
+    return self._find(run.compression, run.strength, run.arm, run.seed)
+
+  def run(self, run: Run, verbose: int = 0) -> Mapping[str, Any]:
+    """Makes and judges a student, unless its row is there already.
+
+    Args:
+      run: which.
+      verbose: of `fit`.
+
+    Returns:
+      The row.
+    """
+    row = self.find(run)
+    if row is not None:
+      return row
+    self.judge  # noqa: B018  Not part of the run's time.
+    start = time.monotonic()
+    student, logs = self._student(run, verbose)
+    trained = time.monotonic() - start
+    content = self._ship(student)
+    figures = {
+        **self.judge.judge_file(content, student),
+        **{f"float_{key}": value
+           for key, value in self.judge.judge_model(student).items()
+           if key != "per_class"},
+        **_sizes(student), "logs": logs, "train_seconds": round(trained, 1)}
+    if self.keep:
+      self._keep(run, student, content)
+    row = self._add(run.compression, run.strength, run.arm, run.seed, figures,
+                    time.monotonic() - start)
+    del student
+    keras.backend.clear_session()
+    gc.collect()
+    return row
+
+  def _student(self, run: Run, verbose: int):
+    settings, data, logs = self.settings, self.data, {}
+    # Of other settings a run must not know: they are not in its row.
+    steps = {kind: settings.steps[kind] for kind in kinds(run.compression)}
+
+    def train(kind, build, epochs=1, callbacks=(), channels=None):
+      # Fresh weights and centroids are drawn as the net is built.
+      keras.utils.set_random_seed(run.seed)
+      recipe = Recipe(
+          steps=steps[kind],
+          learning_rate=settings.learning_rates[kind],
+          batch_size=settings.batch_size, seed=run.seed,
+          pixel_range=settings.pixel_range, flip=settings.flip,
+          multi_label=data.multi_label)
+      each = recipe.steps // epochs
+      if each < 1:
+        raise ValueError(
+            f"steps[{kind!r}] must be {epochs} or more at this strength; got "
+            f"{recipe.steps}.")
+      student = build(each)
+      preserve = arm_callbacks(
+          run.arm, self.teacher, multi_label=data.multi_label,
+          channels=channels,
+          **{name: getattr(settings, name) for name in ARM_SETTINGS[run.arm]})
+      logs[kind] = fit(student, data.train, recipe, [*callbacks, *preserve],
+                       epochs=epochs, verbose=verbose)
+      return student
+
+    def pictures():
+      return calibration(data, settings.pixel_range, RECALIBRATION)
+
+    start = self.teacher
+    if recalibrates(run.arm):
+      start = kap.recalibrate_batch_norm(start, pictures())
+    return compress(
+        run.compression, run.strength, start, train, pictures,
+        self._starts[recalibrates(run.arm)]), logs
+
+  def _ship(self, student: keras.Model) -> bytes:
+    return kap.export.convert(
+        student, kap.WCAM(self.settings.judged_layer), mode="int8",
+        representative_images=calibration(
+            self.data, self.settings.pixel_range))
+
+  def _keep(self, run: Run, student: keras.Model, content: bytes) -> None:
+    folder = make_folder(self.folder / "students", "output")
+    kap.save_model(student, folder / f"{run.name}.h5")
+    write_whole(folder / f"{run.name}.tflite", content)
+    # What whoever takes the student up need not say again.
+    write_whole(folder / f"{run.name}.json", json.dumps({
+        "pixel_range": self.settings.pixel_range,
+        "class_names": self.data.class_names,
+        "multi_label": self.data.multi_label,
+        "layer": self.settings.judged_layer}, indent=2) + "\n")
+
+  def _find(self, compression, strength, arm, seed):
+    return find_row(self.rows(), {
+        "experiment": self.name, "compression": compression,
+        "strength": strength, "arm": arm, "seed": seed})
+
+  def _settings_of(self, compression: str, arm: str) -> dict[str, Any]:
+    """What a row's figures hang on: no setting of other arms and fits."""
+    used = kinds(compression) if arm in ARM_SETTINGS else ()
+    own = ARM_SETTINGS.get(arm, ())
+    others = {name for names in ARM_SETTINGS.values() for name in names
+              if name not in own}
+    if not used:
+      others |= {"batch_size", "flip"}
+    return {
+        **{key: value for key, value in self._described.items()
+           if key not in others},
+        **{key: {kind: self._described[key][kind] for kind in used}
+           for key in ("steps", "learning_rates")}}
+
+  def _add(self, compression, strength, arm, seed, figures, seconds):
+    settings = self._settings_of(compression, arm)
+    row = {
+        "experiment": self.name, "compression": compression,
+        "strength": strength, "arm": arm, "seed": seed,
+        "digest": digest(settings), **figures, "seconds": round(seconds, 1),
+        "settings": settings, "versions": versions()}
+    row = json.loads(json.dumps(row, default=_plain))
+    add_row(self.path, row)
+    return row
+
+
+def calibration(
+    data: Data, pixel_range: tuple[float, float], count: int = CALIBRATION
+) -> np.ndarray:
+  """Draws training pictures to measure ranges on, always the same ones.
+
+  Args:
+    data: whose training part.
+    pixel_range: what the net takes for black and for white.
+    count: how many at most.
+
+  Returns:
+    `[count, height, width, 3]`, float32, in that range.
+  """
+  images = data.train.images
+  chosen = np.random.default_rng(0).permutation(len(images))[:count]
+  return in_range(images[np.sort(chosen)], pixel_range)
+
+
+def versions() -> dict[str, str]:
+  """The versions that the figures hang on."""
+  return {"python": platform.python_version(),
+          **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def _sizes(model: keras.Model) -> dict[str, float]:
+  return {"parameters": costs.count_parameters(model),
+          "macs": costs.count_macs(model)}
+
+
+def _fingerprint(arrays: Sequence[np.ndarray]) -> str:
+  """Tells arrays apart wherever they were read from."""
+  content = hashlib.sha256()
+  for one in arrays:
+    content.update(f"{one.dtype} {one.shape}".encode())
+    content.update(np.ascontiguousarray(one))
+  return content.hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, np.generic):
+    return value.item()
+  if isinstance(value, Sequence | np.ndarray):
+    return list(value)
+  return str(value)

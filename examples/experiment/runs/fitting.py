@@ -1,0 +1,114 @@
+"""Fitting a net to a part of the data for a number of steps."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.models.logits import find_head
+
+__all__ = ["Recipe", "batches", "fit", "in_range", "task_loss"]
+
+
+class Recipe(NamedTuple):
+  """How a net is fitted; the same for all that are compared.
+
+  Attributes:
+    steps: optimizer steps.
+    learning_rate: Adam's, at the first step; falls to 2 % by a cosine.
+    batch_size: pictures a step.
+    seed: of the batches and of whatever the net draws.
+    pixel_range: what the net takes for black and for white.
+    flip: mirror every other picture, left to right.
+    multi_label: classes do not exclude each other.
+  """
+
+  steps: int
+  learning_rate: float
+  batch_size: int
+  seed: int
+  pixel_range: tuple[float, float]
+  flip: bool
+  multi_label: bool
+
+
+def in_range(images: Any, pixel_range: tuple[float, float]) -> Any:
+  """Turns uint8 pictures, array or tensor, to floats of a net's own range."""
+  low, high = pixel_range
+  if isinstance(images, np.ndarray):
+    images = images.astype(np.float32)
+  else:
+    images = tf.cast(images, tf.float32)
+  return images * ((high - low) / 255) + low
+
+
+def task_loss(model: keras.Model, multi_label: bool) -> keras.losses.Loss:
+  """The loss of labels `[batch, classes]` for a head with or without softmax.
+
+  Args:
+    model: a classifier.
+    multi_label: binary cross-entropy of every class; else of the softmax.
+
+  Returns:
+    A Keras loss that takes what the model gives.
+  """
+  # Logarithms of probabilities are logits, too.
+  from_logits = find_head(model).squash in ("", "log_softmax")
+  kind = (keras.losses.BinaryCrossentropy if multi_label
+          else keras.losses.CategoricalCrossentropy)
+  return kind(from_logits=from_logits)
+
+
+def batches(split: Any, recipe: Recipe) -> tf.data.Dataset:
+  """Draws shuffled batches without end; a seed draws the same ones."""
+  pictures = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
+  pictures = pictures.shuffle(
+      len(split.images), seed=recipe.seed, reshuffle_each_iteration=True)
+  drawn = pictures.repeat().batch(recipe.batch_size, drop_remainder=True)
+
+  def prepared(number, batch):
+    images, labels = batch
+    images = in_range(images, recipe.pixel_range)
+    if recipe.flip:
+      mirrored = tf.random.stateless_uniform(
+          [recipe.batch_size], [recipe.seed, tf.cast(number, tf.int32)]) < 0.5
+      images = tf.where(mirrored[:, None, None, None],
+                        tf.reverse(images, axis=[2]), images)
+    return images, labels
+
+  return drawn.enumerate().map(prepared).prefetch(2)
+
+
+def fit(
+    model: keras.Model,
+    split: Any,
+    recipe: Recipe,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    *,
+    epochs: int = 1,
+    verbose: int = 0,
+) -> dict[str, float]:
+  """Compiles a model and fits it.
+
+  Args:
+    model: a classifier, wrapped or not.
+    split: `images` uint8 and `labels` to train on.
+    recipe: how.
+    callbacks: for Keras.
+    epochs: parts of equal length to split the steps into.
+    verbose: as in Keras.
+
+  Returns:
+    The logs of the last epoch.
+  """
+  each = max(1, recipe.steps // epochs)
+  schedule = keras.optimizers.schedules.CosineDecay(
+      recipe.learning_rate, each * epochs, alpha=0.02)
+  model.compile(keras.optimizers.Adam(schedule),
+                task_loss(model, recipe.multi_label))
+  keras.utils.set_random_seed(recipe.seed)
+  history = model.fit(
+      batches(split, recipe), epochs=epochs, steps_per_epoch=each,
+      callbacks=[*callbacks], verbose=verbose)
+  return {name: float(values[-1]) for name, values in history.history.items()}

@@ -1,0 +1,1 @@
+"""Making a .tflite file from a model."""

@@ -1,0 +1,1 @@
+"""Finding the layers where a file departs from its model."""

@@ -1,1 +1,0 @@
-"""What is in a .tflite file: its parts, its weights, its seal."""

@@ -1,0 +1,1 @@
+"""C files for microcontrollers."""

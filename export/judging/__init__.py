@@ -1,1 +1,0 @@
-"""Holding a file's maps against its teacher's, and finding what broke them."""

@@ -1,1 +1,0 @@
-"""From a .tflite file to C sources that explain themselves."""

@@ -1,1 +1,0 @@
-"""Reading any tensor of any file, and explaining the files of others."""

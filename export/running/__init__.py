@@ -1,1 +1,0 @@
-"""Running a .tflite file: runtimes, processes of their own, memory, cost."""

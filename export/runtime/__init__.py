@@ -1,0 +1,1 @@
+"""Running a .tflite file, safely, and counting what that costs."""

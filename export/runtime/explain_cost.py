@@ -1,0 +1,160 @@
+"""What `explain` costs beside `predict`: bytes, time and memory."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from keras_attr_preserve.export.runtime.arena import phone_arena
+from keras_attr_preserve.export.runtime.runtimes import RUNTIMES, start
+from keras_attr_preserve.export.runtime.safe_load import checked_model
+from keras_attr_preserve.export.tflite.merge import (
+  drop_unused,
+  needed_operators,
+)
+from keras_attr_preserve.export.tflite.schema import (
+  Signature,
+  annotate,
+  read_metadata,
+  read_model,
+  signatures,
+  write_model,
+)
+
+__all__ = ["ExplainCost", "explain_cost"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainCost:
+  """What a file's `explain` costs; `str` of it is one paragraph to read.
+
+  Attributes:
+    road: how the file's map is made.
+    bytes: of the file.
+    predict_bytes: of the same file with nothing but `predict`.
+    predict_ms: milliseconds of one call, the median.
+    explain_ms: likewise, of `explain`.
+    time_ratio: explain's over predict's, the median over pairs of calls that
+      follow on each other, so that other load on the machine hits both.
+    predict_arena: bytes for the tensors of a program that only predicts.
+    arena: for one that has called both. See `phone_arena`; the packed weights
+      that XNNPACK keeps come on top.
+    runtime: where it was timed.
+  """
+
+  road: str
+  bytes: int
+  predict_bytes: int
+  predict_ms: float
+  explain_ms: float
+  time_ratio: float
+  predict_arena: int
+  arena: int
+  runtime: str
+
+  def __str__(self) -> str:
+    more = self.bytes / self.predict_bytes - 1
+    return (
+        f"road {self.road!r}: {self.bytes:,} bytes, {more:+.1%} over the "
+        f"{self.predict_bytes:,} of predict alone; explain takes "
+        f"{self.time_ratio:.2f} times predict's time ({self.explain_ms:.3f} "
+        f"and {self.predict_ms:.3f} ms, {self.runtime}); tensors take "
+        f"{self.arena:,} bytes, predict's alone {self.predict_arena:,}.")
+
+
+def explain_cost(
+    tflite_model: bytes | str | os.PathLike,
+    *,
+    runtime: str = "xnnpack",
+    calls: int = 30,
+) -> ExplainCost:
+  """Measures what `explain` costs.
+
+  Args:
+    tflite_model: a file's bytes or path, made by `convert`.
+    runtime: "xnnpack", "builtin" or "reference"; see `Interpreter`.
+    calls: how many pairs of calls are timed, after three that are not.
+
+  Returns:
+    The figures.
+
+  Raises:
+    OSError: the path cannot be read.
+    TypeError, ValueError: an argument is not as above.
+  """
+  if isinstance(tflite_model, (str, os.PathLike)):
+    tflite_model = Path(tflite_model).read_bytes()
+  if runtime not in RUNTIMES[:-1]:
+    raise ValueError(
+        f"runtime must be one of {RUNTIMES[:-1]}; got {runtime!r}.")
+  if not isinstance(calls, int) or calls < 1:
+    raise ValueError(f"calls must be a whole number, 1 or more; got {calls!r}.")
+  model = checked_model(tflite_model, runtime)
+  metadata = read_metadata(model)
+  if metadata is None:
+    raise ValueError(
+        "tflite_model carries no attribution: it was not made by "
+        "kap.export.convert.")
+  alone = _predict_alone(tflite_model, metadata)
+  times = _timed(tflite_model, alone, runtime, calls)
+  return ExplainCost(
+      road=metadata["road"], bytes=len(tflite_model), predict_bytes=len(alone),
+      predict_ms=float(1e3 * np.median(times[0])),
+      explain_ms=float(1e3 * np.median(times[1])),
+      time_ratio=float(np.median(times[1] / times[0])),
+      predict_arena=phone_arena(alone), arena=phone_arena(tflite_model),
+      runtime=runtime)
+
+
+def _predict_alone(tflite_model: bytes, metadata: dict) -> bytes:
+  """Returns the file with nothing in it that `predict` does not need."""
+  model = read_model(tflite_model)
+  entry, = [one for one in model.signatureDefs
+            if one.signatureKey == b"predict"]
+  graph = model.subgraphs[entry.subgraphIndex]
+  outputs = [one.tensorIndex for one in entry.outputs]
+  graph.operators = needed_operators(graph, outputs, ())
+  entry.inputs = [one for one in entry.inputs if one.name == b"images"]
+  graph.inputs = np.int32([one.tensorIndex for one in entry.inputs])
+  graph.outputs = np.int32(outputs)
+  model.subgraphs, model.signatureDefs = [graph], [entry]
+  entry.subgraphIndex = 0
+  model.metadata = []
+  drop_unused(model)
+  # As large a note as the file's own, and sealed like it.
+  return annotate(write_model(model), metadata, {})
+
+
+def _timed(
+    tflite_model: bytes, alone: bytes, runtime: str, calls: int
+) -> np.ndarray:
+  """Times `predict` and `explain` in turns; seconds, `[2, calls]`."""
+  rng = np.random.default_rng(0)
+  ready = []
+  for content, name in ((alone, "predict"), (tflite_model, "explain")):
+    model = read_model(content)
+    signature = signatures(model)[name]
+    ready.append((start(content, runtime, len(model.subgraphs)), name,
+                  signature, _noise(signature, rng)))
+  seconds = np.empty([2, 3 + calls])
+  for i in range(seconds.shape[1]):
+    for row, (runner, *call) in zip(seconds, ready):
+      begin = time.perf_counter()
+      runner.run(*call)
+      row[i] = time.perf_counter() - begin
+  return seconds[:, 3:]
+
+
+def _noise(
+    signature: Signature, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """One picture of noise, and zeros that ask for the top class."""
+  feeds = {}
+  for name, spec in signature.inputs.items():
+    values = np.zeros(spec.shape, np.float32)
+    if name == "images":
+      low, high = spec.range if spec.scale else (0, 1)
+      values = rng.uniform(low, high, spec.shape).astype(np.float32)
+    feeds[name] = spec.encode(values)
+  return feeds

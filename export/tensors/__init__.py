@@ -1,0 +1,1 @@
+"""Which tensors of a file belong to which layers, and their values."""

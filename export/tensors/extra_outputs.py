@@ -1,0 +1,88 @@
+"""Running a .tflite file with tensors of its inside among its outputs.
+
+A runtime uses the memory of a tensor again once nothing needs it, so what lies
+there after a run is garbage. Here a copy of the file hands the tensors out as
+further outputs: its operators, and so its numbers, stay as they are, on every
+runtime.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from keras_attr_preserve.export.runtime.runtimes import start
+from keras_attr_preserve.export.tflite.schema import (
+  read_model,
+  signatures,
+  write_model,
+)
+
+__all__ = ["exposed_run", "with_outputs"]
+
+_KEY = "tensors"
+
+Run = Callable[[Mapping[int, np.ndarray]], dict[int, np.ndarray]]
+"""Numbers by input tensor, `[images, ...]`, to numbers by tensor."""
+
+
+def with_outputs(
+    model: schema.ModelT, subgraph: int, numbers: Iterable[int]
+) -> schema.ModelT:
+  """Returns the model with other outputs; the one given stays as it is.
+
+  Args:
+    model: from `read_model`.
+    subgraph: the number of the subgraph.
+    numbers: of the tensors that are to be its outputs, in this order.
+  """
+  changed, graph = copy.copy(model), copy.copy(model.subgraphs[subgraph])
+  graph.outputs = np.array([*numbers], np.int32)
+  changed.subgraphs = [*model.subgraphs]
+  changed.subgraphs[subgraph] = graph
+  return changed
+
+
+def exposed_run(
+    model: schema.ModelT, subgraph: int, numbers: Iterable[int], runtime: str,
+) -> tuple[Run, str]:
+  """Loads a file with tensors among its outputs.
+
+  Args:
+    model: from `read_model`.
+    subgraph: the number of the subgraph to run.
+    numbers: of the tensors wanted; those that are outputs stay outputs too.
+    runtime: see `Interpreter`.
+
+  Returns:
+    A function that runs it, and what kernels do; see `Interpreter.runtime`.
+
+  Raises:
+    ValueError: the runtime refuses the file; at once, or when it runs.
+    ImportError: "tflm" without the package tflite-micro.
+  """
+  own = [int(one) for one in model.subgraphs[subgraph].outputs]
+  numbers = sorted(numbers)
+  wide = with_outputs(
+      model, subgraph, [*own, *(one for one in numbers if one not in own)])
+  entry = schema.SignatureDefT()
+  entry.signatureKey, entry.subgraphIndex = _KEY, subgraph
+  entry.inputs = [_named(one) for one in wide.subgraphs[subgraph].inputs]
+  entry.outputs = [_named(one) for one in numbers]
+  wide.signatureDefs = [entry]
+  content = write_model(wide)
+  signature = signatures(read_model(content))[_KEY]
+  runner = start(content, runtime, len(model.subgraphs))
+
+  def run(feeds):
+    values = runner.run(_KEY, signature, {
+        str(number): array for number, array in feeds.items()})
+    return {number: values[str(number)] for number in numbers}
+  return run, runner.kernels
+
+
+def _named(index: int) -> schema.TensorMapT:
+  one = schema.TensorMapT()
+  one.name, one.tensorIndex = str(int(index)), int(index)
+  return one

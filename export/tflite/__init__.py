@@ -1,0 +1,1 @@
+"""The bytes of a .tflite file: its parts, sizes, integrity, and joining files."""

@@ -1,0 +1,1 @@
+"""Explaining files that other programs made."""

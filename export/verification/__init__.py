@@ -1,0 +1,1 @@
+"""Holding a file against the model it was made from."""

@@ -1,0 +1,1 @@
+"""Taking weights and filters away, and preparing a model for 8 bits."""

@@ -1,0 +1,151 @@
+"""Kernels whose channels one quantization step suits all."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from keras_attr_preserve.compat import (
+  check_model,
+  clone_model,
+  has_graph,
+  keras,
+  tf,
+)
+from keras_attr_preserve.models.layer_calls import calls
+from keras_attr_preserve.models.layers import graphs_in
+from keras_attr_preserve.utils.left_whole import tell_left_whole
+
+__all__ = ["equalize_kernels"]
+
+_layers = keras.layers
+# Layers whose output channels each have a part of the kernel of their own, with
+# how many axes of it, the last ones, number them.
+_CHANNEL_AXES = {_layers.Conv2D: 1, _layers.Dense: 1,
+                 _layers.DepthwiseConv2D: 2}
+# What a scaled kernel might no longer meet.
+_CONSTRAINTS = ("kernel_constraint", "depthwise_constraint", "bias_constraint")
+_UNPAIRED = "no batch normalization with a scale alone takes what it gives"
+# A channel is scaled up by no more: what is nearly zero may stay so.
+_MOST = 1e4
+
+
+def equalize_kernels(model: keras.Model) -> keras.Model:
+  """Scales every channel of a kernel to the same size; the net does the same.
+
+      student = tfmot.quantization.keras.quantize_model(
+          equalize_kernels(teacher))
+
+  `quantize_model` quantizes a kernel as it stands before the batch
+  normalization behind it; that of a depthwise convolution or a Dense layer
+  with one step for all channels. Where one channel's weights are a hundred
+  times another's, as in many a depthwise convolution, the other is left two or
+  three values. Here each output channel `c` of a kernel `W` is multiplied by
+
+      s_c = max |W| / max |W_c|
+
+  and its bias too; the batch normalization divides by it. Its moving mean `m`
+  and variance `v` become `s m` and `s^2 v`, and its scale `g`
+
+      g sqrt((s^2 v + epsilon) / (v + epsilon)) / s
+
+  so that the net computes what it did, in inference for any input, and in
+  training where batches have such a variance. In the file the two are one
+  kernel, the same as before.
+
+  Args:
+    model: a built `tf_keras` model, stripped of tfmot's wrappers, before
+      `quantize_model`; left as it came. Conv2D, DepthwiseConv2D and Dense
+      without an activation or a constraint are scaled, where nothing but one
+      batch normalization, of the last axis and with a scale, takes what they
+      give; others stay, and but for the last one, which gives the scores, are
+      named in a warning, a `kap.LayersLeftWhole`.
+
+  Returns:
+    A new, uncompiled model of the same layers.
+
+  Raises:
+    TypeError, ValueError: it is not such a model, or has weights that are not
+      finite.
+
+  References:
+    Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.1, who scale
+    a layer against the next one; here the normalization between takes it up.
+  """
+  copy = clone_model(check_model(model))
+  scaled = set()
+  for graph in graphs_in(copy):
+    for layer, norm in _pairs(graph):
+      _equalize(layer, norm)
+      scaled.add(layer)
+  outputs = {id(one) for one in copy.outputs}
+  for graph in graphs_in(copy):
+    tell_left_whole("equalize_kernels", graph, lambda layer: (
+        _why_not_scaled(layer) if layer not in scaled else None), known=[
+            layer.name for layer, node in calls(graph)
+            if outputs & {id(one) for one in tf.nest.flatten(node.outputs)}])
+  return copy
+
+
+def _why_not_scaled(layer: keras.layers.Layer) -> str | None:
+  """Says why a layer that was not scaled was not; None for a graph's own."""
+  if isinstance(layer, keras.Model) and has_graph(layer):
+    return None
+  if type(layer) not in _CHANNEL_AXES:
+    return "no Conv2D, DepthwiseConv2D or Dense"
+  if layer.activation is not keras.activations.linear:
+    return "an activation stands in it"
+  if getattr(layer, "data_format", None) == "channels_first":
+    return "channels stand first"
+  if any(getattr(layer, name, None) is not None for name in _CONSTRAINTS):
+    return "it has a constraint"
+  return _UNPAIRED
+
+
+def _pairs(
+    graph: keras.Model
+) -> Iterator[tuple[keras.layers.Layer, keras.layers.BatchNormalization]]:
+  """Yields layers with the normalization that alone takes what they give."""
+  made = [*calls(graph)]
+  times = Counter(id(layer) for layer, _ in made)
+  taken = Counter(id(one) for one in graph.outputs)
+  takes = {}
+  for layer, node in made:
+    for one in node.keras_inputs:
+      taken[id(one)] += 1
+      takes[id(one)] = layer
+  for layer, node in made:
+    if _why_not_scaled(layer) != _UNPAIRED:
+      continue
+    output = tf.nest.flatten(node.outputs)[0]
+    norm = takes.get(id(output))
+    if (taken[id(output)] == 1 and times[id(layer)] == times[id(norm)] == 1
+        and _takes_up(norm, len(output.shape))):
+      yield layer, norm
+
+
+def _takes_up(layer: keras.layers.Layer, rank: int) -> bool:
+  return (type(layer) is _layers.BatchNormalization and layer.scale
+          and layer.gamma_constraint is None
+          and [one % rank for one in np.ravel(layer.axis)] == [rank - 1])
+
+
+def _equalize(
+    layer: keras.layers.Layer, norm: keras.layers.BatchNormalization) -> None:
+  kernel, *bias = (one.astype(np.float64) for one in layer.get_weights())
+  channels = kernel.reshape(
+      -1, np.prod(kernel.shape[-_CHANNEL_AXES[type(layer)]:]))
+  sizes = np.abs(channels).max(axis=0)
+  if not np.isfinite(sizes).all():
+    raise ValueError(f"layer {layer.name!r} has weights that are not finite.")
+  largest = sizes.max()
+  by = np.where(
+      sizes > 0, largest / np.maximum(sizes, largest / _MOST or 1.0), 1.0)
+  layer.set_weights([(channels * by).reshape(kernel.shape),
+                     *(one * by for one in bias)])
+  scale, *offset, mean, variance = (
+      one.astype(np.float64) for one in norm.get_weights())
+  wider = np.square(by) * variance
+  norm.set_weights([
+      scale * np.sqrt((wider + norm.epsilon) / (variance + norm.epsilon)) / by,
+      *offset, by * mean, wider])

@@ -1,0 +1,202 @@
+"""How much of each layer to prune, and pruning each layer by as much.
+
+The same sparsity in every layer starves the small ones: of a MobileNet's first
+pointwise convolution, 128 weights, 90 % sparsity leaves 13 for all that later
+layers see, while the last one, 500 times as large, could spare far more.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import tensorflow_model_optimization as tfmot
+
+from keras_attr_preserve.compat import check_keras, clone_model, keras
+from keras_attr_preserve.utils.left_whole import tell_left_whole
+
+__all__ = ["NESTED", "check_sparsities", "is_prunable", "lamp_scores",
+           "layer_sparsities", "prune_layers"]
+
+_KINDS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense)
+_OTHERS = (keras.layers.Conv1DTranspose, keras.layers.DepthwiseConv2D)
+# Of the layers with kernels those that tfmot 0.8.1 prunes; others it refuses,
+# or wraps and leaves.
+_PRUNED = tuple(getattr(keras.layers, name) for name in (
+    "Conv1D", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "Dense",
+    "Embedding", "GRU", "LSTM", "LocallyConnected1D", "LocallyConnected2D",
+    "MultiHeadAttention", "RNN", "SeparableConv1D", "SeparableConv2D",
+    "SimpleRNN"))
+NESTED = "a model; kap.unnest puts its layers in its place"
+"""Why the layers of a model that another holds are left."""
+
+
+def is_prunable(layer: keras.layers.Layer) -> bool:
+  """Says whether it is a Conv1D, Conv2D, Conv2DTranspose or Dense.
+
+  Of these tfmot prunes the kernel, which is the first of their weights.
+  """
+  return isinstance(layer, _KINDS) and not isinstance(layer, _OTHERS)
+
+
+def _why_not_counted(layer: keras.layers.Layer) -> str | None:
+  """Says why `layer_sparsities` does not count a layer; None if it does."""
+  if isinstance(layer, keras.Model):
+    return NESTED
+  return None if is_prunable(layer) else (
+      "no Conv1D, Conv2D, Conv2DTranspose or Dense")
+
+
+def lamp_scores(kernel: np.ndarray) -> np.ndarray:
+  """Scores weights by what removing them, and all smaller ones, costs a layer.
+
+      score_i = w_i^2 / sum of w_j^2 over all w_j that are left when w_i's turn
+      comes, smallest first: those of w_i's magnitude and above
+
+  Scores are comparable between layers, whatever the scale of their weights.
+
+  Args:
+    kernel: of any shape.
+
+  Returns:
+    Scores of the same shape, 0..1; a layer's largest weight has 1. A kernel of
+    zeros has zeros.
+
+  References:
+    Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning",
+    https://arxiv.org/abs/2010.07611, equation 4.
+  """
+  squares = np.square(np.ravel(kernel).astype(np.float64))
+  order = np.argsort(-squares, kind="stable")
+  left = np.cumsum(squares[order])
+  scores = np.empty_like(squares)
+  scores[order] = squares[order] / np.where(left > 0, left, 1.0)
+  return scores.reshape(np.shape(kernel))
+
+
+def layer_sparsities(
+    model: keras.Model,
+    sparsity: float,
+    *,
+    exclude: str | Sequence[str] = (),
+) -> dict[str, float]:
+  """Shares a sparsity out among layers, by layer-adaptive magnitudes (LAMP).
+
+  Of all kernels together the weights of least `lamp_scores` go.
+
+      shares = layer_sparsities(teacher, 0.9, exclude=["conv1", "logits"])
+      student = prune_layers(teacher, shares, lambda share: PolynomialDecay(
+          0.0, share, begin_step=0, end_step=400))
+
+  Args:
+    model: a built `tf_keras` model, stripped of tfmot's wrappers; left as it
+      came. Kernels of Conv1D, Conv2D, Conv2DTranspose and Dense layers are
+      counted. Those of other layers (depthwise, separable, recurrent) and of
+      nested models (see `unnest`) are not; unless excluded they are named in a
+      warning, a `LayersLeftWhole`, which has them in `layers`.
+    sparsity: share of those weights to remove in all, above 0 and below 1.
+    exclude: names of layers to leave whole; their weights are not counted.
+
+  Returns:
+    Each layer's own sparsity by name, at least one weight of each stays.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above, or no layer is left.
+  """
+  if (isinstance(sparsity, bool) or not isinstance(sparsity, Real)
+      or not 0 < sparsity < 1):
+    raise ValueError(
+        f"sparsity must be a number between 0 and 1; got {sparsity!r}.")
+  exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+  names = [layer.name for layer in check_keras(model).layers]
+  unknown = [name for name in exclude if name not in names]
+  if unknown:
+    raise ValueError(
+        f"exclude must name layers of model {model.name!r}; it has no "
+        f"{unknown[0]!r}.")
+  kernels = {layer.name: layer.get_weights()[0] for layer in model.layers
+             if is_prunable(layer) and layer.name not in exclude}
+  if not kernels:
+    raise ValueError(
+        f"model {model.name!r} has no Conv1D, Conv2D, Conv2DTranspose or Dense "
+        "layer left to prune.")
+  tell_left_whole(
+      "layer_sparsities", model, _why_not_counted, known=exclude)
+  wrong = [name for name, one in kernels.items() if not np.isfinite(one).all()]
+  if wrong:
+    raise ValueError(
+        f"model {model.name!r}: layer {wrong[0]!r} has weights that are not "
+        "finite.")
+  scores = {name: lamp_scores(one) for name, one in kernels.items()}
+  every = np.sort(np.concatenate([np.ravel(one) for one in scores.values()]))
+  threshold = every[min(round(sparsity * len(every)), len(every) - 1)]
+  return {name: min(int(np.sum(one < threshold)), one.size - 1) / one.size
+          for name, one in scores.items()}
+
+
+def check_sparsities(
+    model: keras.Model, sparsities: Mapping[str, float]) -> None:
+  """Raises a TypeError or ValueError unless they fit; see `prune_layers`."""
+  names = [layer.name for layer in check_keras(model).layers]
+  for name, share in sparsities.items():
+    if name not in names:
+      raise ValueError(
+          f"sparsities must name layers of model {model.name!r}; it has no "
+          f"{name!r}.")
+    if isinstance(share, bool) or not isinstance(share, Real) or not (
+        0 <= share < 1):
+      raise ValueError(
+          f"sparsities[{name!r}] must be 0 or more, below 1; got {share!r}.")
+
+
+def prune_layers(
+    model: keras.Model,
+    sparsities: Mapping[str, float],
+    schedule: Callable[[float], Any],
+) -> keras.Model:
+  """Wraps a copy of a model for pruning, each layer to its own sparsity.
+
+  Args:
+    model: a built `tf_keras` model; left as it came.
+    sparsities: by layer name, 0 or more and below 1; layers that are not named,
+      or have 0, stay whole. Kernels that tfmot cannot prune, or of models held
+      as layers, are warned of, as by `layer_sparsities`, unless named with 0.
+    schedule: makes tfmot's pruning schedule for a sparsity.
+
+  Returns:
+    A new, uncompiled model to train with `tfmot.sparsity.keras
+    .UpdatePruningStep`, and to strip.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above, or tfmot prunes nothing
+      of a layer that is named.
+  """
+  check_sparsities(model, sparsities)
+  for layer in model.layers:
+    if sparsities.get(layer.name) and not _pruned_by_tfmot(layer):
+      raise ValueError(
+          f"sparsities[{layer.name!r}] must be 0 or left out: tfmot prunes no "
+          f"kernel of a {type(layer).__name__}.")
+  tell_left_whole(
+      "prune_layers", model, _why_not_pruned, known=[*sparsities])
+
+  def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
+    share = sparsities.get(layer.name, 0.0)
+    return layer if not share else tfmot.sparsity.keras.prune_low_magnitude(
+        layer, schedule(share))
+
+  return keras.models.clone_model(clone_model(model), clone_function=wrap)
+
+
+def _why_not_pruned(layer: keras.layers.Layer) -> str | None:
+  """Says why tfmot cannot prune a layer; None if it can."""
+  if isinstance(layer, keras.Model):
+    return NESTED
+  return None if _pruned_by_tfmot(layer) else "tfmot prunes no kernel of it"
+
+
+def _pruned_by_tfmot(layer: keras.layers.Layer) -> bool:
+  """Says whether tfmot prunes a kernel of such a layer."""
+  # tfmot's interface for a layer of one's own, which it gives to others too.
+  prunable = getattr(layer, "get_prunable_weights", None)
+  return bool(prunable()) if prunable else type(layer) in _PRUNED

@@ -1,0 +1,1 @@
+"""Refitting layers to what they computed before."""

@@ -1,0 +1,1 @@
+"""Keras models: reading, running, taking apart, and saving them."""

@@ -1,0 +1,198 @@
+"""Hints: whole features of inner layers, held beside the maps.
+
+A map says where a layer looks, not what it sees there. A student that holds
+the maps of one layer alone can reach them by a road of its own, and judges that
+look at the whole net, such as integrated gradients or occlusion, tell the two
+apart. Hints hold the road.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from keras_attr_preserve import map_formulas
+from keras_attr_preserve.compat import at_least_float32, keras, tf
+from keras_attr_preserve.models.layers import stage_ends
+from keras_attr_preserve.training.wcam import (
+    Schedule,
+    check_weight,
+    layer_pairs,
+)
+
+__all__ = ["Hints", "feature_distance"]
+
+POSITIONS = 14
+"""Height and width that features are pooled to before positions are compared:
+that of an ImageNet net's last stage but one."""
+
+
+class Hints:
+  """Settings of hints: which layers' features to hold, and how strongly.
+
+      PreserveAttribution(teacher, WCAM("relu5"), hints=Hints())
+
+  The term is `weight * mean over layers of feature_distance`. Where teacher and
+  student have equally many channels, as in pruning by weights, quantization and
+  clustering, channel is compared with channel, and so in a student without some
+  filters, where `channels` says which are left:
+
+      student, channels = prune_filters(teacher, 0.5, return_channels=True)
+      PreserveAttribution(
+          teacher, WCAM("relu5"), hints=Hints(channels=channels))
+
+  In any other thinner student position is compared with position.
+
+  It holds no state: one may serve several models.
+
+  References:
+    Romero et al. 2015, "FitNets: Hints for Thin Deep Nets",
+    https://arxiv.org/abs/1412.6550, whose squared distance through a learned
+    regressor is a cosine without one here.
+  """
+
+  agreement = None  # Nothing to hold by a weight that moves.
+
+  def __init__(
+      self,
+      layer: str | Sequence[str] | None = None,
+      *,
+      weight: float | str | Schedule = "auto",
+      student_layer: str | Sequence[str] | None = None,
+      channels: Mapping[str, Sequence[int]] | None = None,
+  ):
+    """Checks and keeps the settings.
+
+    Args:
+      layer: the teacher's layer, or several. None takes the last layer of each
+        of the four smallest sizes of maps; see `stage_ends`.
+      weight: factor of the distance in the loss, 0 or more. "auto" is the
+        weight that the maps have in the same step; without maps it is in
+        proportion to the rest of the loss, as theirs is. Or a Keras learning
+        rate schedule, called with the number of the step.
+      student_layer: the student's layers, where their names differ.
+      channels: by name of the teacher's layer, which of its channels are those
+        of the student's, in order, from 0 up; as `prune_filters` gives. Layers
+        that are not named have them all, or other ones.
+
+    Raises:
+      TypeError, ValueError: a setting is not one of the above.
+    """
+    if layer is None and student_layer is not None:
+      raise ValueError(
+          "student_layer needs layer, the teacher's layers that it stands for.")
+    self._layers, self._student_layers = (
+        ((), ()) if layer is None else layer_pairs(layer, student_layer))
+    self.weight = check_weight(weight)
+    self._channels = _checked({} if channels is None else channels)
+
+  def layers(self, teacher: keras.Model) -> tuple[str, ...]:
+    """Names the teacher's layers."""
+    return self._layers or stage_ends(teacher)
+
+  def student_layers(self, teacher: keras.Model) -> tuple[str, ...]:
+    """Names the student's layers, in the order of the teacher's."""
+    return self._student_layers or stage_ends(teacher)
+
+  def check(
+      self, layers: Sequence[str], teacher: Sequence[tuple],
+      student: Sequence[tuple]) -> None:
+    """Raises a ValueError where shapes of features do not fit each other.
+
+    Args:
+      layers: names of the teacher's.
+      teacher: of each of them `(None, height, width, channels)`.
+      student: the same of the student's; channels may differ.
+    """
+    for name, one, other in zip(layers, teacher, student, strict=True):
+      if tuple(one[1:3]) != tuple(other[1:3]):
+        raise ValueError(
+            "hints need layers of the same height and width in teacher and "
+            f"student; got {tuple(one[1:3])} and {tuple(other[1:3])}. Name "
+            "others with layer and student_layer.")
+      kept = self._channels.get(name)
+      if kept is not None and (
+          len(kept) != other[-1] or np.max(kept, initial=0) >= one[-1]):
+        raise ValueError(
+            f"channels must name, of layer {name!r}, {other[-1]} of {one[-1]} "
+            f"channels, as many as the student has; got {len(kept)}, up to "
+            f"number {np.max(kept, initial=0)}.")
+
+  def distance(
+      self, layers: Sequence[str], teacher: Sequence[tf.Tensor],
+      student: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Compares the features of two nets on the same pictures.
+
+    Args:
+      layers: names of the teacher's.
+      teacher: of each of them `[batch, height, width, channels]`.
+      student: the same of the student's; channels may differ.
+
+    Returns:
+      The mean distance over the layers, `[batch]`, in 0..2.
+    """
+    distances = []
+    for name, one, other in zip(layers, teacher, student, strict=True):
+      kept = self._channels.get(name)
+      distances.append(feature_distance(
+          one if kept is None else tf.gather(one, kept, axis=-1), other))
+    return tf.add_n(distances) / len(distances)
+
+
+def feature_distance(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
+  """1 - cosine of the whole features of each picture.
+
+  With as many channels `C`, of the features themselves, all positions and
+  channels one long vector. Else of `A A^T`, the products of every position's
+  channels `A [positions, C]` with every other's, which no longer know of
+  channels: it is 0 for features that differ by a rotation of the channels and a
+  factor. Maps above 14x14 are averaged down to that first.
+
+  Args:
+    teacher: `[batch, height, width, channels]`; no gradient comes from it.
+    student: `[batch, height, width, channels]`, of the same height and width.
+
+  Returns:
+    `[batch]`, in 0..2, as `map_distance` also where features are all zero.
+
+  References:
+    Kornblith et al. 2019, https://arxiv.org/abs/1905.00414, section 2: the
+    cosine of the two products is their linear CKA, but for the mean.
+  """
+  teacher, student = (
+      at_least_float32(one) for one in (tf.stop_gradient(teacher), student))
+  prepare = (_as_map if teacher.shape[-1] == student.shape[-1]
+             else _products)
+  return map_formulas.map_distance(
+      tf.cast(prepare(teacher), student.dtype), prepare(student))
+
+
+def _as_map(features: tf.Tensor) -> tf.Tensor:
+  shape = tf.shape(features)
+  return tf.reshape(features, [shape[0], shape[1], shape[2] * shape[3]])
+
+
+def _products(features: tf.Tensor) -> tf.Tensor:
+  sides = [-(-(length or 1) // POSITIONS) for length in features.shape[1:3]]
+  if max(sides) > 1:
+    features = tf.nn.avg_pool2d(features, sides, sides, "SAME")
+  shape = tf.shape(features)
+  rows = tf.reshape(features, [shape[0], shape[1] * shape[2], shape[3]])
+  return tf.matmul(rows, rows, transpose_b=True)
+
+
+def _checked(channels: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+  """Raises where these are no numbers of channels; copies them."""
+  if not isinstance(channels, Mapping):
+    raise TypeError(
+        "channels must map names of layers to numbers of channels; got "
+        f"{type(channels)}.")
+  found = {}
+  for name, numbers in channels.items():
+    kept = np.array(numbers)
+    if (kept.ndim != 1 or not np.issubdtype(kept.dtype, np.integer)
+        or np.min(kept, initial=0) < 0 or len(np.unique(kept)) < len(kept)):
+      raise ValueError(
+          "channels must have, for each layer, a list of different integers "
+          f"from 0 up; got {numbers!r} for {name!r}.")
+    found[name] = kept
+  return found

@@ -1,0 +1,101 @@
+"""The means that a fit reports of the matching, and what they warn of."""
+
+from keras_attr_preserve.compat import keras, tf
+from keras_attr_preserve.training.wcam import WCAM, Match
+
+__all__ = ["MatchMeter"]
+
+DEAD = 0.5
+"""From this share of dead maps on, a fit warns."""
+
+
+class MatchMeter:
+  """Means over an epoch of how a student's maps stand against its teacher's.
+
+  Create it under the model's distribution strategy.
+  """
+
+  def __init__(self, wcam: WCAM):
+    """Creates the means: of all layers, and for several of each as well."""
+    self._layers = wcam.layers
+    self._shares = wcam.layer_weights
+    names = ["attr_loss", "attr_agreement", "attr_dead"]
+    if len(wcam.layers) > 1:
+      names += [f"{kind}_{layer}" for layer in wcam.layers
+                for kind in ("attr_agreement", "attr_dead")]
+    self.means = {name: keras.metrics.Mean(name) for name in names}
+    # The share of the teacher's maps that are alive: for warnings only.
+    self._alive = {layer: keras.metrics.Mean(f"attr_alive_{layer}")
+                   for layer in wcam.layers}
+
+  @property
+  def metrics(self) -> list[keras.metrics.Metric]:
+    """All means, to be reset where an epoch begins."""
+    return [*self.means.values(), *self._alive.values()]
+
+  def overall(self, match: Match) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Weighs the layers.
+
+    Args:
+      match: of a batch.
+
+    Returns:
+      Distance, agreement, and how much the agreement counts, each `[batch]`.
+    """
+    distance, agreement, valid = (
+        tf.reduce_sum(one * tf.constant(self._shares, one.dtype), axis=-1)
+        for one in (match.distance, match.agreement * match.valid, match.valid))
+    return distance, tf.math.divide_no_nan(agreement, valid), valid
+
+  def update(self, match: Match, attr_loss: tf.Tensor) -> None:
+    """Takes in a batch.
+
+    Args:
+      match: how its maps stand.
+      attr_loss: what they add to the loss, a scalar.
+    """
+    some = tf.size(match.valid) > 0  # Not so on a replica without pictures.
+    self.means["attr_loss"].update_state(attr_loss, tf.cast(some, tf.float32))
+    _, agreement, valid = self.overall(match)
+    _, dead, _ = self.overall(match._replace(agreement=match.dead))
+    self._update("", agreement, dead, valid)
+    for i, layer in enumerate(self._layers):
+      one = Match(*(figure[:, i] for figure in match))
+      self._alive[layer].update_state(one.valid, one.explained)
+      if len(self._layers) > 1:
+        self._update(f"_{layer}", one.agreement, one.dead, one.valid)
+
+  def warnings(self) -> list[tuple[str, str]]:
+    """Says what the means since their reset give cause to mend.
+
+    Returns:
+      For each thing what it is about, by which to warn but once, and a
+      sentence.
+    """
+    found = []
+    for layer, alive in self._alive.items():
+      dead = self.means[f"attr_dead_{layer}" if len(self._layers) > 1
+                        else "attr_dead"]
+      if _number(alive.count) and not float(alive.result()):
+        found.append((
+            f"teacher {layer}",
+            f"the teacher's maps at layer {layer!r} are all zero on every "
+            "picture, so that nothing is matched there; choose another layer, "
+            "another target, or method='ewa'."))
+      elif _number(dead.count) and float(dead.result()) >= DEAD:
+        found.append((
+            f"student {layer}",
+            f"{float(dead.result()):.0%} of the student's maps at layer "
+            f"{layer!r} are all zero, and a dead map has no gradient to come "
+            "back by; lower the learning rate, compress less at once, or begin "
+            "with method='ewa'."))
+    return found
+
+  def _update(self, suffix, agreement, dead, valid) -> None:
+    self.means[f"attr_agreement{suffix}"].update_state(agreement, valid)
+    self.means[f"attr_dead{suffix}"].update_state(dead, valid)
+
+
+def _number(variable: tf.Variable) -> float:
+  """Reads a variable that each replica may hold a part of."""
+  return float(tf.convert_to_tensor(variable))
