@@ -47,8 +47,8 @@ if (_root / "export" / "conversion").exists():
   __path__.append(str(_root))
 
 from keras_attr_preserve import export  # noqa: E402  after __path__ is set.
-from keras_attr_preserve.export.verification.compare_models import (
-    compare_models,
+from keras_attr_preserve.export.verification.compare_models import (  # noqa: E402
+  compare_models,
 )
 
 __version__ = "0.1.0"

@@ -33,7 +33,8 @@ needs_tflm = unittest.skipUnless(
 
 def skip_without_examples() -> None:
   """Skips the running module where the examples cannot run."""
-  for name in ("examples.experiment.data.digit_scenes", "matplotlib", "sklearn"):
+  for name in (
+      "examples.experiment.data.digit_scenes", "matplotlib", "sklearn"):
     try:
       importlib.import_module(name)
     except ImportError as error:

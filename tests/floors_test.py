@@ -2,74 +2,49 @@
 
 import ast
 import functools
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 import keras_attr_preserve
 
 PACKAGE = "keras_attr_preserve"
+# From the ground up. Folders of one floor do not import each other.
 FLOORS = (
-    ("compat", "files", "image_sources", "wcam", "gradient_rules", "progress",
-     "notices"),
-    ("call_swap", "drawing", "images", "scores", "left_whole"),
-    ("layers", "iterative_pruning", "layer_sparsity", "channel_graph",
-     "keras3_layers", "model_files", "layer_moments", "preserving",
-     "batch_statistics", "inner_functions"),
-    ("inputs", "layer_fitting", "staged_inputs", "channel_costs",
-     "augmentation", "layer_inputs", "heads", "held_weights"),
-    ("float_images",),
-    ("tap", "teacher_cache", "channel_slicing", "keras3", "saving",
-     "batch_norm", "reconstruction", "kernel_equalization",
-     "quantizer_calibration", "unnesting"),
-    ("regularizer", "attribution", "narrowing"),
-    ("objectives", "evaluation", "meters", "guidance", "weighting",
-     "hints", "channel_gates", "channel_reconstruction"),
-    ("training", "filter_pruning", "step_function"),
-    ("callbacks", "agreement_logger"),
-    ("export",),
-    ("examples",),
-    ("tests",),
-)
-# The rooms of export, from the ground up. Neighbours do not see each other.
-EXPORT_FLOORS = (
-    ("files",),
-    ("running",),
-    ("reading",),
-    ("converting",),
-    ("judging", "microcontrollers"),
-    ("commands",),
-)
+    ("compat",), ("map_formulas",), ("utils",), ("models",), ("attribution",),
+    ("evaluation", "compression"), ("training",),
+    ("export.tflite",), ("export.runtime",), ("export.tensors",),
+    ("export.third_party", "export.conversion"),
+    ("export.verification", "export.diagnosis", "export.firmware"),
+    ("export.commands",), ("examples",), ("tests",))
+HEIGHT = {folder: i for i, floor in enumerate(FLOORS) for folder in floor}
 HEAVY = ("tf_explain", "cv2", "matplotlib", "tensorboard", "sklearn", "scipy",
          "tflite_micro", "keras")
-
-
-def _roots() -> dict[str, Path]:
-  """The folders to read, by the package name of each."""
-  package = Path(keras_attr_preserve.__file__).parent
-  tests = Path(__file__).parent
-  roots = {PACKAGE: package, f"{PACKAGE}.export": package.parent / "export",
-           "examples": tests.parent / "examples", "tests": tests}
-  # Installed from a wheel, export lies inside the package.
-  return {name: folder for name, folder in roots.items() if folder.is_dir()}
 
 
 @functools.cache
 def _modules() -> dict[str, ast.Module]:
   """Every module's syntax tree, by its full name."""
+  package = Path(keras_attr_preserve.__file__).parent
+  checkout = Path(__file__).parents[1]
+  # Installed from a wheel, export lies inside the package.
+  folders = {PACKAGE: package, f"{PACKAGE}.export": package.parent / "export",
+             "examples": checkout / "examples", "tests": checkout / "tests"}
   trees = {}
-  for package, folder in _roots().items():
+  for name, folder in folders.items():
     for path in sorted(folder.rglob("*.py")):
       parts = path.relative_to(folder).with_suffix("").parts
       if parts[-1] == "__init__":
         parts = parts[:-1]
-      trees[".".join((package, *parts))] = ast.parse(path.read_text())
+      trees[".".join((name, *parts))] = ast.parse(path.read_text())
   return trees
 
 
-def _statements(tree: ast.AST, functions: bool) -> Iterator[ast.AST]:
-  """A tree's nodes, no expressions: these import nothing.
+def _imports(
+    tree: ast.AST, functions: bool = True) -> Iterator[tuple[str, ...]]:
+  """Full names that each import of a tree may mean, the longest first.
 
   Args:
     tree: a module's.
@@ -78,153 +53,107 @@ def _statements(tree: ast.AST, functions: bool) -> Iterator[ast.AST]:
   nodes = [tree]
   while nodes:
     node = nodes.pop()
-    yield node
+    if isinstance(node, ast.Import):
+      yield from ((alias.name,) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, "a relative import"
+      yield from ((f"{node.module}.{alias.name}", node.module)
+                  for alias in node.names)
     nodes += [
         child for child in ast.iter_child_nodes(node)
         if not isinstance(child, ast.expr) and (functions or not isinstance(
             child, ast.FunctionDef | ast.AsyncFunctionDef))]
 
 
-@functools.cache
-def _imports(
-    tree: ast.AST, module: str, functions: bool = True) -> frozenset[str]:
-  """Full names that a tree imports; `from a import b` gives a.b."""
-  names = set()
-  for node in _statements(tree, functions):
-    if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      assert not node.level, f"{module}: a relative import"
-      names |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return frozenset(names)
-
-
-def _room(name: str) -> str | None:
-  """The room of a module: keras_attr_preserve.models.layers -> layers."""
+def _folder(name: str) -> str | None:
+  """The folder of FLOORS that a module stands in; "" for none of ours."""
   parts = name.split(".")
-  if parts[0] == PACKAGE:
-    return parts[1] if len(parts) > 1 else PACKAGE
-  return parts[0] if parts[0] in ("examples", "tests") else None
-
-
-def _floor(room: str) -> int:
-  return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+  if parts[0] != PACKAGE:
+    return parts[0] if parts[0] in HEIGHT else None
+  return ".".join(parts[1:3] if parts[1:2] == ["export"] else parts[1:2])
 
 
 def _faults(modules: dict[str, ast.Module]) -> list[str]:
-  known = {room for rooms in FLOORS for room in rooms}
   faults = []
   for module, tree in modules.items():
-    room = _room(module)
-    if room == PACKAGE:
-      continue  # The package's own __init__ gathers every public name.
-    if room not in known:
+    own = _folder(module)
+    if own in ("", "export"):
+      continue  # These gather the public names.
+    if own not in HEIGHT:
       faults.append(f"{module} stands on no floor of FLOORS")
       continue
-    for name in sorted(_imports(tree, module)):
-      other = _room(name)
-      if other is None or other == room:
+    for names in _imports(tree):
+      other = _folder(names[0])
+      if other in (None, own):
         continue
-      if other not in known:
-        # The package itself (its public names), or a name that it exports.
-        if _floor(room) < _floor("examples"):
-          faults.append(f"{module} imports {name}, the package that holds it")
-      elif _floor(other) >= _floor(room):
-        faults.append(f"{module} imports {name}, which is not below it")
+      if HEIGHT.get(other, HEIGHT["examples"] - 0.5) >= HEIGHT[own]:
+        faults.append(f"{module} imports {names[0]}, which is not below it")
   return faults
 
 
-def _export_faults(modules: dict[str, ast.Module]) -> list[str]:
-  """Imports within export that do not go down."""
-  def floor(name):
-    parts = name.split(".")
-    if parts[:2] != [PACKAGE, "export"] or len(parts) < 3:
-      return None, None
-    return parts[2], next((i for i, rooms in enumerate(EXPORT_FLOORS)
-                           if parts[2] in rooms), None)
-
-  faults = []
-  for module, tree in modules.items():
-    room, height = floor(module)
-    if room is None:
-      continue
-    if height is None:
-      faults.append(f"{module} stands on no floor of EXPORT_FLOORS")
-      continue
-    for name in sorted(_imports(tree, module)):
-      other, theirs = floor(name)
-      if other not in (None, room) and (theirs is None or theirs >= height):
-        faults.append(f"{module} imports {name}, which is not below it")
-  return faults
-
-
-class FloorsTest(absltest.TestCase):
+class FloorsTest(parameterized.TestCase):
 
   def test_imports_only_go_down(self):
     self.assertEmpty(_faults(_modules()))
 
-  def test_imports_within_export_only_go_down(self):
+  def test_every_folder_is_read(self):
+    self.assertEqual(
+        {_folder(name) for name in _modules()}, {*HEIGHT, "", "export"})
+
+  @parameterized.parameters(
+      ("map_formulas", "import keras_attr_preserve.models.tap", 1),
+      ("models.layers", "from keras_attr_preserve import training", 1),
+      ("models.tap",
+       "def f():\n  import keras_attr_preserve.training.hints", 1),
+      ("evaluation.report", "from keras_attr_preserve import compression", 1),
+      ("export.tflite.seal", "from keras_attr_preserve.export.runtime import x",
+       1),
+      ("export.diagnosis.drift",
+       "from keras_attr_preserve.export.firmware.device_model import x", 1),
+      ("training.teacher", "from keras_attr_preserve import WCAM", 1),
+      ("training.teacher", "from tests import tiny", 1),
+      ("attic.box", "", 1),
+      ("models.layers", "from keras_attr_preserve import map_formulas", 0),
+      ("evaluation.report",
+       "from keras_attr_preserve.evaluation.ranks import x",
+       0),
+      ("training.teacher", "import numpy\nfrom tensorflow import keras", 0))
+  def test_a_fault_would_be_seen(self, module, code, count):
+    self.assertLen(
+        _faults({f"{PACKAGE}.{module}": ast.parse(code)}), count)
+
+  def test_no_two_modules_import_each_other(self):
     modules = _modules()
-    self.assertEmpty(_export_faults(modules))
-    rooms = {name.split(".")[2] for name in modules
-             if name.startswith(f"{PACKAGE}.export.")}
-    self.assertEqual(rooms, {one for rooms in EXPORT_FLOORS for one in rooms})
-    for module, code in (
-        ("files.seal", "from keras_attr_preserve.export.running import arena"),
-        ("judging.drift",
-         "from keras_attr_preserve.export.firmware.device_model import x"),
-        ("attic.box", "")):
-      self.assertLen(_export_faults(
-          {f"{PACKAGE}.export.{module}": ast.parse(code)}), 1, module)
-
-  def test_every_room_is_read(self):
-    rooms = {_room(name) for name in _modules()}
-    self.assertContainsSubset(
-        {"compat", "wcam", "layers", "evaluation", "attribution", "training",
-         "callbacks", "export"}, rooms)
-
-  def test_a_fault_would_be_seen(self):
-    for module, code in (
-        ("wcam", "from keras_attr_preserve.compat import tf"),  # No neighbour.
-        ("layers", "from keras_attr_preserve import training"),
-        ("layers", "def f():\n  import keras_attr_preserve.training.preserve_attribution"),
-        ("attribution.cam", "from keras_attr_preserve import evaluation"),
-        ("training", "from tests import tiny"),
-        ("training", "from keras_attr_preserve import WCAM"),
-        ("surprise", "")):
-      self.assertLen(
-          _faults({f"{PACKAGE}.{module}": ast.parse(code)}), 1, (module, code))
-    for module, code in (
-        ("layers", "from keras_attr_preserve import wcam"),
-        ("evaluation.a", "from keras_attr_preserve.evaluation.b import c"),
-        ("callbacks", "import numpy\nfrom tensorflow import keras")):
-      self.assertEmpty(
-          _faults({f"{PACKAGE}.{module}": ast.parse(code)}), (module, code))
+    graph = {module: {name for names in _imports(tree) for name in names
+                      if name in modules and name != module}
+             for module, tree in modules.items()
+             if _folder(module) not in ("", "export")}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # CycleError.
 
   def test_nothing_imports_export_by_its_folder(self):
     for module, tree in _modules().items():
-      for name in _imports(tree, module):
-        self.assertNotEqual(name.split(".")[0], "export", module)
+      for names in _imports(tree):
+        self.assertNotEqual(names[0].split(".")[0], "export", module)
 
   def test_heavy_packages_are_imported_where_they_are_needed(self):
     for module, tree in _modules().items():
-      if _room(module) in ("examples", "tests"):
+      if _folder(module) in ("examples", "tests"):
         continue
-      for name in _imports(tree, module, functions=False):
-        self.assertNotIn(name.split(".")[0], HEAVY, module)
+      for names in _imports(tree, functions=False):
+        self.assertNotIn(names[0].split(".")[0], HEAVY, module)
 
   def test_a_heavy_import_would_be_seen(self):
     tree = ast.parse(
         "import os\nif os:\n  import cv2.x\ndef f():\n  import sklearn")
     self.assertEqual(
-        _imports(tree, "m", functions=False), {"os", "cv2.x"})
+        {*_imports(tree, functions=False)}, {("os",), ("cv2.x",)})
 
   def test_private_tensorflow_stays_in_one_module(self):
     users = {module for module, tree in _modules().items()
-             if _room(module) != "tests" and any(
-                 name.startswith("tensorflow.python")
-                 for name in _imports(tree, module))}
-    self.assertEqual(users, {f"{PACKAGE}.gradient_rules"})
+             if _folder(module) != "tests" and any(
+                 names[0].startswith("tensorflow.python")
+                 for names in _imports(tree))}
+    self.assertEqual(users, {f"{PACKAGE}.models.gradient_rules"})
 
 
 if __name__ == "__main__":

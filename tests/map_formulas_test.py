@@ -106,7 +106,8 @@ class DropChannelsTest(parameterized.TestCase):
   def test_where_nothing_is_dropped_nothing_is_drawn(self):
     features = tf.ones([1, 1, 1, 3])
     self.assertIs(
-        map_formulas.drop_channels(features, 0.3, tf.constant([0, 0])), features)
+        map_formulas.drop_channels(features, 0.3, tf.constant([0, 0])),
+        features)
 
   def test_neither_rescales_nor_mixes(self):
     features = _rng().normal(size=(3, 4, 5, 10)).astype(np.float32)
@@ -155,7 +156,8 @@ class UnitMapTest(absltest.TestCase):
   def test_by_hand(self):
     # Float32 rounds the norm and each quotient.
     np.testing.assert_allclose(
-        map_formulas.unit_map(tf.constant([[[3.0, 4.0]]])), [[[0.6, 0.8]]], rtol=1e-6)
+        map_formulas.unit_map(tf.constant([[[3.0, 4.0]]])), [[[0.6, 0.8]]],
+        rtol=1e-6)
 
   def test_norm_one_or_zero(self):
     maps = _maps(0, 3, 4, 5)
@@ -279,7 +281,8 @@ class MapDistanceTest(parameterized.TestCase):
 
   def test_sizes_unknown_while_tracing(self):
     maps = tf.TensorSpec([None, None, None])
-    distance = tf.function(map_formulas.map_distance, input_signature=[maps, maps])
+    distance = tf.function(
+        map_formulas.map_distance, input_signature=[maps, maps])
     for size in ((4, 4), (8, 8), (8, 3), (3, 9)):
       teacher, student = _maps(0, 2, 4, 6), _maps(1, 2, *size)
       # Of unknown sizes tf.image.resize stands in for its own float32 matrices.

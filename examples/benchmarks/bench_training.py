@@ -157,8 +157,9 @@ def peak_memory(name: str, net: str) -> list[float]:
   """
   flag = [f"--{one.name}={one.value}" for one in (BATCH, SIZE, STEPS)]
   done = subprocess.run(
-      [sys.executable, "-m", "examples.benchmarks.bench_training", f"--arm={name}",
-       f"--nets={net}", *flag], capture_output=True, text=True, check=True)
+      [sys.executable, "-m", "examples.benchmarks.bench_training",
+       f"--arm={name}", f"--nets={net}", *flag],
+      capture_output=True, text=True, check=True)
   return json.loads(done.stdout.splitlines()[-1])
 
 

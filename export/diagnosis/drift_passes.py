@@ -159,7 +159,8 @@ class Passes:
     nothing = np.full(len(images), np.nan)
     if self._method == "ewa" and spatial:
       return nothing, _agree(*(
-          map_formulas.equal_weighted_map(one).numpy() for one in (ours, theirs)))
+          map_formulas.equal_weighted_map(one).numpy()
+          for one in (ours, theirs)))
     if gradient is None or self._method == "ewa":
       return nothing, nothing
     given = {}
@@ -201,7 +202,8 @@ class Passes:
           tapped.logits, [features, *more.values()],
           output_gradients=tf.cast(weights, tapped.logits.dtype))
     sensitivity = tf.reduce_sum(own, [1, 2], keepdims=True)
-    maps = (map_formulas.equal_weighted_map(features) if self._method == "ewa" else
+    maps = (map_formulas.equal_weighted_map(features)
+            if self._method == "ewa" else
             map_formulas.sensitivity_weighted_map(features, sensitivity))
     return maps.numpy(), sensitivity[:, 0, 0].numpy(), gradients
 

@@ -1,1 +1,1 @@
-"""The bytes of a .tflite file: its parts, sizes, integrity, and joining files."""
+"""The bytes of a .tflite file: its parts, sizes, seal, and joining."""

@@ -299,8 +299,9 @@ class WCAM:
     seeds = self.seeds(logits, labels)
     features = [at_least_float32(one) for one in teacher.features]
     if drop_seed is not None:
-      features = [map_formulas.drop_channels(one, self.drop_rate, drop_seed + [0, i])
-                  for i, one in enumerate(features)]
+      features = [
+          map_formulas.drop_channels(one, self.drop_rate, drop_seed + [0, i])
+          for i, one in enumerate(features)]
 
     return Guide(logits, [
         tf.stop_gradient(one)
@@ -391,7 +392,8 @@ class WCAM:
     nothing = tf.zeros_like(present)
     alive = tf.where(_is_alive(teacher_maps), present, nothing)
     dead = tf.where(_is_alive(student_maps), nothing, alive)
-    teacher_maps, student_maps = map_formulas.same_size(teacher_maps, student_maps)
+    teacher_maps, student_maps = map_formulas.same_size(
+        teacher_maps, student_maps)
     distance = map_formulas.map_distance(teacher_maps, student_maps)
     positions = tf.cast(
         tf.reduce_prod(tf.shape(student_maps)[1:]), distance.dtype)

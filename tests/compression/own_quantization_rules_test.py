@@ -2,7 +2,6 @@
 
 import re
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve.compat import keras
 from tests import channel_nets
+from tests.places import ROOT
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "compressions.md"
+PAGE = ROOT / "docs" / "compressions.md"
 TITLE = "## Nets that quantization-aware training does not take"
 
 

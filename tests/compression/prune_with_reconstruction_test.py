@@ -11,7 +11,10 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.compression.least_squares import moments, sparse_fit
+from keras_attr_preserve.compression.least_squares import (
+  moments as layer_moments,
+)
+from keras_attr_preserve.compression.least_squares import sparse_fit
 from keras_attr_preserve.compression.least_squares.sparse_fit import (
   prune_linear,
 )
@@ -24,7 +27,7 @@ FITTED = 1e-6
 
 def _sums(seen, wanted=None):
   """The sums that a layer taking these rows is refitted by."""
-  rows = moments.MomentsOfRows()
+  rows = layer_moments.MomentsOfRows()
   rows.add(seen, wanted)
   return rows.moments()
 
@@ -39,12 +42,12 @@ class PruneLinearTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.enter_context(mock.patch.object(moments, "DAMPING", 1e-12))
+    self.enter_context(mock.patch.object(layer_moments, "DAMPING", 1e-12))
 
   def test_a_twin_takes_over_what_goes(self):
     # Both inputs are equal, so that either serves for 3 + 1.
     seen = np.array([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0]])
-    with mock.patch.object(moments, "DAMPING", 1e-6):
+    with mock.patch.object(layer_moments, "DAMPING", 1e-6):
       fitted = prune_linear(np.array([[3.0], [1.0]]), _sums(seen), kept=1)
     self.assertEqual(np.count_nonzero(fitted), 1)
     # The damping of 1e-6 holds the sum back by a share like it.
@@ -234,7 +237,7 @@ class PruneWithReconstructionTest(parameterized.TestCase):
     old, new = (net.get_layer("hidden").get_weights()[0].astype(np.float64)
                 for net in (teacher, student))
     # Where least squares ends: the slope is nothing but the damping's.
-    damping = moments.DAMPING * np.mean(np.square(seen)) * len(seen)
+    damping = layer_moments.DAMPING * np.mean(np.square(seen)) * len(seen)
     slope = seen.T @ (seen @ new - wanted @ old) + damping * (new - old)
     # Weights are stored in float32: their rounding times sums over 40 images.
     np.testing.assert_allclose(slope[new != 0], 0, atol=1e-3)

@@ -16,6 +16,7 @@ import keras_attr_preserve as kap
 from tests import export_helpers as helpers
 from tests import tiny
 from tests.experiment_helpers import run_inside
+from tests.places import ROOT
 
 FILES = ["teacher.h5", "teacher.json", "teacher.png"]
 
@@ -100,7 +101,7 @@ class TrainTeacherTest(absltest.TestCase):
     command = [sys.executable, "-m", "examples.train_teacher", "--smoke",
                "--epochs=60", f"--output={folder}"]
     process = subprocess.Popen(
-        command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE,
+        command, cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True)
     for line in process.stdout:
       if "epoch 3: " in line:

@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import h5py
@@ -22,6 +21,7 @@ from keras_attr_preserve.models.preserving_quantizers import (
 )
 from keras_attr_preserve.models.saving import load_model, save_model
 from tests import tiny
+from tests.places import ROOT
 
 COMBINE = tfmot.experimental.combine
 CLUSTERING = tfmot.clustering.keras
@@ -442,7 +442,7 @@ class FitTest(_SavingTest):
         [sys.executable, "-c", code, self.folder / "in.npy",
          self.folder / "out.npy", *paths], check=True, timeout=300,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parent.parent), *sys.path])})
+            [str(ROOT), *sys.path])})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Maps of real pretrained nets, in Keras and in PyTorch.
 
 Captum 0.9.0 and zennit 0.5.1 on PyTorch 2.13.0. Where the models and pictures
-are looked for: tests/export/conversion/pretrained_test.py. Both sides compute in float32; what
-was measured stands beside each bound, as a share of a map's largest magnitude.
+are looked for: tests/export/conversion/pretrained_test.py. Both sides compute
+in float32; what was measured stands beside each bound, as a share of a map's
+largest magnitude.
 """
 
 import functools

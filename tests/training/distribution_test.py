@@ -26,8 +26,8 @@ from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import WCAM, Distillation, Hints, TrainStep
 from tests import distribution_worker, tiny
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 LIMIT = 380  # Seconds for one child, on a busy computer.
 SINGLE, DOUBLE = 1e-5, 1e-9
 # Their mean over an epoch counts batches, or replicas' parts of a batch; that

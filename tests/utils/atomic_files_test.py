@@ -81,7 +81,8 @@ class WriteWholeTest(_FolderTest, parameterized.TestCase):
       if before is not None:
         path.write_text(before)
       process = subprocess.run(
-          [sys.executable, "-c", _KILLED, atomic_files.__file__, str(path), where],
+          [sys.executable, "-c", _KILLED, atomic_files.__file__, str(path),
+           where],
           check=False, timeout=60)
       self.assertEqual(process.returncode, -signal.SIGKILL)
       self.assertEqual(path.exists(), before is not None)
@@ -94,7 +95,8 @@ class WriteWholeTest(_FolderTest, parameterized.TestCase):
     path.write_text("old")
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
       with mock.patch.object(
-          atomic_files.os, call, side_effect=error), self.assertRaises(type(error)):
+          atomic_files.os, call, side_effect=error), (
+              self.assertRaises(type(error))):
         atomic_files.write_whole(path, "new")
       self.assertEqual(path.read_text(), "old")
       self.assertEqual(os.listdir(self.folder), ["a.txt"])
@@ -118,7 +120,8 @@ class ReplaceFolderTest(_FolderTest, parameterized.TestCase):
     place = self.folder / "place"
     with self.assertRaisesRegex(
         ValueError, "files must have plain names, which stay in their folder"):
-      atomic_files.replace_folder(place, {"a.txt": "whole", name: "out"}, ["a.txt"])
+      atomic_files.replace_folder(
+          place, {"a.txt": "whole", name: "out"}, ["a.txt"])
     self.assertEqual(os.listdir(self.folder), [])
     atomic_files.replace_folder(place, {"..a.txt": "whole"}, [])
     self.assertEqual(os.listdir(place), ["..a.txt"])

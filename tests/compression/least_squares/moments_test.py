@@ -8,7 +8,9 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
-from keras_attr_preserve.compression.least_squares import moments
+from keras_attr_preserve.compression.least_squares import (
+  moments as layer_moments,
+)
 from keras_attr_preserve.compression.least_squares.moments import MomentsOfRows
 from keras_attr_preserve.compression.least_squares.sparse_fit import (
   prune_linear,
@@ -31,7 +33,7 @@ def _collected(own, other, size=3):
 def _summed():
   """Has rows be summed however few they are."""
   return mock.patch.object(
-      moments, "_Listed", lambda own, other: moments._Summed(
+      layer_moments, "_Listed", lambda own, other: layer_moments._Summed(
           own.T @ own, own.T @ other))
 
 
@@ -52,8 +54,8 @@ class MomentsTest(parameterized.TestCase):
   def test_are_what_they_say(self, count):
     moments = self.draw(count)
     self.assertIsInstance(
-        moments, moments._Listed if count < _INPUTS
-        else moments._Summed)
+        moments, layer_moments._Listed if count < _INPUTS
+        else layer_moments._Summed)
     # Float64 sums and solves; the damping, 1 % of the mean of nine squares,
     # keeps the condition to 901.
     close = functools.partial(
@@ -147,7 +149,7 @@ class FewRowsTest(parameterized.TestCase):
     own, other = random.normal(size=(2, 12, 30))
     weights = random.normal(size=(30, 7))
     listed = _collected(own, other)
-    summed = moments._Summed(own.T @ own, own.T @ other)
+    summed = layer_moments._Summed(own.T @ own, own.T @ other)
     one, two = (prune_linear(weights, moments, kept=50)
                 for moments in (listed, summed))
     self.assertEqual(np.count_nonzero(one), 50)

@@ -56,7 +56,8 @@ class LoadTest(parameterized.TestCase):
     # A map's pixel is one of the four.
     four = full.test.label_maps.reshape(3, 32, 2, 32, 2).transpose(
         0, 1, 3, 2, 4).reshape(3, 32, 32, 4)
-    self.assertTrue((four == data_sets.test.label_maps[..., None]).any(-1).all())
+    self.assertTrue(
+        (four == data_sets.test.label_maps[..., None]).any(-1).all())
 
   def test_how_many_digits(self):
     # Drawn at the full number it takes seconds, so only asked for.

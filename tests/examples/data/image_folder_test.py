@@ -153,7 +153,8 @@ class PartsTest(_FolderTest):
   def test_folders_that_do_not_fit(self):
     extra = self.root / "test" / "cow"
     extra.mkdir()
-    with self.assertLogs("examples.experiment.data.image_folder", "WARNING") as logs:
+    with self.assertLogs(
+        "examples.experiment.data.image_folder", "WARNING") as logs:
       self.assertEqual(self.load().class_names, (*CLASSES, "cow"))
     self.assertIn("train has no picture of cow", logs.output[0])
     bee = self.root / "test" / "bee"
@@ -222,7 +223,8 @@ class PartsTest(_FolderTest):
     for path in (self.root / "test/bee").iterdir():
       helpers.save(self.root / folder / "bee" / f"{path.stem}{end}.png",
                    mask(0, 1))
-    with self.assertLogs("examples.experiment.data.image_folder", "WARNING") as logs:
+    with self.assertLogs(
+        "examples.experiment.data.image_folder", "WARNING") as logs:
       data = self.load()
     self.assertIn("train has no picture of bee: what is", logs.output[0])
     np.testing.assert_array_equal(data.class_ids, [0, 2])

@@ -170,7 +170,8 @@ class NpzTest(parameterized.TestCase):
     images[30:] = images[:30]
     images[30:, 0, 0] ^= 1  # Saved anew: not quite the same.
     arrays = {"images": images, "labels": np.arange(60) % 2}
-    with self.assertLogs("examples.experiment.data.data_sets", "WARNING") as logs:
+    with self.assertLogs(
+        "examples.experiment.data.data_sets", "WARNING") as logs:
       data = self.load(**arrays)
     self.assertIn("pictures of train are left out: they nearly repeat one of "
                   "test.", "".join(logs.output))

@@ -201,7 +201,8 @@ class VocTest(parameterized.TestCase):
   def test_a_test_picture_s_copy_is_not_trained_on(self):
     images = self.root / "JPEGImages"
     shutil.copy(images / f"{JUDGED[0]}.jpg", images / f"{VAL[5]}.jpg")
-    with self.assertLogs("examples.experiment.data.data_sets", "WARNING") as logs:
+    with self.assertLogs(
+        "examples.experiment.data.data_sets", "WARNING") as logs:
       data = load(str(self.folder), size=24)
     self.assertIn("1 of 7 pictures of train are left out", logs.output[0])
     self.assertLen(data.train.images, 6)

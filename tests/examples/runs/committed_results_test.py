@@ -2,15 +2,14 @@
 
 import re
 import shlex
-from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
 from examples.experiment.runs.grids import read_grid
 from examples.experiment.runs.results_file import current_rows, read_rows
 from examples.experiment.runs.variants import ARMS
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "docs" / "results"
 PAGES = sorted(one.stem for one in PLACE.glob("*.md") if one.stem != "README")
 COMMAND = re.compile(r"^python -m examples\.sweep .*$", re.MULTILINE)

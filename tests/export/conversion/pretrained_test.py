@@ -23,10 +23,10 @@ from keras_attr_preserve.export.conversion import map_accuracy
 from keras_attr_preserve.export.runtime.explain_cost import explain_cost
 from keras_attr_preserve.models.layers import last_spatial_layer
 from tests import export_helpers as helpers
+from tests.places import SHARED
 
-_SHARED = Path(__file__).absolute().parent.parent.parent / "shared"
-MODELS = Path(os.environ.get("KAP_MODEL_DIR", _SHARED / "models"))
-DATA = Path(os.environ.get("KAP_DATA_DIR", _SHARED / "data"))
+MODELS = Path(os.environ.get("KAP_MODEL_DIR", SHARED / "models"))
+DATA = Path(os.environ.get("KAP_DATA_DIR", SHARED / "data"))
 MLPERF = Path("mlperf_tiny")
 VWW = MLPERF / "visual_wake_words"
 RESNET = MLPERF / "image_classification"

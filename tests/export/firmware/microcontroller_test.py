@@ -234,8 +234,9 @@ class FolderTest(absltest.TestCase):
         raise OSError(28, "No space left on device")
       return write(path, content)
 
-    with mock.patch("keras_attr_preserve.utils.atomic_files.write_whole", fails), (
-        self.assertRaisesRegex(OSError, "No space left")):
+    with mock.patch(
+        "keras_attr_preserve.utils.atomic_files.write_whole", fails), (
+            self.assertRaisesRegex(OSError, "No space left")):
       exports.export_again("hidden", folder)
     self.assertLen(calls, 5)
     self.assertEqual(names(folder), FILES)

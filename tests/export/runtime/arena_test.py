@@ -14,9 +14,9 @@ import keras_attr_preserve as kap
 from keras_attr_preserve.export.runtime import arena
 from keras_attr_preserve.export.tflite.tflm_operators import missing_operators
 from tests import export_helpers as helpers
+from tests.places import SHARED
 
-_SHARED = Path(__file__).absolute().parent.parent.parent / "shared"
-MODELS = Path(os.environ.get("KAP_MODEL_DIR", _SHARED / "models"))
+MODELS = Path(os.environ.get("KAP_MODEL_DIR", SHARED / "models"))
 TAILS = ("gap", "flatten", "block", "depthwise")
 # Of kernels that ask for scratch.
 SCRATCH = (

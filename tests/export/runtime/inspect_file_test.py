@@ -18,9 +18,9 @@ from keras_attr_preserve.export.runtime.inspect_file import inspect_file
 from keras_attr_preserve.export.tflite.schema import signatures
 from tests import export_helpers as helpers
 from tests import tiny
+from tests.places import SHARED
 
-_SHARED = Path(__file__).absolute().parent.parent.parent / "shared"
-MODELS = Path(os.environ.get("KAP_MODEL_DIR", _SHARED / "models"))
+MODELS = Path(os.environ.get("KAP_MODEL_DIR", SHARED / "models"))
 
 
 def int8_file() -> bytes:

@@ -16,9 +16,9 @@ from keras_attr_preserve.export.runtime import litert_process, safe_load
 from keras_attr_preserve.export.runtime.safe_load import checked_model
 from tests import export_helpers as helpers
 from tests import tiny
+from tests.places import SHARED
 
-_SHARED = Path(__file__).absolute().parent.parent.parent / "shared"
-MODELS = Path(os.environ.get("KAP_MODEL_DIR", _SHARED / "models"))
+MODELS = Path(os.environ.get("KAP_MODEL_DIR", SHARED / "models"))
 
 
 @functools.cache

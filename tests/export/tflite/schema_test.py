@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_attr_preserve.export.tflite import schema
+from keras_attr_preserve.export.tflite import schema as file_schema
 from tests import export_helpers as helpers
 
 
@@ -38,7 +38,7 @@ def quantized_tensor(model, values, scale, zero_point, axis=0):
 class TensorSpecTest(absltest.TestCase):
 
   def test_int8_by_hand(self):
-    spec = schema.TensorSpec(0, (1,), np.dtype(np.int8), 0.5, -28)
+    spec = file_schema.TensorSpec(0, (1,), np.dtype(np.int8), 0.5, -28)
     self.assertEqual(spec.range, (-50.0, 77.5))
     numbers = spec.encode(np.float32([0, 0.5, 0.74, 0.76, -50, 77.5, 99, -99]))
     self.assertEqual(numbers.dtype, np.int8)
@@ -49,14 +49,14 @@ class TensorSpecTest(absltest.TestCase):
     self.assertEqual(back.tolist(), [0, .5, .5, 1, -50, 77.5, 77.5, -50])
 
   def test_uint8(self):
-    spec = schema.TensorSpec(0, (1,), np.dtype(np.uint8), 1 / 255, 0)
+    spec = file_schema.TensorSpec(0, (1,), np.dtype(np.uint8), 1 / 255, 0)
     np.testing.assert_allclose(spec.range, (0, 1))
     pixels = np.arange(256) / np.float32(255)
     np.testing.assert_array_equal(spec.encode(pixels), np.arange(256))
     np.testing.assert_allclose(spec.decode(spec.encode(pixels)), pixels, 1e-6)
 
   def test_float(self):
-    spec = schema.TensorSpec(0, (1,), np.dtype(np.float32), 0.0, 0)
+    spec = file_schema.TensorSpec(0, (1,), np.dtype(np.float32), 0.0, 0)
     self.assertEqual(spec.range, (-np.inf, np.inf))
     values = np.float32([-1e30, 0.1, 5])
     np.testing.assert_array_equal(spec.encode(values), values)
@@ -68,30 +68,30 @@ class ReadTest(parameterized.TestCase):
   def test_bytes_and_bytearrays(self):
     content = helpers.converted()
     for one in (content, bytearray(content)):
-      self.assertLen(schema.read_model(one).subgraphs, 2)
+      self.assertLen(file_schema.read_model(one).subgraphs, 2)
 
   @parameterized.parameters(("net.tflite",), (None,), (3,), ([b"TFL3"],))
   def test_no_bytes(self, content):
     with self.assertRaisesRegex(TypeError, "tflite_model must be the bytes"):
-      schema.read_model(content)
+      file_schema.read_model(content)
 
   @parameterized.parameters(b"", b"TFL3", b"\x89HDF\r\n\x1a\n" * 40,
                             b"PK\x03\x04" * 40, b"\x1c\0\0\0TFL4" + bytes(90))
   def test_other_files(self, content):
     with self.assertRaisesRegex(
         ValueError, f"must be a .tflite file.*; got {len(content)} bytes"):
-      schema.read_model(content)
+      file_schema.read_model(content)
 
   @parameterized.parameters("gap", "block")
   def test_truncated(self, tail):
     content = helpers.converted(tail, "int8")
     for length in range(0, len(content), 23):
       with self.assertRaisesRegex(ValueError, "tflite_model"):
-        schema.read_model(content[:length])
+        file_schema.read_model(content[:length])
 
   def test_only_the_identifier(self):
     with self.assertRaisesRegex(ValueError, "tflite_model is damaged"):
-      schema.read_model(b"\x1c\0\0\0TFL3" + bytes(200))
+      file_schema.read_model(b"\x1c\0\0\0TFL3" + bytes(200))
 
   @parameterized.parameters(
       ([1, 1 << 17, 1 << 18, 2],), ([1 << 29],), ([1, -1, 4],))
@@ -102,7 +102,7 @@ class ReadTest(parameterized.TestCase):
     graph.tensors[graph.inputs[0]].shape = np.int32(shape)
     with self.assertRaisesRegex(
         ValueError, "tflite_model is damaged: .*tensor of shape"):
-      schema.read_model(helpers.packed(model))
+      file_schema.read_model(helpers.packed(model))
 
   @parameterized.parameters(("gap", "int8"), ("block", "float32"))
   def test_flipped_bits(self, tail, mode):
@@ -122,9 +122,9 @@ class ReadTest(parameterized.TestCase):
       damaged[rng.integers(len(content) if i % 2 else 400)] ^= (
           1 << rng.integers(8))
       try:
-        model = schema.read_model(bytes(damaged))
-        schema.signatures(model)
-        schema.read_metadata(model)
+        model = file_schema.read_model(bytes(damaged))
+        file_schema.signatures(model)
+        file_schema.read_metadata(model)
       except ValueError:
         continue  # Anything else than a ValueError fails the test.
 
@@ -132,8 +132,8 @@ class ReadTest(parameterized.TestCase):
 class SignaturesTest(absltest.TestCase):
 
   def test_names_shapes_and_types(self):
-    found = schema.signatures(
-        schema.read_model(helpers.converted("block", "int8")))
+    found = file_schema.signatures(
+        file_schema.read_model(helpers.converted("block", "int8")))
     self.assertEqual(set(found), {"predict", "explain"})
     explain = found["explain"]
     self.assertNotEqual(found["predict"].subgraph, explain.subgraph)
@@ -156,8 +156,8 @@ class SignaturesTest(absltest.TestCase):
   def test_as_litert_reads_them(self):
     content = helpers.converted("block", "int8")
     interpreter = litert.Interpreter(model_content=content)
-    for key, signature in schema.signatures(
-        schema.read_model(content)).items():
+    for key, signature in file_schema.signatures(
+        file_schema.read_model(content)).items():
       runner = interpreter.get_signature_runner(key)
       for specs, details in ((signature.inputs, runner.get_input_details()),
                              (signature.outputs, runner.get_output_details())):
@@ -171,7 +171,7 @@ class SignaturesTest(absltest.TestCase):
   def test_a_file_without_signatures(self):
     content = helpers.foreign(helpers.converted())
     interpreter = litert.Interpreter(model_content=content)
-    found = schema.signatures(schema.read_model(content))
+    found = file_schema.signatures(file_schema.read_model(content))
     self.assertEqual(list(found), [""])
     for specs, details in (
         (found[""].inputs, interpreter.get_input_details()),
@@ -182,19 +182,19 @@ class SignaturesTest(absltest.TestCase):
            for i, one in enumerate(details)])
 
   def test_a_type_that_no_map_has(self):
-    model = schema.read_model(helpers.converted())
+    model = file_schema.read_model(helpers.converted())
     graph = model.subgraphs[0]
     graph.tensors[graph.outputs[0]].type = schema.TensorType.STRING
     with self.assertRaisesRegex(ValueError, "has type STRING, which no map"):
-      schema.signatures(model)
+      file_schema.signatures(model)
 
 
   def test_a_scale_without_a_zero_point(self):
-    model = schema.read_model(helpers.converted("gap", "int8"))
+    model = file_schema.read_model(helpers.converted("gap", "int8"))
     graph = model.subgraphs[0]
     graph.tensors[graph.outputs[0]].quantization.zeroPoint = np.int64([])
     with self.assertRaisesRegex(ValueError, "tflite_model"):
-      schema.signatures(model)
+      file_schema.signatures(model)
 
 
 class ConstantTest(parameterized.TestCase):
@@ -203,7 +203,7 @@ class ConstantTest(parameterized.TestCase):
     model = schema.ModelT()
     tensor = quantized_tensor(model, [[1, 2], [3, 4]], [1, 2], [0, 0], axis=5)
     with self.assertRaisesRegex(ValueError, "tflite_model"):
-      schema.constant(model, tensor)
+      file_schema.constant(model, tensor)
 
   def test_per_channel_by_hand(self):
     model = schema.ModelT()
@@ -213,18 +213,18 @@ class ConstantTest(parameterized.TestCase):
         (1, [1, 10, 100], [[1, -20, 300], [4, 50, -600]])):
       tensor = quantized_tensor(
           model, values, scale, np.zeros(len(scale)), axis)
-      np.testing.assert_array_equal(schema.constant(model, tensor), want)
+      np.testing.assert_array_equal(file_schema.constant(model, tensor), want)
       tensor.quantization.zeroPoint = np.int64([0])  # One for all.
-      np.testing.assert_array_equal(schema.constant(model, tensor), want)
+      np.testing.assert_array_equal(file_schema.constant(model, tensor), want)
 
   def test_zero_points_by_hand(self):
     model = schema.ModelT()
     tensor = quantized_tensor(model, [[1, -2], [3, 4]], [0.5], [-2])
     np.testing.assert_array_equal(
-        schema.constant(model, tensor), [[1.5, 0], [2.5, 3]])
+        file_schema.constant(model, tensor), [[1.5, 0], [2.5, 3]])
     tensor = quantized_tensor(model, [[1, -2], [3, 4]], [0.5, 2], [1, 4])
     np.testing.assert_array_equal(
-        schema.constant(model, tensor), [[0, -1.5], [-2, 0]])
+        file_schema.constant(model, tensor), [[0, -1.5], [-2, 0]])
 
   @parameterized.parameters(
       (np.float32, "FLOAT32"), (np.float16, "FLOAT16"), (np.int32, "INT32"))
@@ -234,16 +234,16 @@ class ConstantTest(parameterized.TestCase):
     tensor.type = getattr(schema.TensorType, name)
     values = np.arange(6).reshape(2, 3).astype(dtype)
     model.buffers[0].data = values.ravel().view(np.uint8)
-    got = schema.constant(model, tensor)
+    got = file_schema.constant(model, tensor)
     self.assertEqual(got.dtype, np.float32)
     np.testing.assert_array_equal(got, values)
 
   def test_what_is_computed_at_run_time(self):
-    model = schema.read_model(helpers.converted())
+    model = file_schema.read_model(helpers.converted())
     graph = model.subgraphs[0]
     for position in (*graph.inputs, *graph.outputs):
       self.assertIsNone(
-          schema.constant(model, graph.tensors[position]))
+          file_schema.constant(model, graph.tensors[position]))
 
   @parameterized.parameters(("float32", 1e-7), ("int8", 0.5 / 127))
   def test_the_kernels_of_a_file(self, mode, steps):
@@ -257,8 +257,8 @@ class ConstantTest(parameterized.TestCase):
     net = helpers.net("flatten")
     want = np.transpose(net.get_layer("logits").kernel.numpy())
     content = helpers.converted("flatten", mode, "ewa")
-    model = schema.read_model(content)
-    tensors = [schema.constant(model, tensor)
+    model = file_schema.read_model(content)
+    tensors = [file_schema.constant(model, tensor)
                for tensor in model.subgraphs[0].tensors]
     found, = [one for one in tensors
               if one is not None and one.shape == want.shape]
@@ -274,15 +274,15 @@ class OperatorNameTest(absltest.TestCase):
     code = schema.OperatorCodeT()
     model.operatorCodes, operator.opcodeIndex = [code], 0
     code.builtinCode = schema.BuiltinOperator.CONV_2D
-    self.assertEqual(schema.operator_name(model, operator), "CONV_2D")
+    self.assertEqual(file_schema.operator_name(model, operator), "CONV_2D")
     code.builtinCode = 0
     code.deprecatedBuiltinCode = schema.BuiltinOperator.SOFTMAX
-    self.assertEqual(schema.operator_name(model, operator), "SOFTMAX")
+    self.assertEqual(file_schema.operator_name(model, operator), "SOFTMAX")
 
   def test_a_file_s_operators(self):
-    model = schema.read_model(helpers.converted())
+    model = file_schema.read_model(helpers.converted())
     self.assertEqual(
-        [schema.operator_name(model, one)
+        [file_schema.operator_name(model, one)
          for one in model.subgraphs[0].operators],
         helpers.operators(helpers.converted())[0])
 
@@ -303,7 +303,7 @@ class AnnotateTest(parameterized.TestCase):
     cls.facts = {
         "layer": "größe", "share": 0.5, "names": ["a", "b"], "no": None}
     cls.annotated = {
-        quantized: schema.annotate(
+        quantized: file_schema.annotate(
             content, cls.facts, {"short": ("serve", ("logits",))})
         for quantized, content in cls.plain.items()}
 
@@ -356,11 +356,11 @@ class AnnotateTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_metadata_comes_back(self, quantized):
-    self.assertIsNone(schema.read_metadata(
-        schema.read_model(self.plain[quantized])))
+    self.assertIsNone(file_schema.read_metadata(
+        file_schema.read_model(self.plain[quantized])))
     self.assertEqual(
-        schema.read_metadata(
-            schema.read_model(self.annotated[quantized])), self.facts)
+        file_schema.read_metadata(
+            file_schema.read_model(self.annotated[quantized])), self.facts)
 
   def test_an_alias(self):
     interpreter = litert.Interpreter(model_content=self.annotated[False])
@@ -376,10 +376,10 @@ class AnnotateTest(parameterized.TestCase):
         short["logits"], helpers.net("flatten")(image), 1e-5, 1e-5)
 
   def test_annotating_twice(self):
-    content = schema.annotate(
+    content = file_schema.annotate(
         self.annotated[True], {}, {"more": ("short", ("logits",))})
     self.assertEqual(
-        set(schema.signatures(schema.read_model(content))),
+        set(file_schema.signatures(file_schema.read_model(content))),
         {"serve", "short", "more"})
     self.assertEmpty([one for one in data_offsets(content) if one % 16])
 
@@ -387,13 +387,13 @@ class AnnotateTest(parameterized.TestCase):
     for tail, mode in (("gap", "float32"), ("gap", "int8"), ("block", "int8")):
       content = helpers.converted(tail, mode)
       self.assertEmpty([one for one in data_offsets(content) if one % 16])
-      found = schema.read_metadata(schema.read_model(content))
+      found = file_schema.read_metadata(file_schema.read_model(content))
       facts = {"layer": "act", "method": "swa", "mode": mode, "road": "tail"}
       self.assertEqual({**found, **facts}, found)
 
   def test_no_tflite_file(self):
     with self.assertRaisesRegex(ValueError, "must be a .tflite file"):
-      schema.annotate(b"none" * 9, {}, {})
+      file_schema.annotate(b"none" * 9, {}, {})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ class ScoresTest(parameterized.TestCase):
   def test_recomputed(self):
     """From the public functions, on the logits of the teacher's top class."""
     self.assertEqual(
-        black_box_judges.JUDGES["rise"].keywords, {"masks": 500, "centred": True})
+        black_box_judges.JUDGES["rise"].keywords,
+        {"masks": 500, "centred": True})
     with few_masks():
       report = verify(judges=BOTH, judge_images=4)
     images = helpers.images(6)[:4]

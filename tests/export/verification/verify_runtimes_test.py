@@ -104,7 +104,8 @@ class RuntimesTest(parameterized.TestCase):
         return super().explain(*arguments)
 
     with mock.patch(
-        "keras_attr_preserve.export.verification.explainers.Interpreter", Refusing):
+        "keras_attr_preserve.export.verification.explainers.Interpreter",
+        Refusing):
       some = self.verify(helpers.converted("gap", "float16"), "all")
       with self.assertRaisesRegex(ValueError, "lacks\n  ELU"):
         self.verify(helpers.converted("gap", "float16"), ("builtin",))
