@@ -47,7 +47,8 @@ SMOKE = {"data": "digits", "limit": 48, "size": 32, "net": "small",
          "width": 0.25, "epochs": 2, "batch_size": 16}
 ROWS = 6
 
-flags.DEFINE_string("data", "digits", "What to learn: see experiment/data.py.")
+flags.DEFINE_string(
+    "data", "digits", "What to learn: see experiment/data/data_sets.py.")
 flags.DEFINE_list("classes", None, "Classes to keep; all where it is not set.")
 flags.DEFINE_string("background_class", None,
                     "Name of the absence of the one class in --classes.")

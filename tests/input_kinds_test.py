@@ -227,7 +227,7 @@ FUNCTIONS: dict[str, Callable[[Case], Any] | str] = {
         X + "SelectiveResult", X + "tflm_installed", "Distillation",
         "IterativePruning", "WCAM", "attribution", "evaluation", "export",
         "objectives"), NOTHING),
-    # Keras 3's own models; keras3_test.py has them.
+    # Keras 3's own models; from_keras3_test.py has them.
     "from_keras3": NOTHING,
     **{A + name: _maps(name) for name in (
         "cam", "equal_weighted", "excitation_backprop", "full_grad",

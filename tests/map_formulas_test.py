@@ -1,4 +1,4 @@
-"""Tests of wcam.py: the maps and their distance."""
+"""Tests of map_formulas.py: the maps and their distance."""
 
 import numpy as np
 import tensorflow as tf

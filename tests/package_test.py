@@ -11,8 +11,8 @@ from absl.testing import absltest
 
 import keras_attr_preserve as kap
 
-ROOMS = {"commands", "converting", "files", "judging", "microcontrollers",
-         "reading", "running"}
+ROOMS = {"commands", "conversion", "diagnosis", "firmware", "runtime", "tensors",
+         "tflite", "third_party", "verification"}
 SCRIPTS = {"litert_worker", "tflm_worker"}
 
 
@@ -108,6 +108,20 @@ class CheckoutTest(absltest.TestCase):
             self.root).parts])
         for path in (self.root / "export").rglob("__init__.py")}
     self.assertEqual(listed, there | beside)
+
+  def test_modules_that_texts_name_exist(self):
+    folders = ("keras_attr_preserve", "export", "examples", "tests", "tools")
+    modules = [path for folder in folders
+               for path in sorted((self.root / folder).rglob("*.py"))]
+    texts = [*modules, *self.root.glob("*.md"), *self.root.glob("docs/*.md")]
+    endings = {"/".join(path.relative_to(self.root).parts[-depth:])
+               for path in modules for depth in range(1, 7)}
+    # What tests write into folders of their own.
+    endings |= {"worker.py", "own_layers_of_test.py", "setup.py", "_test.py"}
+    for text in texts:
+      named = set(re.findall(
+          r"(?<![\w/.*])[\w/]*\w\.py\b", text.read_text()))
+      self.assertEmpty(named - endings, str(text))
 
 
 if __name__ == "__main__":

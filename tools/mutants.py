@@ -30,23 +30,54 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPLAINED = ROOT / "tools" / "mutants_explained.txt"
 # Each module and its tests, the quickest first.
 TARGETS = {
-    "keras_attr_preserve/map_formulas.py": ("wcam", "regularizer"),
+    "keras_attr_preserve/map_formulas.py": (
+        "map_formulas",
+        "training/wcam",
+    ),
     "keras_attr_preserve/training/wcam.py": (
-        "regularizer", "weighted_targets", "training_gradient", "training"),
+        "training/wcam",
+        "training/weighted_targets",
+        "training/training_gradient",
+        "training/train_step",
+    ),
     "keras_attr_preserve/training/train_step.py": (
-        "training", "weighting", "hints", "distribution", "augmentation",
-        "teacher_cache", "training_gradient", "faults", "callbacks"),
+        "training/train_step",
+        "training/loss_weight",
+        "training/hints",
+        "training/distribution",
+        "models/augmentation",
+        "training/teacher_cache",
+        "training/training_gradient",
+        "training/faults",
+        "training/preserve_attribution",
+    ),
     "keras_attr_preserve/compression/least_squares/moments.py": (
-        "layer_moments", "layer_inputs", "reconstruction"),
+        "compression/least_squares/moments",
+        "compression/least_squares/layer_inputs",
+        "compression/prune_with_reconstruction",
+    ),
     "keras_attr_preserve/compression/least_squares/sparse_fit.py": (
-        "reconstruction", "layer_moments", "channel_reconstruction"),
+        "compression/prune_with_reconstruction",
+        "compression/least_squares/moments",
+        "compression/filter_refitting",
+    ),
     "keras_attr_preserve/compression/least_squares/layer_inputs.py": (
-        "layer_inputs", "layer_moments", "reconstruction",
-        "channel_reconstruction"),
+        "compression/least_squares/layer_inputs",
+        "compression/least_squares/moments",
+        "compression/prune_with_reconstruction",
+        "compression/filter_refitting",
+    ),
     "keras_attr_preserve/compression/least_squares/layer_by_layer.py": (
-        "staged_inputs", "reconstruction", "channel_reconstruction"),
+        "compression/least_squares/layer_by_layer",
+        "compression/prune_with_reconstruction",
+        "compression/filter_refitting",
+    ),
     "export/verification/verify.py": (
-        "verify_runtimes", "verify", "judges", "verify_foreign"),
+        "export/verification/verify_runtimes",
+        "export/verification/verify",
+        "export/verification/black_box_judges",
+        "export/verification/verify_third_party",
+    ),
 }
 SECONDS = 300  # A mutant that takes longer loops: it is seen.
 SWAPS = {

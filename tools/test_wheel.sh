@@ -21,5 +21,6 @@ cd "$work/elsewhere"
 export TF_CPP_MIN_LOG_LEVEL=3 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 "$work/venv/bin/python" -m pytest -q -n 2 --dist worksteal -m "not slow" \
   -p no:cacheprovider tests/package_test.py tests/map_formulas_test.py \
-  tests/export/conversion/convert_test.py tests/export/commands/verify_command_test.py
+  tests/export/conversion/convert_test.py \
+  tests/export/commands/verify_command_test.py
 "$work/venv/bin/kap-verify" --help >/dev/null

@@ -5,7 +5,7 @@ or ask for all memory. So a file that bears no seal of ours is first loaded and
 run once here, where only this process dies. It imports neither TensorFlow nor
 this package, and is up in a tenth of a second.
 
-    python litert_worker.py RUNTIME < files
+    python litert_process.py RUNTIME < files
 
 Each file comes as eight bytes of length and its content; each gets a line of
 JSON: what is wrong, or null.

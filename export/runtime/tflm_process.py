@@ -4,7 +4,7 @@ That interpreter ends its process on files it cannot take, and prints. So this
 module starts itself as a script, which imports neither TensorFlow nor this
 package and is up fast:
 
-    python tflm_worker.py FOLDER run|measure
+    python tflm_process.py FOLDER run|measure
 
 FOLDER holds `model.tflite`. "run" reads `in.npz` (arrays named by the input's
 position, the first axis the images) and `outputs.json` (positions of the

@@ -288,7 +288,7 @@ def _before_activation(output: tf.Tensor) -> tf.Tensor:
   """Returns the logits that Keras's softmax and sigmoid leave on their output.
 
   Keras keeps them so that its cross-entropies stay accurate; the attribute is
-  private (`_keras_logits`, checked on tf_keras 2.21, held by heads_test.py).
+  private (`_keras_logits`, checked on tf_keras 2.21, held by logits_test.py).
   """
   logits = getattr(output, "_keras_logits", None)
   if logits is None:

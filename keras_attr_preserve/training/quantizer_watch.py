@@ -21,7 +21,7 @@ from keras_attr_preserve.training.wcam import WCAM, check_wcam
 __all__ = ["QuantizerWatch"]
 
 # What tfmot's quantizers of weights and activations begin with (checked on
-# 0.8.1; quantizer_watch_test.py fails where it changed).
+# 0.8.1; quantizer_ranges_test.py fails where it changed).
 _BEGINNING = 6.0
 _PASSING = ("Identity", "Reshape", "Squeeze", "Cast")
 _WEIGHTED = ("Conv2D", "DepthwiseConv2dNative", "MatMul")

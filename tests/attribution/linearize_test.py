@@ -1,4 +1,4 @@
-"""Tests of linearization.py, affine_terms.py and full_grad.py."""
+"""Tests of linearize.py, bias_terms.py and full_grad.py."""
 
 import numpy as np
 import tf_keras as keras

@@ -1,4 +1,4 @@
-"""Tests of what streams: copies.py, known_tap.py, progress.py, full batches."""
+"""Tests of what streams: perturbed_copies.py, cached_tap.py, progress.py."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Tests of tf_explain_methods.py: its own numbers, a class an image."""
+"""Tests of tf_explain.py: its own numbers, a class an image."""
 
 import functools
 import sys

@@ -1,4 +1,4 @@
-"""Tests of quantizer_calibration.py: ranges by hand, and what they are for."""
+"""Tests of calibrate_quantizers.py: ranges by hand, and what they are for."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Tests of channel_gates.py: by NumPy and by finite differences."""
+"""Tests of filter_importance.py: by NumPy and by finite differences."""
 
 import numpy as np
 import tf_keras as keras

@@ -1,4 +1,4 @@
-"""Tests of channel_reconstruction.py: by hand, by brute force, on nets."""
+"""Tests of filter_refitting.py: by hand, by brute force, on nets."""
 
 import itertools
 from unittest import mock

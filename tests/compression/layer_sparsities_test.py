@@ -1,4 +1,4 @@
-"""Tests of layer_sparsity.py: how much of each layer to prune."""
+"""Tests of layer_sparsities.py: how much of each layer to prune."""
 
 import numpy as np
 import tensorflow_model_optimization as tfmot

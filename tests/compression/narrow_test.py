@@ -1,4 +1,4 @@
-"""Tests of narrowing.py."""
+"""Tests of narrow.py."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of filter_pruning.py and channel_slicing.py.
+"""Tests of prune_filters.py and channel_slicing.py.
 
 A pruned model is held against the same net with those channels at zero.
 """

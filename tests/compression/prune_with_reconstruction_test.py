@@ -1,4 +1,4 @@
-"""Tests of reconstruction.py: by hand, against least squares, on nets."""
+"""Tests of prune_with_reconstruction.py: by hand, by least squares."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Tests of batch_norm.py: statistics measured anew, the function unchanged."""
+"""Tests of recalibrate_batch_norm.py: new statistics, same function."""
 
 import numpy as np
 import tf_keras as keras

@@ -1,4 +1,4 @@
-"""Tests of prediction.py against scikit-learn's."""
+"""Tests of mean_average_precision.py against scikit-learn's."""
 
 import numpy as np
 from absl.testing import absltest, parameterized

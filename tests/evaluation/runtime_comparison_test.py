@@ -1,4 +1,4 @@
-"""Tests of comparison.py: reports of several runtimes, side by side."""
+"""Tests of runtime_comparison.py: reports of several runtimes, side by side."""
 
 import json
 

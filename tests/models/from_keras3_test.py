@@ -1,4 +1,4 @@
-"""Tests of keras3.py: Keras 3 models as equal tf_keras models."""
+"""Tests of from_keras3.py: Keras 3 models as equal tf_keras models."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Tests of call_swap.py: another call inside a block, in its thread alone."""
+"""Tests of layer_override.py: another call in a block and thread."""
 
 import contextlib
 import threading

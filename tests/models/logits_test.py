@@ -1,4 +1,4 @@
-"""Tests of heads.py: the logits behind whatever ends a model."""
+"""Tests of logits.py: the logits behind whatever ends a model."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Tests of batches.py: explained classes and batches."""
+"""Tests of running.py: explained classes and batches."""
 
 import gc
 import weakref

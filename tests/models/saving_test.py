@@ -241,7 +241,7 @@ class KindsTest(_SavingTest):
       load_model(path)
 
   def test_keras_alone_forgets_zeros(self):
-    """Why the kind is noted; when this fails, preserving.py can go."""
+    """Why the kind is noted: without it preserving_quantizers.py can go."""
     self.check_that_keras_forgets("pqat", ".h5")
 
   @parameterized.parameters("pqat", "cqat")

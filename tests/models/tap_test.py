@@ -1,4 +1,4 @@
-"""Tests of tap.py and heads.py: features and logits."""
+"""Tests of tap.py and logits.py: features and logits."""
 
 import functools
 

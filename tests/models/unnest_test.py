@@ -1,4 +1,4 @@
-"""Tests of unnesting.py: the same net in one graph, for every compression."""
+"""Tests of unnest.py: the same net in one graph, for every compression."""
 
 import os
 import tempfile

@@ -91,7 +91,7 @@ class ZennitTest(parameterized.TestCase):
     if (preset, name) == ("epsilon", "densenet"):
       # zennit passes relevance on through a norm that follows no layer; ours
       # takes it for a layer, so that the rule stays gradient times input:
-      # relevance_nets_test.py.
+      # relevance_models_test.py.
       self.skipTest("another rule for norms that come first")
     self._check(preset, name)
 

@@ -270,7 +270,7 @@ class InterruptedTest(_FaultsTest):
     """Ours has announced the batch already that never comes."""
     self.check_by_another_callback(moment, agreement)
 
-  # At these moments callbacks_test.py interrupts as well.
+  # At these moments preserve_attribution_test.py interrupts as well.
   @parameterized.parameters(
       ("on_train_begin", None), ("on_epoch_begin", 0.9),
       ("on_train_batch_end", 0.9))

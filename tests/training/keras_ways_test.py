@@ -1,8 +1,8 @@
 """The ways in which Keras trains: each kind of model, data and setting.
 
-The sums of a step are held by training_test.py, what a fit does before and
-after by callbacks_test.py. Here the same must come out whichever way the model,
-the data and the fit are given.
+The sums of a step are held by train_step_test.py, what a fit does before and
+after by preserve_attribution_test.py. Here the same must come out whichever way
+the model, the data and the fit are given.
 
 Models are compiled to run eagerly, which takes a few steps in a fifth of the
 time that tracing them does, but where a graph may go another way: the most

@@ -1,4 +1,4 @@
-"""Tests of weighting.py: weights that move, and what they hold."""
+"""Tests of loss_weight.py: weights that move, and what they hold."""
 
 import math
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Tests of meters.py: from which share of dead maps on a fit warns."""
+"""Tests of match_metrics.py: from which share of dead maps on a fit warns."""
 
 import numpy as np
 import tensorflow as tf

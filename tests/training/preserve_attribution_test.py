@@ -1,4 +1,4 @@
-"""Tests of callbacks.py: `fit` with every kind of model, before and after.
+"""Tests of preserve_attribution.py: `fit` with every kind of model.
 
 Most models are compiled to run eagerly, which takes a few steps in a fifth of
 the time that tracing them does; a test that says `run_eagerly=False` has Keras

@@ -1,4 +1,4 @@
-"""Tests of teacher_cache.py and guidance.py: a teacher asked but once.
+"""Tests of teacher_cache.py and teacher.py: a teacher asked but once.
 
 Students are trained eagerly, which takes a few steps in a fifth of the time
 that tracing them does, but where a test says that Keras makes a graph.

@@ -1,4 +1,4 @@
-"""Tests of training.py: what a step sums, trains and reports."""
+"""Tests of train_step.py: what a step sums, trains and reports."""
 
 import contextlib
 

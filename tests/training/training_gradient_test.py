@@ -1,4 +1,4 @@
-"""Tests of training.py: the step's gradient against finite differences."""
+"""Tests of train_step.py: the step's gradient against finite differences."""
 
 import numpy as np
 import pytest

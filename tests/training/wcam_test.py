@@ -1,4 +1,4 @@
-"""Tests of regularizer.py: settings, explained classes and the match."""
+"""Tests of wcam.py: settings, explained classes and the match."""
 
 import itertools
 

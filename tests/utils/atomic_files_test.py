@@ -1,4 +1,4 @@
-"""Tests of files.py: a name holds a whole file or what it held before."""
+"""Tests of atomic_files.py: a name holds a whole file, or the old one."""
 
 import os
 import signal

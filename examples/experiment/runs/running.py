@@ -57,7 +57,8 @@ def define_data_flags() -> None:
   """
   flags.DEFINE_string(
       "data", "digits", "What to compress for: 'digits', a VOCdevkit folder, "
-      "an image folder, an .npz file or 'tfds:NAME'; see experiment/data.py.")
+      "an image folder, an .npz file or 'tfds:NAME'; see "
+      "experiment/data/data_sets.py.")
   flags.DEFINE_list("classes", None, "Classes to keep; all where not set.")
   flags.DEFINE_string("background_class", None,
                       "Name of the absence of the one class in --classes.")

@@ -1,4 +1,4 @@
-"""Tests of lrp.py, relevance_graph.py and excitation_backprop.py."""
+"""Tests of lrp.py, graph.py and excitation_backprop.py."""
 
 import numpy as np
 import pytest

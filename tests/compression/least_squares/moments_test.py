@@ -1,4 +1,4 @@
-"""Tests of layer_moments.py: both forms against each other and by numpy."""
+"""Tests of moments.py: both forms against each other and by numpy."""
 
 import functools
 from unittest import mock

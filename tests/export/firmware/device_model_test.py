@@ -1,4 +1,4 @@
-"""Tests of device.py: a file as a microcontroller runs it."""
+"""Tests of device_model.py: a file as a microcontroller runs it."""
 
 import numpy as np
 import pytest

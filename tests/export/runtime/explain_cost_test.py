@@ -1,4 +1,4 @@
-"""Tests of cost.py: what explain costs beside predict."""
+"""Tests of explain_cost.py: what explain costs beside predict."""
 
 from absl.testing import absltest, parameterized
 

@@ -1,4 +1,4 @@
-"""Tests of inspection.py and `kap-inspect`: what is in anybody's file."""
+"""Tests of inspect_file.py and `kap-inspect`: what is in anybody's file."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Tests of integrity.py and litert_worker.py: no file ends the caller."""
+"""Tests of safe_load.py and litert_process.py: no file ends the caller."""
 
 import functools
 import os

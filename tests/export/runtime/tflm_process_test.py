@@ -1,4 +1,4 @@
-"""Tests of tflm_worker.py: the script that runs TFLite Micro."""
+"""Tests of tflm_process.py: the script that runs TFLite Micro."""
 
 import importlib.util
 import json

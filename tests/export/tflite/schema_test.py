@@ -1,4 +1,4 @@
-"""Tests of flatbuffer.py: files are read right and annotated unharmed."""
+"""Tests of schema.py: files are read right and annotated unharmed."""
 
 import numpy as np
 import pytest

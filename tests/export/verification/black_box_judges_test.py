@@ -1,4 +1,4 @@
-"""Tests of judges.py: methods that see scores alone, asked of both sides."""
+"""Tests of black_box_judges.py: methods that see scores alone."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Tests of compare.py: models, files, methods and scores in one table."""
+"""Tests of compare_models.py: models, files and methods in a table."""
 
 import json
 
