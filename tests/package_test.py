@@ -13,7 +13,7 @@ import keras_attr_preserve as kap
 
 ROOMS = {"commands", "conversion", "diagnosis", "firmware", "runtime", "tensors",
          "tflite", "third_party", "verification"}
-SCRIPTS = {"litert_worker", "tflm_worker"}
+SCRIPTS = {"litert_process", "tflm_process"}
 
 
 class PackageTest(absltest.TestCase):
