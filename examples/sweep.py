@@ -10,8 +10,13 @@
 Runs whose rows stand in results.jsonl already are left out, so that a sweep
 goes on where it was stopped; `--minutes` stops it by itself, between two runs.
 Tables and plots of what is there are written in the end.
+
+TensorFlow keeps some of each training and each conversion in memory for good.
+So a sweep goes on in a fresh process after `--restart_after` runs.
 """
 
+import os
+import sys
 import time
 
 from absl import app, flags
@@ -34,6 +39,9 @@ SEED = flags.DEFINE_multi_integer(
     "seed", [1, 2, 3], "Seeds of weights and batches.")
 MINUTES = flags.DEFINE_float(
     "minutes", None, "Begin no run after so long.", lower_bound=0.0)
+RESTART_AFTER = flags.DEFINE_integer(
+    "restart_after", 10, "Go on in a fresh process after so many runs, for "
+    "memory; 0 for never.", lower_bound=0)
 NOTES = flags.DEFINE_string(
     "notes", None, "A Markdown file with what there is to say of the results.")
 PICTURES = flags.DEFINE_bool(
@@ -42,11 +50,23 @@ PICTURES = flags.DEFINE_bool(
 REPORT = flags.DEFINE_string(
     "report", None, "Folder of tables and plots; --output/report if not set.")
 
+_STARTED = "KAP_SWEEP_STARTED"  # Hands the first process's start on.
+
+
+def restart(started: float) -> None:
+  """Puts a fresh process with the same flags in this one's place."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os.environ[_STARTED] = str(started)
+  os.execv(sys.executable,
+           [sys.executable, "-m", "examples.sweep", *sys.argv[1:]])
+
 
 def main(argv: list[str]) -> None:
   """Runs what is missing, then writes tables and plots."""
   running.start(argv)
-  started = time.monotonic()
+  # Of the clock that all processes share.
+  started = float(os.environ.pop(_STARTED, time.time()))
   try:
     runs = read_grid(GRID.value, ARM.value, SEED.value)
   except ValueError as error:
@@ -58,8 +78,11 @@ def main(argv: list[str]) -> None:
   experiment.references()
   with tqdm(missing, unit="run") as bar:
     for number, run in enumerate(bar):
+      if number and number == RESTART_AFTER.value:
+        bar.close()
+        restart(started)
       if MINUTES.value is not None and (
-          time.monotonic() - started > 60 * MINUTES.value):
+          time.time() - started > 60 * MINUTES.value):
         print(f"\nstopped after {MINUTES.value:g} minutes; "
               f"{len(missing) - number} runs are left.")
         break

@@ -225,7 +225,8 @@ FUNCTIONS: dict[str, Callable[[Case], Any] | str] = {
         E + "mask_pairs", E + "mean_average_precision", E + "random_floor",
         X + "Drift", X + "Explanation", X + "LayerDrift",
         X + "SelectiveResult", X + "tflm_installed", "Distillation",
-        "IterativePruning", "WCAM", "attribution", "evaluation", "export",
+        "IterativePruning", "LayersLeftWhole", "WCAM", "attribution",
+        "evaluation", "export",
         "objectives"), NOTHING),
     # Keras 3's own models; from_keras3_test.py has them.
     "from_keras3": NOTHING,
@@ -279,6 +280,7 @@ FUNCTIONS: dict[str, Callable[[Case], Any] | str] = {
             case.model, {"conv": 0.5}, case.images)),
     "recalibrate_batch_norm": lambda case: case.scores(
         kap.recalibrate_batch_norm(case.model, case.images)),
+    "strip": lambda case: case.scores(kap.strip(_sparse(case))),
     "unnest": lambda case: case.scores(kap.unnest(case.model)),
     X + "DeviceModel": lambda case: [
         one.map for one in kap.export.DeviceModel(
@@ -338,7 +340,7 @@ _NO_LAYER = "no layer of that name|no layer with a spatial map"
 # What refuses a net of two inputs: all but what needs none of their values.
 TAKE_TWO = ("Hints", "PreserveAttribution", "TrainStep", "clone_model",
             "equalize_kernels", "hold_zeros", "layer_sparsities", "load_model",
-            "save_model", "narrow", "prune_layers", "unnest")
+            "save_model", "narrow", "prune_layers", "strip", "unnest")
 # What a net of [time, channels] can be asked, and the shape of the first array.
 OF_SEQUENCES = {
     **{A + name: (3, SIZE) for name in (
@@ -350,8 +352,9 @@ OF_SEQUENCES = {
     A + "linearize": (3, 3, SIZE),
     A + "select_pathway": (3, SIZE - 2, 4),
     **dict.fromkeys((
-        "clone_model", "equalize_kernels", "load_model", "save_model",
-        "prune_layers", "recalibrate_batch_norm", "unnest"), (COUNT, 3)),
+        "clone_model", "equalize_kernels", "hold_zeros", "load_model",
+        "save_model", "prune_layers", "prune_with_reconstruction",
+        "recalibrate_batch_norm", "strip", "unnest"), (COUNT, 3)),
     "layer_sparsities": (),
 }
 # Why it refuses the others.
@@ -361,10 +364,8 @@ REFUSES_SEQUENCES = {
         E + "deletion", E + "insertion", E + "road", E + "sensitivity_n",
         X + "microcontroller"), "time and channels, of which this method"),
     E + "cascading_randomization": r"must be \[images, height, width\]",
-    "hold_zeros": "no zeros in a kernel",
     "narrow": "how to make it narrower is not known",
     **dict.fromkeys(("prune_filters", "filter_sparsities"), "no filter that"),
-    "prune_with_reconstruction": "must name Conv2D",
     # tfmot's own words.
     **dict.fromkeys(("calibrate_quantizers", X + "RangeMonitor",
                      X + "quantizer_ranges"), "Conv1D.* is not supported"),

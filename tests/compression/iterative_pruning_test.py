@@ -141,6 +141,7 @@ class FitTest(parameterized.TestCase):
     return [np.count_nonzero(layer.kernel) for layer in stripped.layers
             if hasattr(layer, "kernel")]
 
+  @pytest.mark.slow("training")
   def test_one_fit_of_16_rounds(self):
     self.check_one_fit(17)  # One more: nothing happens in it.
 

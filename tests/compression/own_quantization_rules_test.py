@@ -51,6 +51,7 @@ def made_by_the_page(teacher, images):
 
 class OwnRulesTest(parameterized.TestCase):
 
+  @pytest.mark.slow("saving")
   def test_it_trains_with_maps_held_and_ships(self):
     teacher = net()
     rng = np.random.default_rng(0)

@@ -1,14 +1,21 @@
 """Smoke runs of the experiments' programs, and what they refuse."""
 
+import contextlib
 import os
+import sys
 import tempfile
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from absl.testing import absltest, parameterized
 
 from tests import export_helpers as helpers
 from tests.experiment_helpers import run_inside
+
+with contextlib.suppress(ImportError):  # Said by setUpModule.
+  from examples.experiment import running
 
 ONE_ARM = ("--arm=swa_distillation",)
 
@@ -40,6 +47,7 @@ class SmokeTest(parameterized.TestCase):
     # The teacher and the centre prior, too.
     self.assertLen(lines, 2 + runs)
 
+  @pytest.mark.slow("binaries")
   def test_filters_are_removed(self):
     self.check_compressing("prune_filters")
 
@@ -86,6 +94,39 @@ class SmokeTest(parameterized.TestCase):
     self.assertIn("python -m examples.sweep --smoke",
                   (report / "experiment.md").read_text())
     self.assertTrue((report / "experiment" / "results.csv").exists())
+
+
+class RestartTest(parameterized.TestCase):
+  """A sweep goes on in a fresh process, whose memory is its own."""
+
+  @parameterized.parameters((0, 3, False), (2, 2, True), (3, 3, False))
+  def test_after_some_runs(self, after, runs, restarted):
+    experiment = mock.Mock(**{
+        "find.return_value": None, "rows.return_value": []})
+    arguments = ["--grid=prune:0.8@plain", "--seed=1", "--seed=2", "--seed=3",
+                 f"--restart_after={after}"]
+    with (mock.patch.object(
+              running, "open_experiment", return_value=experiment),
+          mock.patch.object(running, "show", return_value=""),
+          mock.patch.dict(os.environ),
+          mock.patch.object(os, "execv", side_effect=SystemExit) as execv):
+      run_inside("sweep", *arguments)
+      self.assertEqual("KAP_SWEEP_STARTED" in os.environ, restarted)
+    self.assertEqual(experiment.run.call_count, runs)
+    self.assertEqual(execv.call_args_list, [mock.call(sys.executable, [
+        sys.executable, "-m", "examples.sweep", *arguments])] * restarted)
+
+  def test_minutes_are_those_of_all_processes(self):
+    experiment = mock.Mock(**{
+        "find.return_value": None, "rows.return_value": []})
+    with (mock.patch.object(
+              running, "open_experiment", return_value=experiment),
+          mock.patch.dict(
+              os.environ, KAP_SWEEP_STARTED=str(time.time() - 61))):
+      done = run_inside("sweep", "--grid=prune:0.8@plain", "--minutes=1")
+      self.assertNotIn("KAP_SWEEP_STARTED", os.environ)
+    self.assertIn("stopped after 1 minutes; 3 runs are left", done.stdout)
+    experiment.run.assert_not_called()
 
 
 class MistakesTest(parameterized.TestCase):

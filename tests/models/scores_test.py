@@ -189,7 +189,7 @@ class OneSigmoidTest(parameterized.TestCase):
   def test_one_logit_among_the_best(self):
     seeds = kap.WCAM("act", target="top_k", top_k=1).seeds(
         tf.constant([[-2.0], [3.0]]), None)
-    np.testing.assert_array_equal(seeds[0][0], [[-1], [1]])
+    np.testing.assert_array_equal(seeds.seed(0), [[-1], [1]])
 
 
 class SaturatedTest(absltest.TestCase):

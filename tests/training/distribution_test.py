@@ -176,6 +176,7 @@ class OneReplicaTest(_DistributionTest):
       {"wcam": {"agreement": 0.5, "weight": "auto"}, "cache": True,
        "distillation": True, "judged": True},
       {"own_step": True})
+  @pytest.mark.slow("devices")
   def test_equal_to_no_strategy(self, **settings):
     mirrored = _mirrored_alone()
     alone, replica = (

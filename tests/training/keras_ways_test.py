@@ -301,6 +301,7 @@ class SettingsTest(_WaysTest):
     self.assertFalse(np.array_equal(
         model.get_layer("logits").kernel, self.net.get_layer("logits").kernel))
 
+  @pytest.mark.slow("training")
   def test_compiled_by_xla(self):
     """Maps of two sizes, matched in part."""
     self.check_compiled_by_xla("plain")

@@ -89,6 +89,7 @@ class ResumedTest(parameterized.TestCase):
       np.testing.assert_allclose(one, other, atol=1e-6)
 
   @parameterized.parameters(*_RUNS)
+  @pytest.mark.slow("training")
   def test_a_fit_that_died(self, *run):
     # In eager steps: what is resumed is not how they run.
     folder = tiny.folder(self)

@@ -120,9 +120,7 @@ class UsersTest(parameterized.TestCase):
     def check(given, *arguments):
       seen.append(check_images(given, *arguments))
       raise KeyboardInterrupt  # It was asked; what follows is slow.
-    module = {"selective": "export.converting.selective.check_images",
-              }.get(name, "images.check_images")
-    with mock.patch(f"keras_attr_preserve.{module}", check), (
+    with mock.patch("keras_attr_preserve.inputs.check_images", check), (
         self.assertRaises(KeyboardInterrupt)):
       source = ([one[None]] for one in images)
       if name == "selective":

@@ -267,6 +267,7 @@ class ProcessTest(parameterized.TestCase):
         f"--teacher={self.folder / 'net.h5'}",
         f"--images={self.folder / 'images.npy'}", "--layer=act", *arguments])
 
+  @pytest.mark.slow("files")
   def test_exit_code_and_files_and_lists(self):
     done = self.run_command(
         "--runtime=builtin,reference", "--judges=occlusion,rise",

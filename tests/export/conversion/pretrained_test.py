@@ -144,6 +144,7 @@ class ResNet8Test(_ModelTest):
   def test_float32_earlier_map(self):
     self.check("activation_4", "float32", IN_FLOATS, **FLOAT)
 
+  @pytest.mark.slow("pretrained")
   def test_int8_last_map(self):
     # Measured: median .9972, p5 .9925, worst .9823, same top class .94.
     self.check(None, "int8", TAIL, cosine=0.99, cosine_p5=0.975,

@@ -297,7 +297,9 @@ class KindsTest(parameterized.TestCase):
 
   def test_convert_takes_it(self):
     with mock.patch.object(
-        _selective, "selective", return_value=of_bad()) as called:
+        importlib.import_module(
+            "keras_attr_preserve.export.converting.convert"),
+        "convert_selectively", return_value=of_bad()) as called:
       content = kap.export.convert(
           drift_nets.bad_chain(), WCAM, representative_images=IMAGES,
           selective=0.98, target="microcontroller")
