@@ -11,8 +11,8 @@ from absl.testing import absltest
 
 import keras_attr_preserve as kap
 
-ROOMS = {"commands", "conversion", "diagnosis", "firmware", "runtime", "tensors",
-         "tflite", "third_party", "verification"}
+ROOMS = {"commands", "conversion", "diagnosis", "firmware", "runtime",
+         "tensors", "tflite", "third_party", "verification"}
 SCRIPTS = {"litert_process", "tflm_process"}
 
 

@@ -120,7 +120,7 @@ class UsersTest(parameterized.TestCase):
     def check(given, *arguments):
       seen.append(check_images(given, *arguments))
       raise KeyboardInterrupt  # It was asked; what follows is slow.
-    with mock.patch("keras_attr_preserve.inputs.check_images", check), (
+    with mock.patch("keras_attr_preserve.models.inputs.check_images", check), (
         self.assertRaises(KeyboardInterrupt)):
       source = ([one[None]] for one in images)
       if name == "selective":

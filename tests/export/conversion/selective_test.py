@@ -26,7 +26,7 @@ WCAM = drift_nets.WCAM
 IMAGES = drift_nets.images(48, seed=2)
 NEW = drift_nets.images(16, seed=3)
 _selective, _file = (
-    importlib.import_module(f"keras_attr_preserve.export.converting.{name}")
+    importlib.import_module(f"keras_attr_preserve.export.conversion.{name}")
     for name in ("selective", "selective_file"))
 _STEPS = ("_calibrated", "Search", "finished")
 
@@ -298,7 +298,7 @@ class KindsTest(parameterized.TestCase):
   def test_convert_takes_it(self):
     with mock.patch.object(
         importlib.import_module(
-            "keras_attr_preserve.export.converting.convert"),
+            "keras_attr_preserve.export.conversion.convert"),
         "convert_selectively", return_value=of_bad()) as called:
       content = kap.export.convert(
           drift_nets.bad_chain(), WCAM, representative_images=IMAGES,
