@@ -34,8 +34,8 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve.attribution.relevance.lrp import PRESETS
 from keras_attr_preserve.models.tap import Tap
-from tests import pretrained_test as pretrained
 from tests import tiny
+from tests.export.conversion import pretrained_test as pretrained
 
 pytestmark = pytest.mark.slow("pretrained")
 _NETS = ("vww", "resnet", "mobilenet_96", "mobilenet_224")

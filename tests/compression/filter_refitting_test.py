@@ -21,8 +21,8 @@ from keras_attr_preserve.compression.prune_filters import (
 )
 from keras_attr_preserve.models.tap import Tap
 from tests import channel_nets as nets
-from tests import pretrained_test as pretrained
 from tests import tiny
+from tests.export.conversion import pretrained_test as pretrained
 
 _layers = keras.layers
 

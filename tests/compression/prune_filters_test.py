@@ -15,8 +15,8 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve.compression.prune_filters import prune_filters
 from tests import channel_nets as nets
-from tests import pretrained_test as pretrained
 from tests import tiny
+from tests.export.conversion import pretrained_test as pretrained
 
 _layers = keras.layers
 # Scores without the channels that are zero: float32 sums in another order, in

@@ -12,7 +12,7 @@ import tf_keras as keras
 from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution, evaluation
-from tests import pretrained_test as pretrained
+from tests.export.conversion import pretrained_test as pretrained
 from tests.peers.installed import need
 
 need("xplique", "2.0.2", tf_keras=True)

@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 from keras_attr_preserve import attribution
 from keras_attr_preserve.models.tap import Tap
-from tests import pretrained_test as pretrained
+from tests.export.conversion import pretrained_test as pretrained
 
 for _name, _title in (("torch", "PyTorch"), ("captum", "Captum"),
                       ("zennit", "zennit")):

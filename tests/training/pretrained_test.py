@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve import attribution, evaluation
 from keras_attr_preserve.models.layers import spatial_layers
-from tests import pretrained_test as pretrained
+from tests.export.conversion import pretrained_test as pretrained
 
 
 def _resnet8():

@@ -101,7 +101,8 @@ class ResumedTest(parameterized.TestCase):
   def test_a_process_that_was_killed(self):
     folder = tiny.folder(self)
     child = subprocess.run(
-        [sys.executable, "-c", "import sys; from tests import resumed_test; "
+        [sys.executable, "-c",
+         "import sys; from tests.training import resumed_test; "
          "resumed_test._killed(sys.argv[1])", str(folder / "killed")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True)

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from examples.experiment.data import digit_scenes
 from tests import experiment_pictures as helpers
-from tests import pretrained_test
+from tests.export.conversion import pretrained_test
 
 with contextlib.suppress(ImportError):  # Said by setUpModule.
   from examples.experiment.data.data_sets import load

@@ -24,10 +24,11 @@ from examples.experiment.runs.variants import (
   arm_callbacks,
   recalibrates,
 )
-from tests import experiment_fitting_test, tiny
-from tests.experiment_compressing_test import net
+from tests import tiny
+from tests.examples.runs import fitting_test
+from tests.examples.runs.compressing_test import net
+from tests.examples.runs.judge_test import split
 from tests.experiment_helpers import eager
-from tests.experiment_measuring_test import split
 
 SETTINGS = Settings(
     steps=dict.fromkeys(KINDS, 4), learning_rates=dict.fromkeys(KINDS, 1e-3),
@@ -62,7 +63,7 @@ class ArmsTest(parameterized.TestCase):
     self.assertEqual(bool(callbacks), arm != "plain")
     recipe = Recipe(2, 1e-3, 4, 0, (-1.0, 1.0), False, True)
     with eager():
-      logs = fit(student, experiment_fitting_test.split(), recipe, callbacks)
+      logs = fit(student, fitting_test.split(), recipe, callbacks)
     held = arm not in ("plain", "distillation", "hints")
     self.assertEqual("attr_agreement" in logs, held)
     taught = arm in ("distillation", "e2kd", "swa_distillation", "agreement",

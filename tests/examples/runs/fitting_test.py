@@ -12,7 +12,7 @@ from examples.experiment.runs.fitting import (
     task_loss,
 )
 from keras_attr_preserve.compat import keras, tf
-from tests.experiment_compressing_test import net
+from tests.examples.runs.compressing_test import net
 from tests.experiment_helpers import eager
 
 RECIPE = Recipe(steps=4, learning_rate=1e-3, batch_size=4, seed=3,

@@ -10,7 +10,7 @@ import keras_attr_preserve as kap
 from examples.experiment.data.data_sets import Split
 from examples.experiment.runs.fitting import in_range
 from examples.experiment.runs.judge import Judge, task_figures
-from tests.experiment_compressing_test import net
+from tests.examples.runs.compressing_test import net
 
 # Of the same weights judged twice: float32 rounding of their maps and scores.
 PLACES = 5

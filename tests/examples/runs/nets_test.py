@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from examples.experiment.runs import nets
 from tests import channel_nets, tiny
-from tests import pretrained_test as pretrained
+from tests.export.conversion import pretrained_test as pretrained
 
 LEAST = {"vgg16": 32, "mobilenet": 32, "resnet8": 8, "small": 8}
 IMAGENET = "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5"

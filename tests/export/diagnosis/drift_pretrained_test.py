@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 import keras_attr_preserve as kap
 from keras_attr_preserve.export.conversion.selective import selective
 from keras_attr_preserve.export.diagnosis.drift import drift
-from tests import pretrained_test as real
+from tests.export.conversion import pretrained_test as real
 
 STEM = {"activation", "activation_1", "batch_normalization_2", "activation_2"}
 

@@ -16,8 +16,9 @@ import keras_attr_preserve as kap
 from keras_attr_preserve.export.firmware.device_model import DeviceModel
 from keras_attr_preserve.export.firmware.microcontroller import microcontroller
 from keras_attr_preserve.models.layers import last_spatial_layer
-from tests import c_programs, pretrained_test
+from tests import c_programs
 from tests import export_helpers as helpers
+from tests.export.conversion import pretrained_test
 
 _TRAIN, _TEST = 0, 2
 

@@ -21,7 +21,7 @@ from keras_attr_preserve.export.tensors.find_tensor import (
 from keras_attr_preserve.export.third_party.explainer import explainer
 from keras_attr_preserve.export.verification.verify import verify
 from tests import export_helpers as helpers
-from tests import pretrained_test as real
+from tests.export.conversion import pretrained_test as real
 
 KWS = real.MLPERF / "keyword_spotting"
 STREAMING = real.MLPERF / "streaming_wakeword"

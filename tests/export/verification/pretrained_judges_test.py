@@ -12,8 +12,8 @@ import keras_attr_preserve as kap
 from keras_attr_preserve.export.runtime.interpreter import RUNTIMES
 from keras_attr_preserve.models.layers import last_spatial_layer
 from tests import export_helpers as helpers
-from tests import pretrained_test as nets
 from tests import tiny
+from tests.export.conversion import pretrained_test as nets
 
 
 def _pictures(name):
