@@ -27,7 +27,7 @@ ROUND_SHARE = 0.2
 CLUSTERS = 16
 
 _FLOAT = (
-    "prune", "lamp", "obs", "obs+refine", "filters", "obs_filters",
+    "prune", "lamp", "smallest", "obs", "obs+refine", "filters", "obs_filters",
     "obs_filters+refine", "obs_macs", "obs_macs+refine", "narrow", "obs_narrow",
     "obs_narrow+refine")
 COMPRESSIONS = (
@@ -194,6 +194,16 @@ def _obs(model, task):
       model, _by_layer(model, task), task.pictures())
 
 
+def _smallest(model, task):
+  """The control: the smallest weights go; nothing is refitted or trained."""
+  student = kap.clone_model(model)
+  for name, share in _by_layer(model, task).items():
+    kernel = student.get_layer(name).kernel
+    sizes = np.abs(kernel.numpy())
+    kernel.assign(kernel * (sizes > np.quantile(sizes, share)))
+  return student
+
+
 def _refine(model, task):
   """Trains what is left, from normalizations of its own."""
   start = kap.recalibrate_batch_norm(model, task.pictures())
@@ -301,8 +311,9 @@ _KINDS = {
     "filters": "tune", "narrow": "scratch", "cluster": "quantize",
     "qat": "quantize", "calibrated_qat": "quantize"}
 _STEPS = {
-    "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp, "obs": _obs,
-    "refine": _refine, "filters": _filters, "obs_filters": _obs_filters,
+    "none": _none, "ptq": _ptq, "prune": _prune, "lamp": _lamp,
+    "smallest": _smallest, "obs": _obs, "refine": _refine,
+    "filters": _filters, "obs_filters": _obs_filters,
     "obs_macs": functools.partial(_obs_filters, of="macs"),
     "narrow": _narrow, "obs_narrow": _obs_narrow, "cluster": _cluster,
     "qat": _qat,
@@ -311,7 +322,7 @@ _STEPS = {
 
 def _has_zeros(name: str) -> bool:
   """Says whether single weights are pruned, whose zeros are to stay."""
-  return not {"prune", "lamp", "obs"}.isdisjoint(name.split("+"))
+  return not {"prune", "lamp", "smallest", "obs"}.isdisjoint(name.split("+"))
 
 
 def _by_layer(model, task):

@@ -181,6 +181,18 @@ class CompressTest(parameterized.TestCase):
   def test_statistics_are_those_of_reconstruction(self):
     self.check_statistics("obs+calibrated_qat", moved=True)
 
+  def test_the_smallest_weights_go_and_the_others_stay(self):
+    student = compress(
+        "smallest", 0.75, self.teacher, fit, pictures, self.starts)
+    self.assertEqual(zeros(student.get_layer("conv0")), 0)
+    for name in ("conv1", "conv2"):
+      before = self.teacher.get_layer(name).get_weights()[0]
+      after = student.get_layer(name).get_weights()[0]
+      gone = after == 0
+      self.assertBetween(gone.mean(), 0.5, 0.9)  # LAMP's shares of each layer.
+      self.assertLess(abs(before[gone]).max(), abs(before[~gone]).min())
+      np.testing.assert_array_equal(after[~gone], before[~gone])
+
   def test_reconstructed_and_then_refined(self):
     student = compress(
         "obs", 0.75, self.teacher, fit, pictures, self.starts)
