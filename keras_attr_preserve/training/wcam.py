@@ -115,9 +115,9 @@ class Match(NamedTuple):
 
 def check_wcam(wcam: Any) -> "WCAM":
   """Returns `wcam` if it is a WCAM, and raises TypeError if it is not."""
-  if not isinstance(map_formulas, WCAM):
-    raise TypeError(f"wcam must be a WCAM; got {map_formulas!r}.")
-  return map_formulas
+  if not isinstance(wcam, WCAM):
+    raise TypeError(f"wcam must be a WCAM; got {wcam!r}.")
+  return wcam
 
 
 class WCAM:

@@ -15,7 +15,7 @@ from tests import export_helpers as helpers
 from tests.experiment_helpers import run_inside
 
 with contextlib.suppress(ImportError):  # Said by setUpModule.
-  from examples.experiment import running
+  from examples.experiment.runs import running
 
 ONE_ARM = ("--arm=swa_distillation",)
 
