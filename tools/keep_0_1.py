@@ -5,13 +5,11 @@
 It writes tests/fixtures/version_0_1.zip and tests/fixtures/names_0_1.json.
 """
 
+import ast
 import inspect
 import io
 import json
-import subprocess
-import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
 
@@ -23,10 +21,6 @@ from keras_attr_preserve.saving import save_model
 from tests import export_helpers, saving_test, tiny
 
 FOLDER = Path("tests/fixtures")
-PROGRAMS = ("choose_weight", "combine", "distill", "export_tflite", "prune",
-            "prune_filters", "quantize", "quickstart", "sweep",
-            "train_teacher", "verify_tflite")
-COMMANDS = ("export", "inspect", "verify")
 # Phone: the two ways to a map and the file without one. One subgraph: two.
 SOURCES = {"phone": ("tail", "whole", "features"),
            "microcontroller": ("features", "gradient")}
@@ -50,6 +44,7 @@ def models(add):
 
 
 def npy(array):
+  """Returns the bytes of an .npy file."""
   buffer = io.BytesIO()
   np.save(buffer, array)
   return buffer.getvalue()
@@ -115,26 +110,20 @@ def names():
             thing, "__dataclass_fields__", ()):
           public.setdefault(f"{full}.{field}", [])
   flags = {}
-  modules = {f"examples.{name}": f"examples.{name}" for name in PROGRAMS} | {
-      f"kap-{name}": f"keras_attr_preserve.export.commands.{name}_command"
-      for name in COMMANDS}
-  for program, module in modules.items():
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--helpxml"], capture_output=True)
-    if b"<?xml" not in done.stdout:
-      print(program, "has no flags of absl:", done.stdout[-300:])
-      continue
-    text = done.stdout[done.stdout.index(b"<?xml"):]
-    flags[program] = sorted({
-        flag.findtext("name") for flag in
-        ElementTree.fromstring(text).iter("flag")
-        if (flag.findtext("file") or "").startswith(
-            ("examples", "keras_attr_preserve"))
-        or "examples." in (flag.findtext("file") or "")})
+  for folder in ("examples", "export/commands"):
+    for path in sorted(Path(folder).rglob("*.py")):
+      defined = sorted({
+          node.args[0].value for node in ast.walk(ast.parse(path.read_text()))
+          if isinstance(node, ast.Call) and node.args
+          and getattr(node.func, "attr", "").startswith("DEFINE_")
+          and isinstance(node.args[0], ast.Constant)})
+      if defined:
+        flags[str(path)] = defined
   return {"names": public, "flags": flags}
 
 
 def parameters(thing):
+  """Names the parameters of a callable."""
   try:
     return [name for name in inspect.signature(thing).parameters
             if name not in ("self", "cls")]
@@ -143,6 +132,7 @@ def parameters(thing):
 
 
 def main():
+  """Writes both files."""
   keras.utils.set_random_seed(0)
   FOLDER.mkdir(exist_ok=True)
   (FOLDER / "names_0_1.json").write_text(json.dumps(names(), indent=1) + "\n")
