@@ -20,6 +20,10 @@ __all__ = ["define_loading_flags", "load_images", "load_pictures",
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
 
 
+# The flags defined here are those of the command, and --help shows them.
+flags.disclaim_key_flags()
+
+
 def define_loading_flags(values: flags.FlagValues) -> None:
   """Defines what a command may be told of a model's file."""
   flags.DEFINE_list(

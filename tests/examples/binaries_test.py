@@ -96,6 +96,16 @@ class SmokeTest(parameterized.TestCase):
     self.assertTrue((report / "experiment" / "results.csv").exists())
 
 
+class HelpTest(parameterized.TestCase):
+
+  @parameterized.parameters("sweep", "prune")
+  @pytest.mark.slow("binaries")
+  def test_it_shows_the_flags_that_programs_share(self, name):
+    shown = run_process(name, "--help").stdout
+    for flag in ("data", "teacher", "layers", "pixel_range", "output"):
+      self.assertRegex(shown, rf"\n *--(\[no\])?{flag}:")
+
+
 class RestartTest(parameterized.TestCase):
   """A sweep goes on in a fresh process, whose memory is its own."""
 

@@ -36,6 +36,8 @@ __all__ = ["FLAGS", "adopt", "check_known", "command", "define_data_flags",
            "start"]
 
 FLAGS = flags.FLAGS
+# The flags defined here are those of the program, and --help shows them.
+flags.disclaim_key_flags()
 
 _SHOWN = {
     "map": "mAP", "accuracy": "accuracy", "cosine_mean": "cosine",
