@@ -1,9 +1,9 @@
-"""Which weight to give the maps: fixed ones, a warm-up, and agreements to hold.
+"""Compares weights of the maps: fixed, warmed up, or set by an agreement.
 
     python -m examples.choose_weight --output=out/choose_weight
 
-Prunes two nets of digit scenes again and again, once for each setting, and
-judges each on the validation part: what it still knows, and what it looks at.
+The script prunes two models of digit scenes once for each setting. It judges
+each student's predictions and attribution maps on the validation part.
 """
 
 import json
@@ -37,7 +37,7 @@ NETS = flags.DEFINE_list("nets", ["vgg", "resnet"], "Which nets.")
 
 BATCH = 64
 LAYER = "last"
-# The first and the last layer are left whole.
+# Pruning skips the first and the last layer.
 WHOLE = ("first", "logits")
 
 
@@ -48,7 +48,7 @@ def _block(x, channels, name):
 
 
 def build(net: str) -> keras.Model:
-  """Builds one of two small nets with an 8x8 map at the end."""
+  """Builds one of two small models with an 8x8 map at the end."""
   size = digit_scenes.SIZE
   images = keras.Input([size, size, 3])
   x = keras.layers.ReLU()(_block(images, 16, "first"))
@@ -67,7 +67,7 @@ def build(net: str) -> keras.Model:
 
 
 def train(model, scenes, epochs, callbacks=()) -> None:
-  """Fits a model; the same call for every model."""
+  """Fits a model, with the same settings for every model."""
   steps = epochs * -(-len(scenes.images) // BATCH)
   schedule = keras.optimizers.schedules.CosineDecay(2e-3, steps, 0.03)
   model.compile(keras.optimizers.Adam(schedule),
@@ -96,7 +96,7 @@ def prune(teacher: keras.Model, scenes, callbacks) -> keras.Model:
 
 
 def settings(teacher: keras.Model, steps: int) -> dict[str, list]:
-  """The callbacks of every setting, by its name."""
+  """Returns the callbacks of every setting, by its name."""
   distillation = kap.Distillation(kind="sigmoid") if SCORES.value else None
   def hold(**found):
     return [kap.PreserveAttribution(
@@ -108,20 +108,22 @@ def settings(teacher: keras.Model, steps: int) -> dict[str, list]:
           teacher, None, distillation=distillation)]}
          if SCORES.value else {"plain": []}),
       "weight=auto": hold(),
-      **{f"weight={one:g}": hold(weight=one) for one in WEIGHTS.value},
+      **{f"weight={weight:g}": hold(weight=weight) for weight in WEIGHTS.value},
       "weight=0..1": hold(weight=warm_up),
-      **{f"agreement={one}": hold(agreement=one) for one in (0.9, 0.95)},
+      **{f"agreement={cosine}": hold(agreement=cosine)
+         for cosine in (0.9, 0.95)},
   }
 
 
 def judge(model, teacher, scenes) -> dict[str, float]:
-  """What a model knows, and how its maps stand."""
+  """Scores a model's predictions and its attribution maps."""
   logits = model.predict(scenes.images, verbose=0, batch_size=BATCH)
   top = teacher.predict(
       scenes.images, verbose=0, batch_size=BATCH).argmax(1)
-  maps, wanted = (attribution.grad_cam(one, scenes.images, top, LAYER)
-                  for one in (model, teacher))
-  scores = evaluation.agreement(wanted, maps)
+  maps, teacher_maps = (
+      attribution.grad_cam(classifier, scenes.images, top, LAYER)
+      for classifier in (model, teacher))
+  scores = evaluation.agreement(teacher_maps, maps)
   which, classes = evaluation.mask_pairs(
       scenes.label_maps, digit_scenes.CLASS_IDS)
   marked = scenes.label_maps[which]
@@ -138,7 +140,7 @@ def judge(model, teacher, scenes) -> dict[str, float]:
 
 
 class LastWeight(keras.callbacks.Callback):
-  """Remembers the weight that a fit ended with."""
+  """Records the weight of the maps at the end of a fit."""
 
   weight: Any = None
 
@@ -147,7 +149,7 @@ class LastWeight(keras.callbacks.Callback):
 
 
 def main(argv: list[str]) -> None:
-  """Prints a table for each net."""
+  """Prints a table for each model."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.ERROR)
@@ -156,32 +158,33 @@ def main(argv: list[str]) -> None:
   unseen = digit_scenes.make_scenes("validation", JUDGED.value, SEED.value)
   steps = PRUNE_EPOCHS.value * -(-SCENES.value // BATCH)
   results = {}
-  for net in NETS.value:
+  for architecture in NETS.value:
     keras.utils.set_random_seed(SEED.value)
-    teacher = build(net)
+    teacher = build(architecture)
     train(teacher, scenes, TEACHER_EPOCHS.value)
-    results[net] = {"teacher": judge(teacher, teacher, unseen)}
-    print(f"\n{net}, {SPARSITY.value:.0%} pruned in {steps} steps")
+    results[architecture] = {"teacher": judge(teacher, teacher, unseen)}
+    print(f"\n{architecture}, {SPARSITY.value:.0%} pruned in {steps} steps")
     print(f"{'':16}{'mAP':>8}{'cosine':>8}{'spearman':>10}{'ROC-AUC':>9}"
           f"{'weight at the end':>20}")
-    _print("teacher", results[net]["teacher"])
+    _print("teacher", results[architecture]["teacher"])
     for name, callbacks in settings(teacher, steps).items():
       last = LastWeight()
       student = prune(teacher, scenes, [*callbacks, last])
-      found = judge(student, teacher, unseen)
+      figures = judge(student, teacher, unseen)
       if last.weight is not None:
-        found["weight"] = float(last.weight)
-      results[net][name] = found
-      _print(name, found)
+        figures["weight"] = float(last.weight)
+      results[architecture][name] = figures
+      _print(name, figures)
       write_whole(folder / "results.json", json.dumps(
           {"flags": flags.FLAGS.flag_values_dict(), "results": results},
           indent=2, default=str))
 
 
-def _print(name: str, found: dict[str, float]) -> None:
-  weight = f"{found['weight']:20.3f}" if "weight" in found else ""
-  print(f"{name:16}{found['mAP']:8.3f}{found['cosine']:8.3f}"
-        f"{found['spearman']:10.3f}{found['roc_auc']:9.3f}{weight}", flush=True)
+def _print(name: str, figures: dict[str, float]) -> None:
+  weight = f"{figures['weight']:20.3f}" if "weight" in figures else ""
+  print(f"{name:16}{figures['mAP']:8.3f}{figures['cosine']:8.3f}"
+        f"{figures['spearman']:10.3f}{figures['roc_auc']:9.3f}{weight}",
+        flush=True)
 
 
 if __name__ == "__main__":

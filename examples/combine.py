@@ -1,13 +1,12 @@
-"""Compresses in several ways, one after another, each keeping the last.
+"""Combines compressions: each step preserves what the steps before it did.
 
     python -m examples.combine --teacher=out/teacher/teacher.h5 \
         --layers=relu4 --way=prune+qat --way=prune+cluster+qat --sparsity=0.8 \
         --arm=plain --arm=swa_distillation
 
-Pruned weights stay zero and clusters stay clusters under the quantization that
-follows, by tfmot's preserving schemes; "calibrated_qat" begins it from kernels
-and ranges that 8 bits are enough for. The int8 .tflite file is what is judged.
-Adds a row for each to results.jsonl.
+Tfmot's preserving schemes keep pruned weights at zero and clusters intact during
+quantization. "calibrated_qat" starts from kernels and ranges that fit 8 bits. The
+script judges the int8 .tflite files and adds a row for each to results.jsonl.
 """
 
 from absl import app, flags
@@ -25,7 +24,7 @@ SPARSITY = flags.DEFINE_multi_float(
 
 
 def main(argv: list[str]) -> None:
-  """Combines in every way, in every arm, with every seed."""
+  """Runs every combination, in every variant, with every seed."""
   running.start(argv)
   running.run_grid([
       (way, strength) for way in WAY.value

@@ -1,14 +1,14 @@
-"""Trains thinner nets of the teacher's architecture.
+"""Trains thinner models of the teacher's architecture.
 
     python -m examples.distill --teacher=out/teacher/teacher.h5 \
         --layers=relu4 --divisor=4 --divisor=8 --arm=distillation \
         --arm=swa_distillation
 
-The students of Park et al. 2020: a half, a quarter, an eighth of the filters of
-every layer, from fresh weights. With `--reconstruct` they start from those of
-the teacher's own filters that the layers behind make up for best, with these
-layers refitted. Each ships as an int8 .tflite file, which is what is judged.
-Adds a row for each to results.jsonl.
+These are the students of Park et al. 2020. Every layer has a half, a quarter or an
+eighth of the teacher's filters, with fresh weights. With `--reconstruct` a student
+starts from filters of the teacher. Pruning removes the filters that later layers
+can best compensate for, and refits those layers. The script judges each student's
+int8 .tflite file and adds a row for it to results.jsonl.
 """
 
 from absl import app, flags
@@ -24,10 +24,10 @@ RECONSTRUCT = flags.DEFINE_bool(
 
 
 def main(argv: list[str]) -> None:
-  """Distills to every width, in every arm, with every seed."""
+  """Trains students of every width, in every variant, with every seed."""
   running.start(argv)
   name = "obs_narrow+refine" if RECONSTRUCT.value else "narrow"
-  running.run_grid([(name, one) for one in DIVISOR.value])
+  running.run_grid([(name, divisor) for divisor in DIVISOR.value])
 
 
 if __name__ == "__main__":

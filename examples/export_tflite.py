@@ -1,9 +1,9 @@
-"""Converts a net to a .tflite file with its attribution on board.
+"""Converts a model to a .tflite file that also computes its attribution maps.
 
     python -m examples.export_tflite --model=out/prune/students/NAME.h5 \
         --mode=int8 --output=out/net.tflite
 
-The range of int8 is measured on pictures of the training part.
+Images of the training part calibrate the ranges of int8.
 """
 
 from absl import app, flags
@@ -27,7 +27,7 @@ OUTPUT = flags.DEFINE_string("output", "out/net.tflite", "The file to write.")
 
 
 def main(argv: list[str]) -> None:
-  """Converts, and prints what came out."""
+  """Converts the model and prints a summary of the file."""
   running.start(argv)
   known = running.adopt(MODEL.value, "--model")
   data = running.load_data()

@@ -1,4 +1,4 @@
-"""Judging compressed files against their teacher: figures, table, picture."""
+"""Judges compressed files against their teacher: figures, table, drawing."""
 
 import csv
 import io
@@ -36,16 +36,17 @@ def judge(
   """Judges the teacher and every file on the same scenes and pairs.
 
   Args:
-    models: the `tf_keras` models by name, "teacher" among them; only the
-      outside judge, which needs gradients, asks the others.
-    files: the .tflite files by the same names; all else is read off them.
-    wcam: names layer and method.
+    models: the `tf_keras` models by name, including "teacher". The students'
+      models serve the count of multiply-accumulates and the outside judge, which
+      needs gradients.
+    files: the .tflite files by the same names; they give all other figures.
+    wcam: names the layer and the method.
     scenes: scenes that no model has seen.
 
   Returns:
-    For "centre prior", "teacher" and every file, figures by name. Agreement is
-    with the teacher, on its top class of each scene; localization is over all
-    (scene, class) pairs that can be judged.
+    Figures by name, for "centre prior", "teacher" and every file. Agreement
+    compares maps of the teacher's top class of each scene. Localization covers
+    all (scene, class) pairs that have a mask.
   """
   teacher, layer = models["teacher"], wcam.layers[0]
   images, label_maps = scenes.images, scenes.label_maps
@@ -82,8 +83,8 @@ def judge(
         row[f"{score}_{statistic}"] = value
     row |= {"dead_maps": report.dead,
             "same_top_class": report.prediction_agreement}
-    theirs = attribution.tf_explain(models[name], *outside)
-    scores = evaluation.agreement(outside_maps, theirs)
+    student_maps = attribution.tf_explain(models[name], *outside)
+    scores = evaluation.agreement(outside_maps, student_maps)
     row |= {f"integrated_gradients_{score}": summarize(scores[score])["mean"]
             for score in ("cosine", "spearman")}
     row |= {"macs": count_macs(models[name]),
@@ -93,7 +94,7 @@ def judge(
 
 
 def _micro(content, teacher, wcam, images) -> dict[str, float]:
-  """The same file in the TFLite Micro interpreter, where that is installed."""
+  """Judges the file in TFLite Micro; empty if that is not installed."""
   if not kap.export.tflm_installed():
     return {}
   phone = kap.export.Interpreter(content).explain(images)
@@ -146,7 +147,7 @@ _WITH_GAP = frozenset({
 
 
 def gap_closed(results: Mapping[str, Mapping[str, float]], key: str) -> float:
-  """The share of what plain compression lost that preservation kept.
+  """Returns the share of the plain loss that preservation recovers.
 
       (preserved - plain) / (teacher - plain)
 
@@ -155,18 +156,18 @@ def gap_closed(results: Mapping[str, Mapping[str, float]], key: str) -> float:
     key: a figure; the teacher's agreement with itself is 1.
 
   Returns:
-    1 where nothing is lost, 0 where nothing is gained, below 0 where it is
-    worse; NaN where the figure has no gap or plain compression lost nothing.
+    1 for no loss, 0 for no gain, below 0 if preservation is worse. NaN if the
+    figure has no gap or plain compression lost nothing.
   """
   if key not in _WITH_GAP or not {"plain", "preserved"} <= results.keys():
     return float("nan")
-  plain, ours = results["plain"][key], results["preserved"][key]
+  plain, preserved = results["plain"][key], results["preserved"][key]
   best = results["teacher"].get(key, 1.0)
-  return (ours - plain) / (best - plain) if best > plain else float("nan")
+  return (preserved - plain) / (best - plain) if best > plain else float("nan")
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
-  """Lays the figures out as text."""
+  """Formats the figures as a text table."""
   names = [*results]
   lines = ["", f"{'':<33}" + "".join(f"{name:>14}" for name in names)
            + f"{'gap closed':>12}"]
@@ -200,19 +201,19 @@ def save(
   """Writes `report.json` and `report.csv`.
 
   Args:
-    folder: where to.
+    folder: the output folder.
     results: from `judge`.
-    settings: the flags of the run; its own among them are kept.
+    settings: all flags of the run; the report keeps the quickstart's own flags.
   """
   packages = ("tensorflow", "tf_keras", "tensorflow-model-optimization",
               "ai-edge-litert", "numpy")
-  kept = {key: settings[key] for key in (
+  run_settings = {key: settings[key] for key in (
       "seed", "train_scenes", "test_scenes", "judge_on", "teacher_epochs",
       "tune_epochs", "quantize_epochs", "share", "weight", "target", "arm")}
   gaps = {key: gap_closed(results, key) for key, _ in _ROWS
           if key is not None and not np.isnan(gap_closed(results, key))}
   write_whole(folder / "report.json", json.dumps({
-      "settings": kept,
+      "settings": run_settings,
       "versions": {"python": platform.python_version(),
                    **{name: metadata.version(name) for name in packages}},
       "results": results,
@@ -236,16 +237,15 @@ def picture(
 ) -> bytes:
   """Draws scenes with the maps of the teacher and of every file.
 
-  The scenes are not picked by hand: sorted by the cosine to the teacher, the
-  mean over the files, they are taken at even steps from near the worst to near
-  the best.
+  The function sorts the scenes by their cosine to the teacher, averaged over the
+  files. It draws scenes at even steps from near the worst to near the best.
 
   Args:
     teacher: the float model.
     files: .tflite files by name.
-    wcam: names layer and method.
+    wcam: names the layer and the method.
     scenes: scenes that no model has seen.
-    rows: how many scenes.
+    rows: the number of scenes.
 
   Returns:
     A PNG file's bytes.
@@ -261,7 +261,7 @@ def picture(
     cosines[title] = evaluation.agreement(
         maps["teacher (float)"], maps[title])["cosine"]
   quality = np.mean([*cosines.values()], axis=0)
-  order = np.argsort(quality)  # NaN, a teacher without a map, comes last.
+  order = np.argsort(quality)  # NaN comes last: no teacher map.
   order = order[:np.isfinite(quality).sum()]
   chosen = order[(np.linspace(0.03, 0.97, rows) * len(order)).astype(int)]
   return map_grid(

@@ -1,13 +1,13 @@
-"""Prunes single weights of a net in rounds, as Park et al. 2020 do.
+"""Prunes single weights of a model in rounds, as in Park et al. 2020.
 
     python -m examples.prune --teacher=out/teacher/teacher.h5 --layers=relu4 \
         --sparsity=0.9 --sparsity=0.97 --arm=plain --arm=swa_distillation
 
-Each round takes a fifth of the weights that are left, by magnitude; the first
-and the last layer stay whole. `--by_layer` takes most where layers can spare
-most; `--reconstruct` does so all at once, by pruning with reconstruction, and
-then trains what is left. Every student ships as an int8 .tflite file, which is
-what is judged. Adds a row for each to results.jsonl.
+Each round removes a fifth of the remaining weights, by magnitude. The first and
+the last layer stay whole. `--by_layer` removes more from layers that can spare
+more. `--reconstruct` does so in one step, by pruning with reconstruction, and
+then trains the remaining weights. The script judges each student's int8 .tflite
+file and adds a row for it to results.jsonl.
 """
 
 from absl import app, flags
@@ -26,12 +26,12 @@ RECONSTRUCT = flags.DEFINE_bool(
 
 
 def main(argv: list[str]) -> None:
-  """Prunes at every sparsity, in every arm, with every seed."""
+  """Prunes at every sparsity, in every variant, with every seed."""
   running.start(argv)
   name = "lamp" if BY_LAYER.value else "prune"
   if RECONSTRUCT.value:
     name = "obs+refine"
-  running.run_grid([(name, one) for one in SPARSITY.value])
+  running.run_grid([(name, sparsity) for sparsity in SPARSITY.value])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Removes whole filters of a net at once, the smallest by L1 norm.
+"""Removes whole filters of a model at once, the smallest by L1 norm.
 
     python -m examples.prune_filters --teacher=out/teacher/teacher.h5 \
         --layers=relu4 --share=0.5 --share=0.7 --arm=plain \
         --arm=swa_distillation
 
-`--reconstruct` takes those that the layers behind them make up for best, most
-where most are spared, and refits these layers; `--of=macs` as many as bring the
-multiply-accumulates down by the share. The student is an ordinary
-smaller net, and is trained on. It ships as an int8 .tflite file, which is what
-is judged. Adds a row for each to results.jsonl.
+`--reconstruct` removes the filters that later layers can best compensate for, and
+refits those layers. It removes more from layers that can spare more. `--of=macs`
+removes enough filters to reduce the multiply-accumulates by the share. The
+student is an ordinary smaller model, and training continues. The script judges
+each student's int8 .tflite file and adds a row for it to results.jsonl.
 """
 
 from absl import app, flags
@@ -27,12 +27,12 @@ OF = flags.DEFINE_enum(
 
 
 def main(argv: list[str]) -> None:
-  """Prunes every share, in every arm, with every seed."""
+  """Removes every share, in every variant, with every seed."""
   running.start(argv)
   if OF.value != "filters" and not RECONSTRUCT.value:
     raise app.UsageError(f"--of={OF.value} needs --reconstruct.")
   name = f"obs_{OF.value}+refine" if RECONSTRUCT.value else "filters"
-  running.run_grid([(name, one) for one in SHARE.value])
+  running.run_grid([(name, share) for share in SHARE.value])
 
 
 if __name__ == "__main__":

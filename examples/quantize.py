@@ -1,12 +1,12 @@
-"""Quantizes a net to int8, after training or while it trains on.
+"""Quantizes a model to int8, after training or during further training.
 
     python -m examples.quantize --teacher=out/teacher/teacher.h5 \
         --layers=relu4 --way=ptq --way=qat --arm=plain --arm=swa_distillation
 
-"ptq", post-training quantization, trains nothing and has but one arm; "qat" is
-quantization-aware training, "calibrated_qat" the same from equalized kernels
-and calibrated ranges. The int8 .tflite file is what is judged. Adds a row for
-each to results.jsonl.
+"ptq" is post-training quantization: it trains nothing and has one variant. "qat"
+is quantization-aware training. "calibrated_qat" is the same from equalized
+kernels and calibrated ranges. The script judges each int8 .tflite file and adds a
+row for it to results.jsonl.
 """
 
 from absl import app, flags
@@ -20,7 +20,7 @@ WAY = flags.DEFINE_multi_enum(
 
 
 def main(argv: list[str]) -> None:
-  """Quantizes in every way, in every arm, with every seed."""
+  """Quantizes in every way, in every variant, with every seed."""
   running.start(argv)
   running.run_grid([(way, 8.0) for way in WAY.value])
 

@@ -1,13 +1,13 @@
 """The main job on real digits and photographs, from training to shipped file.
 
-Trains a classifier, takes filters away and trains it for int8 twice, once
-plainly and once by the recipe that holds its attribution maps, and compares the
-maps of both .tflite files, read off the files, with the classifier's own.
+The script trains a classifier. It then removes filters and trains for int8, once
+plainly and once by the recipe that preserves attribution maps. It reads the maps
+from both .tflite files and compares them with the classifier's maps.
 
     python -m examples.quickstart --output=out/quickstart
 
-Two rivals join in, the teacher's scores in place of its maps, and the recipe's
-starts without anything held, with
+Two rivals can join with the flags below. "distilled" learns the teacher's scores in place of its maps.
+"refitted" has the recipe's start and preserves nothing.
 
     ... --arm=plain --arm=distilled --arm=refitted --arm=preserved
 """
@@ -52,7 +52,7 @@ CALIBRATION = 512
 
 
 def build_classifier() -> keras.Model:
-  """Four blocks of convolution, an 8x8 map at the end, ten logits."""
+  """Builds four convolution blocks, an 8x8 map at the end and ten logits."""
   images = keras.Input([digit_scenes.SIZE, digit_scenes.SIZE, 3], name="images")
   x = images
   for block, channels in enumerate([32, 64, 128, 128], start=1):
@@ -69,7 +69,7 @@ def build_classifier() -> keras.Model:
 
 
 def train(model, scenes, epochs, learning_rate, callbacks=()):
-  """Fits a model to the labels; the same call for every model."""
+  """Fits a model to the labels, in the same way for every model."""
   steps = epochs * -(-len(scenes.images) // BATCH)
   schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
       [int(0.7 * steps), int(0.9 * steps)],
@@ -83,11 +83,11 @@ def train(model, scenes, epochs, learning_rate, callbacks=()):
 
 
 def compress(teacher, scenes, arm):
-  """Takes filters of a copy away and trains it on; then so for int8."""
+  """Removes filters from a copy, trains it, then trains it for int8."""
   images = scenes.images[:CALIBRATION]
   refitted = arm in ("refitted", "preserved")
   if refitted:
-    # Filters go where layers behind make up for them, and those are refitted.
+    # Later layers compensate for the removed filters and are refitted.
     student, channels = kap.prune_filters(
         teacher, kap.filter_sparsities(teacher, FLAGS.share, images),
         criterion="obs", reconstruct=True, images=images, return_channels=True)
@@ -108,7 +108,7 @@ def compress(teacher, scenes, arm):
   train(student, scenes, FLAGS.tune_epochs, 2e-3, callbacks())
 
   if refitted:
-    # Kernels and ranges that 8 bits are enough for.
+    # Kernels and ranges then fit 8 bits.
     student = kap.equalize_kernels(kap.recalibrate_batch_norm(student, images))
   student = tfmot.quantization.keras.quantize_model(student)
   if refitted:
@@ -118,7 +118,7 @@ def compress(teacher, scenes, arm):
 
 
 def maps():
-  """What is held, shipped and judged."""
+  """Returns the maps that are preserved, shipped and judged."""
   return kap.WCAM(
       LAYER, method="swa", weight=FLAGS.weight, target=FLAGS.target)
 
@@ -127,7 +127,7 @@ def main(argv):
   """Runs the job and prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
-  logging.set_verbosity(logging.ERROR)  # The converter says much.
+  logging.set_verbosity(logging.ERROR)  # The converter logs a lot.
   start = time.monotonic()
   folder = make_folder(FLAGS.output, "--output")
   keras.utils.set_random_seed(FLAGS.seed)
@@ -147,7 +147,7 @@ def main(argv):
     print(f"\n3. Compressing it, without {FLAGS.share:.0%} of its filters, to "
           f"int8: {name}")
     models[name] = compress(teacher, scenes, name)
-    # A file of one subgraph, which TFLite Micro runs as phones do.
+    # The file has one subgraph, so TFLite Micro runs it like phones.
     files[name] = kap.export.convert(
         models[name], wcam, mode="int8", target="microcontroller")
     write_whole(folder / f"{name}.tflite", files[name])

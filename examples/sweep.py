@@ -1,4 +1,4 @@
-"""Runs a grid of compressions, strengths, arms and seeds, and reports.
+"""Runs a grid of compressions, strengths, variants and seeds, and reports.
 
     python -m examples.sweep --flagfile=examples/experiment/flags/digits.cfg \
         --output=out/digits
@@ -7,12 +7,10 @@
     python -m examples.sweep --teacher=out/teacher/teacher.h5 --layers=relu4 \
         --grid="none;lamp:0.8@plain;obs+refine:0.8@plain,e2kd,swa_hints"
 
-Runs whose rows stand in results.jsonl already are left out, so that a sweep
-goes on where it was stopped; `--minutes` stops it by itself, between two runs.
-Tables and plots of what is there are written in the end.
-
-TensorFlow keeps some of each training and each conversion in memory for good.
-So a sweep goes on in a fresh process after `--restart_after` runs.
+The sweep skips runs that have a row in results.jsonl, so it resumes where it
+stopped. `--minutes` stops it between two runs. The sweep writes tables and plots
+of all rows at the end. TensorFlow keeps some memory of each training. So the
+sweep continues in a fresh process after `--restart_after` runs.
 """
 
 import os
@@ -63,7 +61,7 @@ def restart(started: float) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Runs what is missing, then writes tables and plots."""
+  """Runs the missing runs, then writes tables and plots."""
   running.start(argv)
   # Of the clock that all processes share.
   started = float(os.environ.pop(_STARTED, time.time()))

@@ -1,13 +1,14 @@
-"""Trains the net that an experiment compresses.
+"""Trains the model that an experiment compresses.
 
     python -m examples.train_teacher --output=out/teacher
     python -m examples.train_teacher --data=VOCdevkit --size=160 \
         --net=mobilenet --weights=imagenet --head_first --freeze_batch_norm \
         --learning_rate=3e-4 --flip --output=out/voc_teacher
 
-Writes teacher.h5, teacher.json (figures on the validation and the test part,
-settings, versions) and teacher.png (where it looks). Run again with the same
-flags, it goes on where it was stopped, or says that all is there.
+The script writes three files. teacher.h5 is the model. teacher.json holds figures
+on the validation and the test part, settings and versions. teacher.png shows
+attribution maps. A second run with the same flags resumes training, or reports
+that it is complete.
 """
 
 import json
@@ -77,7 +78,7 @@ flags.DEFINE_bool("smoke", False, "A run of seconds, to see that all works.")
 
 
 def make_recipe(data: Data) -> Recipe:
-  """The flags as a recipe; its steps are a whole number of each epoch."""
+  """Turns the flags into a recipe; --epochs count only whole batches."""
   pictures = len(data.train.images)
   if FLAGS.batch_size > pictures:
     raise app.UsageError(
@@ -95,15 +96,15 @@ def make_recipe(data: Data) -> Recipe:
 
 
 def describe(model: keras.Model, data: Data, recipe: Recipe) -> dict[str, Any]:
-  """What the teacher is, and its figures on validation and test part."""
+  """Describes the teacher, with figures on the validation and test parts."""
   return {
       "pixel_range": recipe.pixel_range, "class_names": data.class_names,
       "multi_label": data.multi_label, "steps": recipe.steps,
       "parameters": costs.count_parameters(model),
       "macs": costs.count_macs(model),
-      **{part: teacher_figures(
-          model, getattr(data, part), data.class_names, recipe)
-         for part in ("validation", "test")}}
+      **{name: teacher_figures(
+          model, getattr(data, name), data.class_names, recipe)
+         for name in ("validation", "test")}}
 
 
 def picture(
@@ -112,13 +113,13 @@ def picture(
 
   Args:
     model: the teacher.
-    data: its test part is drawn.
-    recipe: says the range of pixels.
-    layer: where the maps are taken.
+    data: the function draws its test part.
+    recipe: gives the range of pixels.
+    layer: the layer of the maps.
 
   Returns:
-    A PNG file's bytes: pictures at even steps of their maps' ROC-AUC against
-    the masks; where there are no masks, of the top class's logit.
+    A PNG file's bytes. It shows images at even steps of their maps' ROC-AUC
+    against the masks. Without masks, the top class's logit orders the images.
   """
   split = data.test
   which, classes = _masked_pairs(data)
@@ -140,41 +141,41 @@ def picture(
       split.images[which[chosen]] / 255,
       None if masks is None else masks[chosen],
       {"Grad-CAM": maps[chosen]},
-      [data.class_names[one] for one in classes[chosen]],
+      [data.class_names[class_index] for class_index in classes[chosen]],
       f"Where the teacher looks ({layer})",
-      {"Grad-CAM": [f"{kind} {one:.2f}" for one in scores[chosen]]})
+      {"Grad-CAM": [f"{kind} {score:.2f}" for score in scores[chosen]]})
 
 
 def _masked_pairs(data: Data) -> tuple[np.ndarray, np.ndarray]:
-  """Test pictures and classes that have a mask; none where there are none."""
+  """Returns the test images and classes with a mask; may be empty."""
   masked = np.flatnonzero(data.class_ids)
   if data.test.label_maps is None or not len(masked):
     return np.zeros([0], int), masked
-  which, found = evaluation.mask_pairs(
+  which, class_indices = evaluation.mask_pairs(
       data.test.label_maps, data.class_ids[masked])
-  return which, masked[found]
+  return which, masked[class_indices]
 
 
 def is_done(folder: Path, settings: dict[str, Any]) -> bool:
-  """Says whether the folder holds this very teacher.
+  """Checks whether the folder holds the teacher of these settings.
 
   Args:
-    folder: of the output.
-    settings: of this run.
+    folder: the output folder.
+    settings: the settings of this run.
 
   Returns:
-    Whether there is nothing left to do.
+    True if there is nothing left to do.
 
   Raises:
-    app.UsageError: it holds another one.
+    app.UsageError: the folder holds another teacher.
   """
   report = folder / "teacher.json"
   if not report.exists():
     return False
-  theirs = json.loads(report.read_text())["settings"]
-  if theirs != settings:
+  earlier = json.loads(report.read_text())["settings"]
+  if earlier != settings:
     different = sorted(key for key in settings
-                       if settings[key] != theirs.get(key))
+                       if settings[key] != earlier.get(key))
     raise app.UsageError(
         f"--output must be a folder without another teacher; {str(folder)!r} "
         f"has one of another {', '.join(different)}.")
@@ -182,7 +183,7 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def main(argv: list[str]) -> None:
-  """Trains, judges and writes."""
+  """Trains and judges the teacher, and writes the files."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   if FLAGS.smoke:
@@ -214,20 +215,20 @@ def main(argv: list[str]) -> None:
       model, data, recipe, epochs=FLAGS.epochs, head_first=FLAGS.head_first,
       freeze_batch_norm=FLAGS.freeze_batch_norm, backup=backup, verbose=1)
 
-  # A copy is not compiled: the optimizer's state is of no use to students.
+  # A copy is not compiled: students do not need the optimizer's state.
   kap.save_model(kap.clone_model(model), folder / "teacher.h5")
   write_whole(folder / "teacher.png", picture(model, data, recipe, layer))
   report = {
       "settings": settings, "layer": layer, **describe(model, data, recipe),
       "logs": logs, "versions": versions(), "resumed": resumed,
       "seconds": round(time.monotonic() - start, 1)}
-  # Last, for it says that all is there.
+  # Written last: the file marks the folder as complete.
   write_whole(folder / "teacher.json", json.dumps(report, indent=2) + "\n")
   for old in folder.glob("backup-*"):
     shutil.rmtree(old)
-  for part in ("validation", "test"):
-    print(f"{part}: mean AP {report[part]['map']:.3f}, accuracy "
-          f"{report[part]['accuracy']:.3f}, F1 {report[part]['f1']:.3f}")
+  for split in ("validation", "test"):
+    print(f"{split}: mean AP {report[split]['map']:.3f}, accuracy "
+          f"{report[split]['accuracy']:.3f}, F1 {report[split]['f1']:.3f}")
   print(f"{folder}: teacher.h5, teacher.json, teacher.png "
         f"({report['seconds']:.0f} s)")
 

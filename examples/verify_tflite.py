@@ -1,10 +1,10 @@
-"""Compares the maps of a .tflite file with those of the net it came from.
+"""Compares the maps of a .tflite file with the maps of its original model.
 
     python -m examples.verify_tflite --tflite=out/net.tflite \
         --teacher=out/teacher/teacher.h5 --require_cosine=0.9
 
-Reads the very bytes that ship, on pictures of the test part; exits with 1 where
-the file falls short. `--smoke` converts a small net first.
+The script runs the shipped file on images of the test part. It exits with 1 if
+the file falls short. `--smoke` converts a small model first.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""The Keras that tensorflow-model-optimization takes, and checks on models.
+"""Imports the Keras of tensorflow-model-optimization, and checks models.
 
 tensorflow-model-optimization 0.8 works on Keras 2, published as `tf_keras`.
-Everything here uses that one, imported once, from this module.
+The library imports `tf_keras` only here.
 """
 
 from typing import Any
@@ -17,41 +17,42 @@ def check_keras(model: Any, name: str = "model") -> keras.Model:
   """Returns `model` if it is a `tf_keras` model of any kind.
 
   Args:
-    model: what the caller passed.
+    model: the caller's argument.
     name: the argument's name, for the error.
 
   Returns:
     The model itself.
 
   Raises:
-    TypeError: it is a Keras 3 model, or no model at all.
+    TypeError: the argument is a Keras 3 model, or no model at all.
   """
   if isinstance(model, keras.Model):
     return model
-  found = f"{type(model).__module__}.{type(model).__name__}"
+  kind = f"{type(model).__module__}.{type(model).__name__}"
   if any(base.__module__.startswith("keras.") for base in type(model).mro()):
     raise TypeError(
         f"{name} must be a tf_keras model, because "
         f"tensorflow-model-optimization takes no other; got the Keras 3 "
-        f"model {found}. Give kap.from_keras3({name}), the equal tf_keras "
+        f"model {kind}. Give kap.from_keras3({name}), the equal tf_keras "
         "model; or build or load it with `import tf_keras as keras` (or set "
         "TF_USE_LEGACY_KERAS=1 before importing tensorflow).")
-  raise TypeError(f"{name} must be a tf_keras.Model; got {found}.")
+  raise TypeError(f"{name} must be a tf_keras.Model; got {kind}.")
 
 
 def check_model(model: Any, name: str = "model") -> keras.Model:
   """Returns `model` if it is a built `tf_keras` model with one output.
 
   Args:
-    model: what the caller passed.
+    model: the caller's argument.
     name: the argument's name, for the error.
 
   Returns:
     The model itself.
 
   Raises:
-    TypeError: it is a Keras 3 model, or no model at all.
-    ValueError: it is not built, has no layer graph, or several outputs.
+    TypeError: the argument is a Keras 3 model, or no model at all.
+    ValueError: the model is not built, has no layer graph, or has several
+      outputs.
   """
   check_keras(model, name)
   if not has_graph(model):
@@ -73,29 +74,29 @@ def has_graph(model: Any) -> bool:
 
 
 def at_least_float32(tensor: tf.Tensor) -> tf.Tensor:
-  """Casts half precision up, which a norm or an exponent would overflow."""
+  """Casts half precision to float32, so that norms do not overflow."""
   if tensor.dtype in (tf.float16, tf.bfloat16):
     return tf.cast(tensor, tf.float32)
   return tensor
 
 
 def clone_model(model: keras.Model) -> keras.Model:
-  """Copies a model, weights and all, so that the two share nothing.
+  """Copies a model and its weights, so that the two share nothing.
 
-  `prune_low_magnitude` wraps the very layers it is given, so pruning a model
-  also prunes whoever holds the same layers. Compress a copy instead:
+  `prune_low_magnitude` wraps a model's own layers. So pruning a model also
+  prunes other models with the same layers. Compress a copy instead:
 
       student = prune_low_magnitude(kap.clone_model(teacher), **schedule)
 
   Args:
-    model: a built `tf_keras` model; it is left as it came.
+    model: a built `tf_keras` model; it stays unchanged.
 
   Returns:
     A new, uncompiled model with equal weights.
 
   Raises:
-    TypeError, ValueError: as for `check_model`; or the model is wrapped in a
-      way that its config does not tell all of.
+    TypeError, ValueError: as for `check_model`; or the model has wrappers whose
+      config is not complete.
   """
   check_model(model)
   for layer in model.layers:

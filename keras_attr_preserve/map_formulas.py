@@ -1,8 +1,8 @@
-"""Weighted collapsed attribution maps and their distance.
+"""Weighted collapsed attribution maps and their distance, on tensors.
 
-The formulas of Park, Yang, Hwang and Yang, "Attribution Preservation in Network
-Compression for Reliable Network Interpretation", NeurIPS 2020
-(https://arxiv.org/abs/2010.15054), as functions of tensors.
+The formulas come from Park, Yang, Hwang and Yang, "Attribution Preservation in
+Network Compression for Reliable Network Interpretation", NeurIPS 2020
+(https://arxiv.org/abs/2010.15054).
 """
 
 import tensorflow as tf
@@ -29,8 +29,8 @@ def equal_weighted_map(features: tf.Tensor) -> tf.Tensor:
     The map, `[batch, height, width]`, not negative.
 
   References:
-    Park et al. 2020, section 3; Zagoruyko and Komodakis 2017, attention
-    transfer, is the same map.
+    Park et al. 2020, section 3. Zagoruyko and Komodakis 2017, attention
+    transfer, use the same map.
   """
   return tf.reduce_mean(tf.square(features), axis=-1)
 
@@ -41,22 +41,22 @@ def sensitivity_weighted_map(
 
       M = ReLU(sum_c a_c A_c),   a_c = sum_{h,w} dy / dA_c
 
-  The sensitivity is a sum over positions; Grad-CAM's mean differs by a constant
-  that a unit map does not see.
+  The sensitivity is a sum over positions. Grad-CAM's mean differs by a constant
+  factor, which cancels in a unit map.
 
   Args:
     features: `[batch, height, width, channels]`.
-    sensitivity: `[batch, 1, 1, channels]`, or of several scores
+    sensitivity: `[batch, 1, 1, channels]`, or for several scores
       `[scores, batch, 1, 1, channels]`.
 
   Returns:
-    The map, `[batch, height, width]`, not negative; or of several scores
+    The map, `[batch, height, width]`, not negative; or for several scores
     `[scores, batch, height, width]`.
 
   References:
     Park et al. 2020, section 3; Selvaraju et al. 2017, Grad-CAM.
   """
-  # A product of matrices, which needs no second tensor of the features' size.
+  # A matrix product needs no second tensor of the features' size.
   scores = "s" * (len(sensitivity.shape) - 4)
   return tf.nn.relu(tf.einsum(
       f"bhwc,{scores}bc->{scores}bhw", features,
@@ -65,10 +65,10 @@ def sensitivity_weighted_map(
 
 def drop_channels(
     features: tf.Tensor, drop_rate: float, seed: tf.Tensor) -> tf.Tensor:
-  """Zeroes a fixed share of the channels, the same ones for the whole batch.
+  """Zeroes a fixed share of the channels, the same for the whole batch.
 
-  Stochastic matching: of C channels `int(drop_rate * C)` are drawn uniformly
-  without replacement and set to zero; the others are not rescaled.
+  Stochastic matching draws `int(drop_rate * C)` of C channels uniformly without
+  replacement and sets them to zero. The other channels are not rescaled.
 
   Args:
     features: `[batch, height, width, channels]`.
@@ -85,17 +85,17 @@ def drop_channels(
   dropped = int(drop_rate * channels)
   if not dropped:
     return features
-  # Whole numbers of this algorithm are the same ones under XLA.
+  # XLA draws the same integers with this algorithm.
   order = tf.argsort(tf.random.stateless_uniform(
       [channels], seed, None, None, tf.int32, alg="philox"))
   return features * tf.cast(order >= dropped, features.dtype)
 
 
 def unit_map(maps: tf.Tensor) -> tf.Tensor:
-  """Scales each map to unit L2 norm; a map of zeros stays one.
+  """Scales each map to unit L2 norm; a map of zeros stays zero.
 
-  Each map is first divided by its largest magnitude, so that neither a tiny nor
-  a huge map loses precision; a unit map does not depend on that scale.
+  Each map is first divided by its largest magnitude, so that tiny and huge maps
+  keep their precision. The unit map does not depend on that scale.
 
   Args:
     maps: `[batch, height, width]`.
@@ -105,25 +105,25 @@ def unit_map(maps: tf.Tensor) -> tf.Tensor:
   """
   peak = tf.reduce_max(tf.abs(maps), axis=[1, 2], keepdims=True)
   scaled = tf.math.divide_no_nan(maps, tf.stop_gradient(peak))
-  # A live map now holds a 1, so its norm is at least 1 and needs no epsilon.
+  # A nonzero map now has a norm of at least 1, and needs no epsilon.
   square = tf.reduce_sum(tf.square(scaled), axis=[1, 2], keepdims=True)
   return scaled * tf.math.rsqrt(tf.maximum(square, 1.0))
 
 
 def map_distance(teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
-  """Half the squared distance of two unit maps: 1 - cosine for live maps.
+  """Returns half the squared distance of unit maps: 1 - cosine if not zero.
 
       d = |M_t / |M_t| - M_s / |M_s||^2 / 2 = 1 - cos(M_t, M_s)
 
-  The paper's own term is the mean of the squared difference over positions,
-  `2 d / (height * width)`, so its weight of 100 on 7x7 maps is 4.08 here. This
-  form means the same on every map size. Where one map is all zero d is 1/2,
-  where both are it is 0; in neither case does a gradient come from it.
+  The paper takes the mean of the squared difference over positions,
+  `2 d / (height * width)`. Its weight of 100 on 7x7 maps is 4.08 here. `d` does
+  not depend on the map size. If one map is all zero, d is 1/2; if both are, d
+  is 0. In both cases d has no gradient.
 
   Args:
     teacher_map: `[batch, height, width]`.
-    student_map: `[batch, height, width]`; resized first where the sizes differ,
-      the larger down to the smaller, bilinear and antialiased.
+    student_map: `[batch, height, width]`. If the sizes differ, the larger map
+      is first resized to the smaller, bilinear and antialiased.
 
   Returns:
     The distance of each pair, `[batch]`, in 0..1 (0..2 for signed maps).
@@ -138,14 +138,14 @@ def map_distance(teacher_map: tf.Tensor, student_map: tf.Tensor) -> tf.Tensor:
 
 def same_size(
     one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Brings maps of two sizes to the smaller height and width.
+  """Resizes maps of two sizes to the smaller height and width.
 
   Args:
     one: `[batch, height, width]`.
-    other: `[batch, height, width]`, perhaps of other sizes.
+    other: `[batch, height, width]`, perhaps of another size.
 
   Returns:
-    Both, resized where need be, bilinear and antialiased.
+    Both, resized if needed, bilinear and antialiased.
   """
   sizes = one.shape[1:], other.shape[1:]
   if not all(size.is_fully_defined() for size in sizes):
@@ -160,7 +160,7 @@ def _resize(maps: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
 
 def _resampled(maps: tf.Tensor, size: list[int]) -> tf.Tensor:
-  """As `_resize`, by two matrices: XLA cannot resize, but multiplies."""
+  """Resizes by two matrix products, because XLA cannot resize images."""
   if maps.shape[1:] == size:
     return maps
   with tf.init_scope():

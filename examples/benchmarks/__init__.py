@@ -1,1 +1,1 @@
-"""What a train step and a map cost."""
+"""Measures the cost of a train step and of an attribution map."""

@@ -1,11 +1,11 @@
-"""What attribution costs: throughput beside a forward pass and beside peers.
+"""Compares the speed of attribution with a forward pass and with peers.
 
     python -m examples.benchmarks.bench_attribution
 
-Every method explains the same pictures by the same net. Methods and peers take
-turns in short blocks, so that whatever else the machine does falls on all
-alike; the ratios are medians over blocks. Peers are tf-explain, Xplique, PAIR
-saliency and, for relevance, Captum: those of them that are installed.
+Every method explains the same images with the same model. Methods and peers take
+turns in short blocks, so other load on the machine affects all alike. The ratios
+are medians over blocks. Peers are tf-explain, Xplique, PAIR saliency and, for
+relevance, Captum. The table has only the installed peers.
 """
 
 import os
@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-# tf-explain and Xplique build on `tf.keras`; which one, TensorFlow asks once.
+# tf-explain and Xplique use `tf.keras`; TensorFlow reads this only once.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import numpy as np
@@ -39,8 +39,8 @@ MANY_PASSES = ("integrated_gradients", "smooth_grad", "var_grad", "score_cam",
 def build(size: int) -> keras.Model:
   """Builds MobileNetV1 0.25 with weights drawn by a seed.
 
-  For 32x32 its first stride is left out, as it is for CIFAR: else the last
-  block would have a single position, and no map.
+  For 32x32 images the first stride is 1, as is usual for CIFAR. Otherwise the
+  last block would have a single position, and no map.
   """
   keras.utils.set_random_seed(size)
   model = keras.applications.MobileNet(
@@ -59,7 +59,7 @@ def build(size: int) -> keras.Model:
 
 
 def ours(model: keras.Model, layer: str) -> Methods:
-  """Our methods, with the settings of their peers."""
+  """Returns our methods, with the settings of their peers."""
   many = {"batch_size": batch_size(model)}
   noisy = {"samples": Settings.samples, "noise": Settings.noise, **many}
   given = {
@@ -95,7 +95,7 @@ def measure(
     functions: Mapping[str, Callable[[np.ndarray], object]],
     pictures: np.ndarray,
 ) -> dict[str, list[float]]:
-  """Times all functions in turns, after one run to warm up; seconds a block."""
+  """Times all functions in turns after one warm-up run, in s per block."""
   for function in functions.values():
     function(pictures)
   times: dict[str, list[float]] = {name: [] for name in functions}
@@ -108,21 +108,21 @@ def measure(
 
 
 def line(name: str, times: dict[str, list[float]], pictures: int) -> str:
-  """Tells a method's cost and how much longer each peer takes."""
+  """Formats a method's cost and how much longer each peer takes."""
   def ratio(one, other):
     return statistics.median(a / b for a, b in zip(times[one], times[other]))
 
-  found = {peer: ratio(peer, name) for peer in times
+  ratios = {peer: ratio(peer, name) for peer in times
            if peer not in (name, "forward")}
-  least = min(found, key=found.get, default=None)
-  each = ", ".join(f"{peer} {value:.2f}" for peer, value in found.items())
+  least = min(ratios, key=ratios.get, default=None)
+  each = ", ".join(f"{peer} {value:.2f}" for peer, value in ratios.items())
   return (f"{name:<33}{1e3 * statistics.median(times[name]) / pictures:>12.3f}"
           f"{ratio('forward', name):>12.3f}"
-          f"{f'{found[least]:.2f}' if found else '':>12}   {each}")
+          f"{f'{ratios[least]:.2f}' if ratios else '':>12}   {each}")
 
 
 def main(_: list[str]) -> None:
-  """Measures and prints a table."""
+  """Measures all methods and prints a table."""
   for size in map(int, SIZES.value):
     model = build(size)
     pictures = np.random.default_rng(0).uniform(

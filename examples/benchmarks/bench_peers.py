@@ -1,11 +1,11 @@
-"""Other libraries' attribution methods, as functions of a batch of pictures.
+"""Other libraries' attribution methods, as functions of a batch of images.
 
-What is not installed is left out and named. All explain the same class of the
-same net, Captum of a PyTorch net of the same architecture with weights of its
-own: a product takes as long whatever the numbers.
+`peers` names the libraries that are not installed. All methods explain the same
+class of the same model. Captum explains a PyTorch model of the same architecture
+with other weights, as the time does not depend on them.
 
-Left out is what PAIR does with a picture a call in more calls than others:
-occlusion (a window at every pixel) and Grad-CAM.
+PAIR's occlusion (a window at every pixel) and its Grad-CAM are left out. They take
+one image a call, in more calls than the other libraries.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ Methods = dict[str, Callable[[np.ndarray], object]]
 
 
 class Settings:
-  """What every library's methods are given."""
+  """The settings of every library's methods."""
 
   target = 3
   points = 50  # Of integrated gradients, both ends among them.
@@ -35,33 +35,33 @@ class Settings:
 
 
 def batch_size(model: keras.Model) -> int:
-  """How many pictures run at once, in every library that streams."""
+  """Returns the batch size of every library that runs in batches."""
   return full_batch(None, np.empty((1, *model.input_shape[1:])))
 
 
 def peers(model: keras.Model, layer: str) -> tuple[
     dict[str, Methods], list[str]]:
-  """Collects the methods of those libraries that are installed.
+  """Collects the methods of the installed libraries.
 
   Args:
     model: MobileNetV1 0.25 without a softmax.
-    layer: that Grad-CAM reads.
+    layer: the layer of Grad-CAM.
 
   Returns:
-    By library, its methods by our names; and the libraries that are missing.
+    The methods by library and by our names, and the missing libraries.
   """
-  found, missing = {}, []
+  methods, missing = {}, []
   for name, make in (("tf-explain", _tf_explain), ("Xplique", _xplique),
                      ("PAIR saliency", _pair), ("Captum", _captum)):
     try:
-      found[name] = make(model, layer)
+      methods[name] = make(model, layer)
     except ModuleNotFoundError as error:
       missing.append(f"{name} ({error.name})")
-  return found, missing
+  return methods, missing
 
 
 def _tf_explain(model: keras.Model, layer: str) -> Methods:
-  """Its static methods, on the whole batch, as its own `explain` runs them."""
+  """Runs the static methods on the whole batch, as `explain` does."""
   from tf_explain.core.grad_cam import GradCAM
   from tf_explain.core.gradients_inputs import GradientsInputs
   from tf_explain.core.integrated_gradients import IntegratedGradients
@@ -89,9 +89,9 @@ def _tf_explain(model: keras.Model, layer: str) -> Methods:
         noisy, model, target, Settings.samples).numpy()
 
   def occlusion(x):
-    with contextlib.redirect_stdout(io.StringIO()):  # Keras's progress.
+    with contextlib.redirect_stdout(io.StringIO()):  # Hides Keras's progress bar.
       return [covering.get_sensitivity_map(
-          model, one, target, x.shape[1] // 8) for one in x]
+          model, image, target, x.shape[1] // 8) for image in x]
 
   return {
       "grad_cam": grad_cam,
@@ -137,7 +137,7 @@ def _xplique(model: keras.Model, layer: str) -> Methods:
 
 
 def _pair(model: keras.Model, layer: str) -> Methods:
-  """A picture a call; integrated gradients takes points in batches."""
+  """Runs one image a call; integrated gradients batches its points."""
   del layer
   import saliency.core as saliency
 
@@ -155,18 +155,18 @@ def _pair(model: keras.Model, layer: str) -> Methods:
 
   plain, path = saliency.GradientSaliency(), saliency.IntegratedGradients()
   return {
-      "saliency": lambda x: [plain.GetMask(one, call) for one in x],
+      "saliency": lambda x: [plain.GetMask(image, call) for image in x],
       "smooth_grad": lambda x: [plain.GetSmoothedMask(
-          one, call, stdev_spread=Settings.noise, nsamples=Settings.samples,
-          magnitude=False) for one in x],
+          image, call, stdev_spread=Settings.noise, nsamples=Settings.samples,
+          magnitude=False) for image in x],
       "integrated_gradients": lambda x: [path.GetMask(
-          one, call, x_steps=Settings.points, batch_size=batch_size(model))
-          for one in x],
+          image, call, x_steps=Settings.points, batch_size=batch_size(model))
+          for image in x],
   }
 
 
 def _captum(model: keras.Model, layer: str) -> Methods:
-  """Relevance, by the rules of "epsilon" and of "epsilon_plus"."""
+  """Computes relevance by the rules of "epsilon" and "epsilon_plus"."""
   del layer
   import torch
   from captum.attr import LRP
@@ -182,17 +182,17 @@ def _captum(model: keras.Model, layer: str) -> Methods:
 
   def run(net):
     def maps(x):
-      pictures = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+      images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
       return np.concatenate([
-          LRP(net).attribute(one, Settings.target).sum(1).detach().numpy()
-          for one in pictures.split(32)])
+          LRP(net).attribute(batch, Settings.target).sum(1).detach().numpy()
+          for batch in images.split(32)])
     return maps
 
   return {"lrp epsilon": run(by_epsilon), "lrp": run(by_sign)}
 
 
 def _torch_mobile_net(model: keras.Model):
-  """The same layers in PyTorch; Captum has no rule for ReLU6, so ReLU."""
+  """Builds the layers in PyTorch; ReLU, as Captum has no rule for ReLU6."""
   from torch import nn
 
   channels, modules = 3, []

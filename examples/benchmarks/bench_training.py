@@ -1,14 +1,15 @@
-"""What a train step costs: time and memory beside fine-tuning and distillation.
+"""Compares the time and memory of a train step with other training.
 
     python -m examples.benchmarks.bench_training
 
-Every arm trains the same student on the same pictures. The arms take turns in
-short blocks, so that whatever else the machine does falls on all alike; the
-figures are medians over blocks. Memory is the peak of a process of its own for
-each arm (on Linux): all of it, and what its steps added, tracing included.
+The others are fine-tuning and distillation. Every variant trains the same student
+on the same images. The variants take turns in short blocks, so other load on the
+machine affects all alike. The figures are medians over blocks. Each variant has
+its own process for the memory (on Linux). The table shows the peak of the process
+and the amount that its steps added, including tracing.
 
-A last table trains on more and more labels, of which every picture has three:
-`target="present"` costs what they cost, however many there are to choose from.
+A last table trains with more and more labels; every image has three. The cost of
+`target="present"` depends on these three, not on the number of labels.
 """
 
 import json
@@ -38,12 +39,12 @@ ARM = flags.DEFINE_string(
     "arm", None, "Internal: run this arm alone and print its memory.")
 
 CLASSES = 10
-MARKED = 3  # Labels of a picture, where it has several.
+MARKED = 3  # Labels of an image in the last table.
 LAYERS = {"vgg": "relu6", "mobilenet": "conv_pw_13_relu"}
 
 
 def build(net: str, seed: int, classes: int = CLASSES) -> keras.Model:
-  """Builds a net with weights drawn by a seed."""
+  """Builds a model with weights drawn by a seed."""
   keras.utils.set_random_seed(seed)
   shape = (SIZE.value, SIZE.value, 3)
   if net == "mobilenet":
@@ -62,7 +63,7 @@ def build(net: str, seed: int, classes: int = CLASSES) -> keras.Model:
 
 
 def make_step(arm: str, net: str) -> Callable[[tf.Tensor, tf.Tensor], dict]:
-  """Builds a student and its teacher; returns the step that `fit` would run."""
+  """Builds a student and its teacher; returns the train step of `fit`."""
   student = build(net, 1)
   student.compile("adam", keras.losses.SparseCategoricalCrossentropy(
       from_logits=True))
@@ -79,12 +80,12 @@ def make_step(arm: str, net: str) -> Callable[[tf.Tensor, tf.Tensor], dict]:
 
 ARMS = ("fine-tuning", "scores", "ewa", "swa", "swa, scores",
         "swa, scores, hints", "swa, kept", "swa, scores, kept")
-# What the project promises: an arm, the arm it is compared with, the most.
+# Promises of the project: a variant, its reference and the largest ratio.
 PROMISES = (("swa", "scores", 1.05), ("swa, kept", "fine-tuning", 1.15))
 
 
 def batches() -> list[tuple[tf.Tensor, tf.Tensor]]:
-  """Draws the pictures of a block."""
+  """Draws the images of a block."""
   rng = np.random.default_rng(0)
   return [(tf.constant(rng.normal(
       size=(BATCH.value, SIZE.value, SIZE.value, 3)), tf.float32),
@@ -93,29 +94,29 @@ def batches() -> list[tuple[tf.Tensor, tf.Tensor]]:
 
 
 def times(net: str) -> dict[str, list[float]]:
-  """Runs all arms in turn, a block each; returns seconds a step by block."""
+  """Runs all variants in turns; returns the seconds a step of each block."""
   data, steps = batches(), {arm: make_step(arm, net) for arm in ARMS}
-  found = {arm: [] for arm in ARMS}
+  seconds = {arm: [] for arm in ARMS}
   for block in range(BLOCKS.value + 1):
     for arm, step in steps.items():
       start = time.perf_counter()
       for x, y in data:
         logs = step(x, y)
       float(logs["loss"])
-      if block:  # The first one traces, and fills the caches.
-        found[arm].append((time.perf_counter() - start) / STEPS.value)
-  return found
+      if block:  # The first block traces and fills the caches.
+        seconds[arm].append((time.perf_counter() - start) / STEPS.value)
+  return seconds
 
 
 def label_times(net: str) -> dict[int, dict[str, list[float]]]:
-  """Trains on pictures of several labels each.
+  """Trains on images of several labels each.
 
   Returns:
-    By how many labels there are and by arm: seconds of the first step, with its
-    trace, and of a step after it, the median over all blocks.
+    Seconds by number of labels and by variant. The first value is the first step
+    with its trace, the second a later step, the median over all blocks.
   """
   rng = np.random.default_rng(0)
-  found = {}
+  results = {}
   for classes in map(int, LABELS.value):
     marked = np.argsort(rng.random((BATCH.value, classes)))[:, :MARKED]
     labels = tf.constant(
@@ -141,21 +142,22 @@ def label_times(net: str) -> dict[int, dict[str, list[float]]]:
         rest[arm].append((time.perf_counter() - start) / STEPS.value)
     for arm, values in rest.items():
       seconds[arm].append(statistics.median(values))
-    found[classes] = seconds
-  return found
+    results[classes] = seconds
+  return results
 
 
 def peak_memory(name: str, net: str) -> list[float]:
-  """Measures an arm in a process of its own.
+  """Measures a variant in a separate process.
 
   Args:
-    name: the arm.
-    net: the net.
+    name: the variant.
+    net: the model.
 
   Returns:
-    The peak of the process and what its steps added to it, MB.
+    The peak of the process and the amount that its steps added, in MB.
   """
-  flag = [f"--{one.name}={one.value}" for one in (BATCH, SIZE, STEPS)]
+  flag = [f"--{setting.name}={setting.value}"
+          for setting in (BATCH, SIZE, STEPS)]
   done = subprocess.run(
       [sys.executable, "-m", "examples.benchmarks.bench_training",
        f"--arm={name}", f"--nets={net}", *flag],
@@ -164,7 +166,7 @@ def peak_memory(name: str, net: str) -> list[float]:
 
 
 def _kilobytes(name: str) -> int:
-  """Reads a figure of this process, as Linux has it."""
+  """Reads a memory figure of this process from Linux, in kB."""
   for line in Path("/proc/self/status").read_text().splitlines():
     if line.startswith(name):
       return int(line.split()[1])
@@ -172,7 +174,7 @@ def _kilobytes(name: str) -> int:
 
 
 def print_own_memory(arm: str, net: str) -> None:
-  """Runs one arm and prints its peak and what its steps added, MB."""
+  """Runs one variant; prints its peak and the part its steps added, in MB."""
   step, data = make_step(arm, net), batches()
   before = _kilobytes("VmRSS")
   for x, y in data:
@@ -182,41 +184,43 @@ def print_own_memory(arm: str, net: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Prints one table for each net, and what is promised."""
+  """Prints one table for each model, and the promises."""
   del argv
   if ARM.value:
     print_own_memory(ARM.value, NETS.value[0])
     return
-  for net in NETS.value:
-    seconds = times(net)
-    # Ratios are taken block by block: neighbours in time.
+  for name in NETS.value:
+    seconds = times(name)
+    # Ratios compare the same block: close in time.
     def ratio(arm, base, seconds=seconds):
       return statistics.median(
-          one / two for one, two in zip(seconds[arm], seconds[base]))
-    memory = {arm: peak_memory(arm, net) for arm in ARMS} if MEMORY.value else {
-        arm: [float("nan")] * 2 for arm in ARMS}
-    print(f"\n{net}, {BATCH.value} pictures of {SIZE.value}x{SIZE.value}, "
-          f"layer {LAYERS[net]}, median of {BLOCKS.value} blocks of "
+          value / base_value for value, base_value in zip(
+              seconds[arm], seconds[base]))
+    memory = {
+        arm: peak_memory(arm, name) for arm in ARMS} if MEMORY.value else {
+            arm: [float("nan")] * 2 for arm in ARMS}
+    print(f"\n{name}, {BATCH.value} pictures of {SIZE.value}x{SIZE.value}, "
+          f"layer {LAYERS[name]}, median of {BLOCKS.value} blocks of "
           f"{STEPS.value} steps")
     print(f"{'arm':20}{'ms a step':>10}{'/fine-tuning':>14}{'/scores':>9}"
           f"{'MB':>8}{'/scores':>9}{'added':>8}{'/scores':>9}")
     for arm in ARMS:
       print(f"{arm:20}{1000 * statistics.median(seconds[arm]):10.1f}"
             f"{ratio(arm, 'fine-tuning'):14.3f}{ratio(arm, 'scores'):9.3f}"
-            + "".join(f"{one:8.0f}{one / base:9.3f}" for one, base in zip(
+            + "".join(f"{value:8.0f}{value / base:9.3f}" for value, base in zip(
                 memory[arm], memory["scores"])))
     for arm, base, most in PROMISES:
-      found = ratio(arm, base)
-      print(f"time of {arm!r} / {base!r}: {found:.3f}, at most {most}: "
-            f"{'held' if found <= most else 'NOT HELD'}")
+      measured = ratio(arm, base)
+      print(f"time of {arm!r} / {base!r}: {measured:.3f}, at most {most}: "
+            f"{'held' if measured <= most else 'NOT HELD'}")
     if MEMORY.value:
-      found = memory["swa"][0] / memory["scores"][0]
-      print(f"peak memory of 'swa' / 'scores': {found:.3f}, at most 1.05: "
-            f"{'held' if found <= 1.05 else 'NOT HELD'}")
-    print(f"\n{net}, {MARKED} labels a picture, target='present'")
+      measured = memory["swa"][0] / memory["scores"][0]
+      print(f"peak memory of 'swa' / 'scores': {measured:.3f}, at most 1.05: "
+            f"{'held' if measured <= 1.05 else 'NOT HELD'}")
+    print(f"\n{name}, {MARKED} labels a picture, target='present'")
     print(f"{'labels':>8}{'first step, s':>16}{'ms a step':>12}"
           f"{'fine-tuning, ms':>18}")
-    for classes, seconds in label_times(net).items():
+    for classes, seconds in label_times(name).items():
       first, later = seconds["present"]
       print(f"{classes:8}{first:16.1f}{1000 * later:12.1f}"
             f"{1000 * seconds['fine-tuning'][1]:18.1f}")

@@ -1,4 +1,4 @@
-r"""The command `kap-export`: a model becomes what a device runs.
+r"""The command `kap-export`: turns a model into files for a device.
 
     kap-export --model=net.h5 --layer=relu5 --images=train.npz \
         --output=net.tflite
@@ -8,9 +8,9 @@ r"""The command `kap-export`: a model becomes what a device runs.
         --name=animals --output=firmware/animals
 
 Writes one .tflite file for phones, or the C sources of a firmware project,
-whole or not at all, and prints sizes, the road to the map and why, and the
-memory it needs. Layer and labels that are not given, and the range of pixels,
-are read from net.json beside net.h5, where examples.train_teacher put it. Exits
+whole or not at all. Prints sizes, the road to the map with its reason, and the
+memory that the file needs. net.json beside net.h5, from examples.train_teacher,
+gives the range of pixels, and the layer and labels that flags leave out. Exits
 0, or 2 on bad input.
 """
 
@@ -86,7 +86,7 @@ def _flags() -> flags.FlagValues:
 
 
 def _exported(values: flags.FlagValues, rest: list[str]) -> str:
-  """Exports and describes what was written."""
+  """Exports the model and returns a summary of the files."""
   if rest:
     raise ValueError(f"unknown arguments: {' '.join(rest)}.")
   micro = values.target == "microcontroller"
@@ -161,27 +161,28 @@ def _row(name: str, value: Any) -> str:
 
 
 def _summary(path: Path, content: bytes) -> str:
-  """Says in a few lines what a file is."""
-  found = inspect_file(content)
-  facts = found.attribution
+  """Describes a file in a few lines."""
+  report = inspect_file(content)
+  facts = report.attribution
   lines = [
       _row("written", path),
-      _row("bytes", f"{found.bytes:,}; gzipped {found.bytes_gzipped:,}"),
-      _row("sparsity", f"{found.sparsity:.1%}"),
+      _row("bytes", f"{report.bytes:,}; gzipped {report.bytes_gzipped:,}"),
+      _row("sparsity", f"{report.sparsity:.1%}"),
       *(_row(name.replace("_", " "), value) for name, value in facts.items())]
-  if found.arena_phone is not None:
-    lines.append(_row("arena, LiteRT", f"about {found.arena_phone:,} bytes"))
-  if found.arena_measured is not None:
-    lines.append(_row("arena, TFLM", f"{found.arena_measured.smallest:,} bytes "
-                      f"({found.arena_measured.head:,} of them tensors)"))
-  elif found.arena_head is not None:
-    lines.append(_row("arena, TFLM", f"{found.arena_head:,} bytes of tensors, "
+  if report.arena_phone is not None:
+    lines.append(_row("arena, LiteRT", f"about {report.arena_phone:,} bytes"))
+  if report.arena_measured is not None:
+    lines.append(_row(
+        "arena, TFLM", f"{report.arena_measured.smallest:,} bytes "
+        f"({report.arena_measured.head:,} of them tensors)"))
+  elif report.arena_head is not None:
+    lines.append(_row("arena, TFLM", f"{report.arena_head:,} bytes of tensors, "
                       "and what the interpreter adds"))
   return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:
-  """Exports and prints.
+  """Exports the model and prints the summary.
 
   Args:
     argv: the program and its arguments.
@@ -193,7 +194,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-  """The installed command."""
+  """Runs the installed command."""
   sys.exit(main(sys.argv))
 
 

@@ -1,4 +1,4 @@
-"""Reading what a command line names: a model, and pictures."""
+"""Loads the model and the images that a command line names."""
 
 import importlib
 import os
@@ -25,7 +25,7 @@ flags.disclaim_key_flags()
 
 
 def define_loading_flags(values: flags.FlagValues) -> None:
-  """Defines what a command may be told of a model's file."""
+  """Defines the flags for loading a model's file."""
   flags.DEFINE_list(
       "custom_objects", [], "Layers and functions of your own that the model "
       "has, as module:NAME by commas; a module alone is imported, so that it "
@@ -44,16 +44,16 @@ def load_teacher(
 
   Args:
     path: an .h5 or .keras file, or a SavedModel folder, saved by `tf_keras`.
-    values: hold the flags of `define_loading_flags`.
-    flag: which named it, for errors.
+    values: the flags of `define_loading_flags`.
+    flag: the flag that names the model, for errors.
 
   Returns:
     The model, not compiled.
 
   Raises:
-    OSError: nothing is there, or it cannot be read.
+    OSError: the file is missing or cannot be read.
     ImportError: a module of --custom_objects is not found.
-    ValueError: it holds no `tf_keras` model, or code without --unsafe.
+    ValueError: the file holds no `tf_keras` model, or code without --unsafe.
   """
   if not Path(path).exists():
     raise FileNotFoundError(f"{flag}: no file or folder {path!r}.")
@@ -66,15 +66,15 @@ def load_teacher(
 
 
 def _named_objects(names: Sequence[str]) -> dict[str, Any]:
-  """Imports what --custom_objects names, from this folder, too."""
+  """Imports the objects of --custom_objects, from this folder, too."""
   objects, before = {}, [*sys.path]
   sys.path.append(os.getcwd())
   try:
-    for one in names:
-      module, _, name = one.partition(":")
-      found = importlib.import_module(module)
+    for entry in names:
+      module, _, name = entry.partition(":")
+      imported = importlib.import_module(module)
       if name:
-        objects[name] = getattr(found, name, None)
+        objects[name] = getattr(imported, name, None)
         if objects[name] is None:
           raise ValueError(
               f"--custom_objects must be module:NAME by commas; module "
@@ -85,19 +85,19 @@ def _named_objects(names: Sequence[str]) -> dict[str, Any]:
 
 
 def load_images(path: str, key: str, flag: str = "--images") -> np.ndarray:
-  """Loads pictures from NumPy's files.
+  """Loads images from NumPy's files.
 
   Args:
     path: an .npy or .npz file.
     key: the array's name in an .npz.
-    flag: which named it, for errors.
+    flag: the flag that names the file, for errors.
 
   Returns:
     The array.
 
   Raises:
     OSError: the file cannot be read.
-    ValueError: it is not NumPy's, or has no such key.
+    ValueError: the file is not NumPy's, or has no such key.
   """
   try:
     loaded = np.load(path, allow_pickle=False)
@@ -116,7 +116,7 @@ def load_images(path: str, key: str, flag: str = "--images") -> np.ndarray:
 
 
 def picture_paths(folder: str) -> list[Path]:
-  """A folder's pictures, in the order of `load_pictures`."""
+  """Returns the paths of a folder's images, in the order of `load_pictures`."""
   return sorted(path for path in Path(folder).iterdir()
                 if path.suffix.lower() in _PICTURES)
 
@@ -124,27 +124,28 @@ def picture_paths(folder: str) -> list[Path]:
 def load_pictures(
     folder: str, shape: Sequence[int | None], value_range: Sequence[str] | None
 ) -> np.ndarray:
-  """Loads a folder's pictures, in the order of their names.
+  """Loads a folder's images, in the order of their names.
 
   Args:
-    folder: with PNG, JPEG or BMP files, and perhaps others, which are left.
-    shape: `(height, width, channels)` to bring them to: squashed, bilinear and
-      antialiased; 3 channels or 1, grey.
-    value_range: what black and white become, two numbers.
+    folder: a folder of PNG, JPEG or BMP files; other files are ignored.
+    shape: `(height, width, channels)` of the results; images are squashed,
+      bilinear and antialiased. Channels are 3, or 1 for grey.
+    value_range: the values for black and white, two numbers.
 
   Returns:
-    float32 `[pictures, height, width, channels]`.
+    float32 `[images, height, width, channels]`.
 
   Raises:
     OSError: the folder cannot be read.
-    ValueError: it holds no pictures, or one that is damaged; or no range.
+    ValueError: the folder holds no images, or a damaged image; or no range is
+      given.
   """
   paths = picture_paths(folder)
   if not paths:
     raise ValueError(
         f"--images: {folder!r} holds no pictures {', '.join(_PICTURES)}.")
   try:
-    low, high = (float(one) for one in value_range or ())
+    low, high = (float(value) for value in value_range or ())
   except ValueError as error:
     raise ValueError(
         "--images_range must say what the model takes for black and white, as "
@@ -158,7 +159,7 @@ def load_pictures(
 
 
 def _picture(path: Path, shape: Sequence[int]) -> np.ndarray:
-  """Reads a picture, 0..255."""
+  """Reads an image, 0..255."""
   try:
     pixels = tf.io.decode_image(
         path.read_bytes(), channels=3, expand_animations=False)

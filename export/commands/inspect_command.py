@@ -1,11 +1,12 @@
-r"""The command `kap-inspect`: says what is in a .tflite file, anybody's.
+r"""The command `kap-inspect`: describes any .tflite file.
 
     kap-inspect net.tflite
     kap-inspect net.tflite --output=json
 
-Its size and sparsity, signatures, operators, tensors with their quantization,
-the memory it needs, whether TensorFlow Lite for Microcontrollers takes it, and
-where its attribution comes from. Exits 0, or 2 on bad input.
+Prints its size and sparsity, signatures, operators, tensors with their
+quantization, and the memory it needs. Also prints whether TensorFlow Lite for
+Microcontrollers takes it, and the source of its attribution. Exits 0, or 2 on
+bad input.
 """
 
 import json
@@ -33,13 +34,13 @@ def _inspected(values: flags.FlagValues, files: list[str]) -> str:
   if len(files) != 1:
     raise ValueError(
         f"one .tflite file must be given; got {' '.join(files) or 'none'}.")
-  found = inspect_file(Path(files[0]).read_bytes())
-  return json.dumps(found.to_dict(), indent=2) if (
-      values.output == "json") else str(found)
+  report = inspect_file(Path(files[0]).read_bytes())
+  return json.dumps(report.to_dict(), indent=2) if (
+      values.output == "json") else str(report)
 
 
 def main(argv: Sequence[str]) -> int:
-  """Inspects and prints.
+  """Inspects the file and prints the report.
 
   Args:
     argv: the program and its arguments.
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-  """The installed command."""
+  """Runs the installed command."""
   sys.exit(main(sys.argv))
 
 

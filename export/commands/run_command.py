@@ -1,4 +1,4 @@
-"""What the commands share: flags of their own, errors, exit codes."""
+"""Runs a command with its own flags, its errors and exit codes."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,19 +20,18 @@ def run_command(
     argv: Sequence[str],
     work: Callable[[flags.FlagValues, list[str]], Any],
 ) -> int:
-  """Parses a command's flags, does its work and prints what comes of it.
+  """Parses a command's flags, does its work and prints the result.
 
   Args:
-    name: the command's.
-    doc: printed with --help.
-    values: its flags, new for each call: commands share names of flags, which
-      absl's global ones do not allow.
+    name: the command's name.
+    doc: the text for --help.
+    values: the command's flags, new for each call. Commands share names of
+      flags, and absl's global flags do not allow that.
     argv: the program and its arguments.
-    work: called with the flags and the arguments that are none; what it returns
-      is printed.
+    work: called with the flags and the remaining arguments; returns the result.
 
   Returns:
-    The exit code: 0, or 2 on bad input, which goes to stderr in one line.
+    The exit code: 0, or 2 on bad input, with the error in one line on stderr.
   """
   if _HELP & set(argv[1:]):
     print(doc, values.get_help(include_special_flags=False), sep="\n")

@@ -1,7 +1,7 @@
-"""What stands beside a model's file: layer, pixels and classes it knows.
+"""Reads the file beside a model's file: layer, pixel range, classes.
 
-`examples.train_teacher` writes such a file beside its net, and sweeps beside
-the students that they keep: `net.json` beside `net.h5`.
+`examples.train_teacher` writes such a file beside its model, and sweeps beside
+their students: `net.json` beside `net.h5`.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ __all__ = ["Sidecar", "check_range", "read_sidecar", "settled"]
 
 @dataclasses.dataclass(frozen=True)
 class Sidecar:
-  """What a model's sidecar says; None of what it does not.
+  """The content of a model's sidecar; None for a missing entry.
 
   Attributes:
     path: the file; it need not exist.
-    layer: where the model is explained.
-    pixel_range: what it takes for black and for white.
-    class_names: of its scores, in their order.
-    settings: flags of what made it.
-    figures: what it was worth on "validation" and "test".
+    layer: the model's explained layer.
+    pixel_range: the model's values for black and for white.
+    class_names: names of the classes, in the order of the scores.
+    settings: flags of the program that made the model.
+    figures: the model's figures on "validation" and "test".
   """
 
   path: Path
@@ -38,17 +38,17 @@ class Sidecar:
 
 
 def read_sidecar(model: str | os.PathLike) -> Sidecar:
-  """Reads what stands beside a model.
+  """Reads the sidecar of a model.
 
   Args:
-    model: its file or folder, `net.h5`; the sidecar is `net.json`.
+    model: the model's file or folder, `net.h5`; the sidecar is `net.json`.
 
   Returns:
-    What it says; nothing where there is none.
+    The sidecar; without entries where the file is missing.
 
   Raises:
-    OSError: it cannot be read.
-    ValueError: it is no JSON, or an entry is not of its kind.
+    OSError: the file cannot be read.
+    ValueError: the file is no JSON, or an entry is not of its kind.
   """
   path = Path(model)
   path = path.with_name(
@@ -56,30 +56,30 @@ def read_sidecar(model: str | os.PathLike) -> Sidecar:
   if not path.is_file():
     return Sidecar(path)
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise ValueError(
         f"{str(path)!r} stands beside the model, but is no JSON: mend or move "
         f"it; {error}") from error
-  if not isinstance(found, dict) or "pixel_range" not in found:
-    return Sidecar(path)  # Of something else, such as `model.to_json`.
-  names, pixels = found.get("class_names"), found["pixel_range"]
+  if not isinstance(content, dict) or "pixel_range" not in content:
+    return Sidecar(path)  # Another JSON file, such as `model.to_json`.
+  names, pixels = content.get("class_names"), content["pixel_range"]
   for key, fits in (
       ("pixel_range", isinstance(pixels, list) and len(pixels) == 2 and all(
-          type(one) in (int, float) for one in pixels)
+          type(value) in (int, float) for value in pixels)
        and pixels[0] < pixels[1]),
       ("class_names", names is None or (isinstance(names, list) and all(
-          isinstance(one, str) for one in names))),
-      ("layer", isinstance(found.get("layer"), str | None))):
+          isinstance(name, str) for name in names))),
+      ("layer", isinstance(content.get("layer"), str | None))):
     if not fits:
       raise ValueError(
           f"{str(path)!r} stands beside the model, but its {key!r} is not of "
-          f"its kind: {found.get(key)!r}.")
+          f"its kind: {content.get(key)!r}.")
   return Sidecar(
-      path, found.get("layer"), (float(pixels[0]), float(pixels[1])),
+      path, content.get("layer"), (float(pixels[0]), float(pixels[1])),
       None if names is None else tuple(names),
-      _mapping(found.get("settings")),
-      {part: _mapping(found.get(part)) for part in ("validation", "test")})
+      _mapping(content.get("settings")),
+      {split: _mapping(content.get(split)) for split in ("validation", "test")})
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -87,16 +87,16 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def settled(flag: str, given: Any, known: Any, source: Any) -> Any:
-  """Returns what is given or known, and raises where the two differ.
+  """Returns the given or the known value, and raises where the two differ.
 
   Args:
     flag: the flag's name, for the error.
-    given: its value; None where it is not given.
-    known: what a file says; None where it says nothing.
-    source: which file.
+    given: the flag's value; None where it is not given.
+    known: the value from a file; None where the file has none.
+    source: the file.
 
   Raises:
-    ValueError: both are there, and differ.
+    ValueError: both values exist, and differ.
   """
   if given is not None and known is not None and given != known:
     raise ValueError(
@@ -107,25 +107,25 @@ def settled(flag: str, given: Any, known: Any, source: Any) -> Any:
 
 def _said(value: Any) -> str:
   return ",".join(
-      f"{one:g}" if isinstance(one, float) else str(one)
-      for one in (value if isinstance(value, list | tuple) else [value]))
+      f"{item:g}" if isinstance(item, float) else str(item)
+      for item in (value if isinstance(value, list | tuple) else [value]))
 
 
 def check_range(images: np.ndarray, known: Sidecar, flag: str) -> None:
-  """Raises where images cannot be of the range that a model was trained on.
+  """Raises where images do not fit the range of a model's training images.
 
   Args:
-    images: numbers.
-    known: the model's sidecar; nothing is checked where it has no range.
-    flag: which named the images, for the error.
+    images: an array of numbers.
+    known: the model's sidecar; without a range, nothing is checked.
+    flag: the flag that names the images, for the error.
 
   Raises:
-    ValueError: they reach out of the range by a tenth of it or more, or take
-      up half of it or less.
+    ValueError: the values leave the range by a tenth of it or more, or take up
+      half of it or less.
   """
   if known.pixel_range is None or images.dtype.kind not in "fiub" or (
       not images.size):
-    return  # `check_images` says what is amiss.
+    return  # `check_images` raises the error.
   low, high = known.pixel_range
   least, most = float(images.min()), float(images.max())
   slack = (high - low) / 10

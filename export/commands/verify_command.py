@@ -7,12 +7,12 @@ r"""The command `kap-verify`: gates a build on the maps of a .tflite file.
         --judges=occlusion,rise --require=cosine_median=0.99,ssim_p5=0.8 \
         --output=report
 
-Layer and method are the file's own; --layer and --method are for files that
-kap-export has not made. The range of a folder's pictures is read from net.json
-beside net.h5, where examples.train_teacher put it.
+A file of kap-export names its layer and method; --layer and --method are for
+other files. net.json beside net.h5, from examples.train_teacher, gives the
+range of a folder's images.
 
-Exits 0 when the file's maps agree with the teacher's as far as is required, on
-every runtime asked for, 1 when they fall short, 2 on bad input.
+Exits 0 when the file's maps agree with the teacher's as required, on every
+named runtime, 1 when they fall short, 2 on bad input.
 """
 
 import sys
@@ -120,7 +120,7 @@ def _verified() -> Report | Comparison:
   missing = [f"--{name}" for name in _NEEDED if FLAGS[name].value is None]
   if missing:
     raise ValueError(f"{', '.join(missing)} must be given.")
-  _limits()  # A slip of the pen shows before the work.
+  _limits()  # Raises on a wrong limit before the work.
   content, teacher = Path(FLAGS.tflite).read_bytes(), FLAGS.teacher
   wcam, known = _wcam(content), Sidecar(Path())
   if not teacher.endswith(".tflite"):
@@ -133,10 +133,10 @@ def _verified() -> Report | Comparison:
       judge_images=FLAGS.judge_images, progress=sys.stderr.isatty())
   if FLAGS.output:
     if Path(FLAGS.images).is_dir():
-      for one in (report.reports.values() if isinstance(report, Comparison)
-                  else [report]):
-        # A name may hold bytes that are no UTF-8, which no report can.
-        one.image_names = [
+      for single in (report.reports.values()
+                     if isinstance(report, Comparison) else [report]):
+        # A file's name may hold bytes that are no UTF-8; a report cannot.
+        single.image_names = [
             path.name.encode("utf-8", "backslashreplace").decode()
             for path in picture_paths(FLAGS.images)]
     report.save(FLAGS.output)
@@ -144,7 +144,7 @@ def _verified() -> Report | Comparison:
 
 
 def _wcam(content: bytes) -> WCAM:
-  """What the flags say, and the file where they do not."""
+  """Returns layer and method of the flags, else of the file."""
   known = file_metadata(content)
   if known is None:
     if FLAGS.layer is None:
@@ -170,15 +170,15 @@ def _images(teacher, known: Sidecar):
     return images
   taken = (Interpreter(teacher).input if isinstance(teacher, str)
            else model_input(teacher))
-  pictures = taken.own(load_pictures(
+  loaded = taken.own(load_pictures(
       FLAGS.images, taken.pixel_shape, settled(
           "images_range", _numbers(FLAGS.images_range), known.pixel_range,
           known.path)))
-  return pictures if taken.is_float else pictures.round()
+  return loaded if taken.is_float else loaded.round()
 
 
 def _numbers(texts: list[str] | None) -> tuple[float, ...] | None:
-  """Numbers of a flag, or what is given where it holds others."""
+  """Returns the numbers of a flag, or its texts if they are no numbers."""
   try:
     return None if texts is None else tuple(map(float, texts))
   except ValueError:
@@ -188,23 +188,23 @@ def _numbers(texts: list[str] | None) -> tuple[float, ...] | None:
 def _limits() -> dict[str, float]:
   limits = {name: FLAGS[_REQUIRE + name].value for name in _REQUIRED}
   limits = {name: value for name, value in limits.items() if value is not None}
-  for one in FLAGS.require:
-    name, _, value = one.partition("=")
+  for entry in FLAGS.require:
+    name, _, value = entry.partition("=")
     if name in limits:
       raise ValueError(f"--require: {name} is given twice.")
     try:
       limits[name] = float(value)
     except ValueError as error:
       raise ValueError(
-          f"--require must be name=limit by commas; got {one!r}.") from error
+          f"--require must be name=limit by commas; got {entry!r}.") from error
   return limits
 
 
 def main(argv: list[str]) -> int:
-  """Verifies and prints.
+  """Verifies the file and prints the report.
 
   Args:
-    argv: the program and what absl left over, which must be nothing.
+    argv: the program; further arguments are bad input.
 
   Returns:
     The exit code: 0, 1 or 2.
@@ -226,7 +226,7 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
   if {"-h", "--help", "--helpshort", "--helpfull"} & set(argv[1:]):
-    # absl exits with 1 here, which stands for a shortfall.
+    # absl exits with 1 here, but 1 means a shortfall.
     print(__doc__, FLAGS.module_help(sys.modules[__name__]), sep="\n")
     sys.exit(0)
   try:
@@ -237,7 +237,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
-  """The installed command."""
+  """Runs the installed command."""
   app.run(main, flags_parser=_parse)
 
 

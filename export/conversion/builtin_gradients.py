@@ -1,17 +1,17 @@
-"""Gradients of a net's tail, written in operators that TFLite has.
+"""Gradients of a model's tail, written in operators that TFLite has.
 
 TensorFlow's own gradients of ReLU, batch normalization, pooling and depthwise
 convolution are operations of their own, unknown to TFLite. Each rule here
 computes the same numbers from ordinary operators, for one image and known
-sizes. Masks are selections against a number, which convert to SELECT_V2 (of
-three tensors of one shape they would become SELECT, which TFLite Micro lacks),
-and nothing divides at run time, so that int8 kernels can follow.
+sizes. A mask selects between a tensor and a number, which converts to
+SELECT_V2. Three tensors of one shape would become SELECT, which TFLite Micro
+lacks. Nothing divides at run time, so that int8 kernels can follow.
 
 A tape keeps an operation's inputs and outputs only where TensorFlow's own
 gradient needs them, so a rule takes sizes from the gradient it is given.
 
-`MatMul`, `BiasAdd`, additions, reshapes, padding and concatenation
-need no rule: what TensorFlow gives for them converts.
+`MatMul`, `BiasAdd`, additions, reshapes, padding and concatenation need no
+rule: TensorFlow's gradients of them convert.
 """
 
 from collections.abc import Mapping
@@ -61,9 +61,9 @@ def _batch_norm(op, grad, *_):
   if not op.get_attr("is_training"):
     factor = gamma * tf.math.rsqrt(variance + op.get_attr("epsilon"))
     return grad * factor, None, None, None, None
-  # What tf_keras computes a LayerNormalization by: [1, groups, values, 1], each
-  # group by its own statistics, and gamma is 1. A BatchNormalization runs in
-  # inference mode here.
+  # tf_keras computes a LayerNormalization by this operation: on a tensor
+  # [1, groups, values, 1], with statistics of each group and gamma 1. A
+  # BatchNormalization runs in inference mode here.
   if op.get_attr("data_format") != b"NCHW" or x.shape[0] != 1:
     raise ValueError("batch normalization must run in inference mode here.")
   centred = x - tf.reduce_mean(x, 2, keepdims=True)
@@ -78,12 +78,12 @@ def _batch_norm(op, grad, *_):
 def _mean(op, grad):
   size = op.inputs[0].shape.as_list()
   axes = np.atleast_1d(tf.get_static_value(op.inputs[1])) % len(size)
-  # A function inside the model does not know the batch: that is -1.
-  kept = [1 if axis in axes else -1 if length is None else length
+  # A function inside the model does not know the batch size: -1 stands for it.
+  shape = [1 if axis in axes else -1 if length is None else length
           for axis, length in enumerate(size)]
   spread = [length if axis in axes else 1 for axis, length in enumerate(size)]
   share = np.full(spread, 1 / np.prod(spread), np.float32)
-  return tf.reshape(grad, kept) * share, None
+  return tf.reshape(grad, shape) * share, None
 
 
 def _max_pool(op, grad):
@@ -97,9 +97,9 @@ def _max_pool(op, grad):
     largest = pool.seen_from(padded, offset) >= pooled
     if pool.padded:
       largest = tf.logical_and(largest, pool.seen_from(inside, offset))
-    part = tf.where(largest, left, 0.0)
+    share = tf.where(largest, left, 0.0)
     left = tf.where(largest, 0.0, left)
-    total.append(pool.placed(part, offset))
+    total.append(pool.placed(share, offset))
   return pool.crop(tf.add_n(total))
 
 
@@ -109,7 +109,7 @@ def _average_pool(op, grad):
   if pool.size == pool.image and not pool.padded:
     return grad * np.full(
         [1, *pool.size, 1], 1 / np.prod(pool.size), np.float32)
-  # Padding counts for nothing: an output at the edge averages fewer pixels.
+  # Padding does not count: an output at the edge averages fewer pixels.
   inside = pool.pad(np.ones([1, *pool.image, 1], np.float32))
   counts = sum(pool.seen_from(inside, offset)
                for offset in np.ndindex(*pool.size))
@@ -121,17 +121,17 @@ def _convolution(op, grad):
   image, kernel = op.inputs
   settings = {name: op.get_attr(name) for name in (
       "strides", "padding", "dilations", "explicit_paddings")}
-  # TFLite's transposed convolution knows no groups: one after the other.
+  # TFLite's transposed convolution has no groups, so each has its own call.
   groups = image.shape[3] // kernel.shape[2]
-  # Keras runs them in a function of its own, which does not know the batch.
+  # Keras runs groups in a function that does not know the batch size.
   size = [tf.shape(image)[0] if image.shape[0] is None else image.shape[0],
           *image.shape[1:3], kernel.shape[2]]
-  parts = [
+  gradients = [
       tf.raw_ops.Conv2DBackpropInput(
-          input_sizes=size, filter=filters, out_backprop=part, **settings)
-      for filters, part in zip(tf.split(kernel, groups, 3),
+          input_sizes=size, filter=filters, out_backprop=group_grad, **settings)
+      for filters, group_grad in zip(tf.split(kernel, groups, 3),
                                tf.split(grad, groups, 3))]
-  return tf.concat(parts, 3) if groups > 1 else parts[0], None
+  return tf.concat(gradients, 3) if groups > 1 else gradients[0], None
 
 
 def _depthwise(op, grad):
@@ -146,7 +146,7 @@ def _depthwise(op, grad):
 
 
 def _resize(op, grad):
-  """Sends gradients back through the two matrices that a resizing is."""
+  """Sends gradients back through the two matrices that resizing amounts to."""
   settings = {name: op.get_attr(name)
               for name in ("align_corners", "half_pixel_centers")}
   resize = getattr(tf.raw_ops, op.type)
@@ -163,7 +163,7 @@ def _resize(op, grad):
 
 
 class _Window:
-  """A window that slides over one image: sizes, and moves back and forth."""
+  """A window that slides over one image, and gradients through it."""
 
   def __init__(self, op, image, output, size):
     self.size = list(size)
@@ -175,12 +175,12 @@ class _Window:
         max((out - 1) * stride + size - length, 0) if same else 0
         for out, stride, size, length in zip(
             self.output, self.strides, self.size, self.image)]
-    self.before = [one // 2 for one in missing]
-    self.after = [one - one // 2 for one in missing]
+    self.before = [pixels // 2 for pixels in missing]
+    self.after = [pixels - pixels // 2 for pixels in missing]
     self.padded = any(missing)
 
   def pad(self, image):
-    """Surrounds an image with the zeros that the window may look at."""
+    """Surrounds an image with the zeros that the window may cover."""
     if not self.padded:
       return image
     rows, columns = zip(self.before, self.after)
@@ -193,14 +193,14 @@ class _Window:
     return padded[:, top:top + height, left:left + width]
 
   def seen_from(self, padded, offset):
-    """What one cell of the window sees, for every place of the window."""
+    """Returns the pixels under a cell of the window, for all its positions."""
     (down, right), (height, width) = offset, self.output
     rows, columns = self.strides
     return padded[:, down:down + (height - 1) * rows + 1:rows,
                   right:right + (width - 1) * columns + 1:columns]
 
   def placed(self, part, offset):
-    """Puts back what `seen_from` took, zeros elsewhere."""
+    """Undoes `seen_from`: puts pixels back in place, zeros elsewhere."""
     dilated = self._dilated(part)
     spare = [length + before + after - start - size
              for length, before, after, start, size in zip(
@@ -220,22 +220,22 @@ class _Window:
     return tf.nn.depthwise_conv2d(
         padded, kernel[::-1, ::-1, :, None], [1, 1, 1, 1], "VALID")
 
-  def _dilated(self, part):
-    """Spreads a map by the strides, zeros between."""
-    _, height, width, channels = part.shape
+  def _dilated(self, values):
+    """Spreads pixels apart by the strides, zeros between them."""
+    _, height, width, channels = values.shape
     rows, columns = self.strides
     if rows > 1:
-      part = tf.reshape(part, [1, height, 1, width * channels])
-      part = tf.pad(part, [(0, 0), (0, 0), (0, rows - 1), (0, 0)])
-      part = tf.reshape(part, [1, height * rows, width, channels])
-      part = part[:, :(height - 1) * rows + 1]
-    height = part.shape[1]
+      values = tf.reshape(values, [1, height, 1, width * channels])
+      values = tf.pad(values, [(0, 0), (0, 0), (0, rows - 1), (0, 0)])
+      values = tf.reshape(values, [1, height * rows, width, channels])
+      values = values[:, :(height - 1) * rows + 1]
+    height = values.shape[1]
     if columns > 1:
-      part = tf.reshape(part, [1, height * width, 1, channels])
-      part = tf.pad(part, [(0, 0), (0, 0), (0, columns - 1), (0, 0)])
-      part = tf.reshape(part, [1, height, width * columns, channels])
-      part = part[:, :, :(width - 1) * columns + 1]
-    return part
+      values = tf.reshape(values, [1, height * width, 1, channels])
+      values = tf.pad(values, [(0, 0), (0, 0), (0, columns - 1), (0, 0)])
+      values = tf.reshape(values, [1, height, width * columns, channels])
+      values = values[:, :, :(width - 1) * columns + 1]
+    return values
 
 
 BUILTIN_GRADIENTS: Mapping[str, Rule] = {
@@ -255,4 +255,4 @@ BUILTIN_GRADIENTS: Mapping[str, Rule] = {
     "Softsign": _softsign,
     "Tanh": _tanh,
 }
-"""For each operation type, its gradient; see `gradient_rules`."""
+"""The gradient of each operation type; see `gradient_rules`."""

@@ -1,4 +1,4 @@
-"""Turning a model into a .tflite file with its attribution on board."""
+"""Converts a model to a .tflite file that also gives attribution maps."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ __all__ = ["MODES", "ROADS", "TARGETS", "convert"]
 
 ROADS = {"phone": ("auto", *phone.ROADS, "features"),
          "microcontroller": ("auto", "features", "gradient")}
-"""For each target the roads to a map that may be asked for."""
+"""The roads to a map that a caller may choose, for each target."""
 TARGETS = tuple(ROADS)
 _NOT_CONVERTED = ("float16", "bfloat16", "float64")
 _ALIASES = {"predict": ("explain", ("logits", "predictions"))}
@@ -54,62 +54,62 @@ def convert(
   The file explains the first of the WCAM's layers, in builtin operators. Every
   signature is run once before the file is returned.
 
-  For phones, `predict` gives `logits` (and `predictions`, where the model ends
-  in a softmax or sigmoid) and has not one operator more than the bare model.
+  For phones, `predict` gives `logits`, and `predictions` where the model ends
+  in a softmax or sigmoid. It has no operator more than the bare model.
+
   `explain` takes `images` and, for SWA, `class_weights [1, classes]`: zeros for
   the top class, a one-hot vector for a class, 1 and -1 for "this rather than
-  that". It gives the same logits to the last bit, and `map [1, height, width]`
-  in floats, not negative, in Grad-CAM's units, ready to be drawn; and what the
-  map is made of, `features` and, for SWA, `sensitivity [1, 1, 1, channels]`.
+  that". It gives the same logits to the last bit. It gives `map [1, height,
+  width]` in floats, not negative, in Grad-CAM's units, ready to be drawn. It
+  also gives `features` and, for SWA, `sensitivity [1, 1, 1, channels]`.
   Roads to that map:
 
-  - "tail": from the file's own features, in floats, with the backward pass of
-    what follows the layer. Where that is pooling and a linear layer the pass is
-    one product with the head's weights.
-  - "whole": where the file's features stray too far from the Keras model's, or
-    something reaches the logits past the layer: features and map come from the
-    whole model in floats, run beside the integer one. The weights are, for the
-    most part, read from those of `predict`.
+  - "tail": the map comes from the file's features, in floats, by the backward
+    pass through the layers behind the explained layer. For pooling and a linear
+    layer this pass is one product with the head's weights.
+  - "whole": features and map come from the whole model in floats, run beside
+    the integer model. Most weights are read from those of `predict`. This road
+    serves where the file's features differ too much from the Keras model's, or
+    where a branch reaches the logits without passing the layer.
   - "features": no map in the file; see below.
 
   For microcontrollers the file has one subgraph, all of one number type, that
   serves both signatures:
 
-  - "features": the file hands out features, which it computes anyway, and the
-    map is put together outside, from the file's own head weights or, for EWA,
-    from nothing else. Where only pooling and a linear layer follow, or a hidden
-    layer with a ReLU before that.
-  - "gradient": for any other tail, the backward pass in the file's own number
-    type; `explain` takes `class_weights` and hands out `sensitivity`.
+  - "features": the file gives features, which it computes anyway. The map is
+    computed outside: for SWA with the file's head weights, for EWA from the
+    features alone. SWA needs a tail of pooling and a linear layer, which may
+    have a hidden layer with a ReLU before it.
+  - "gradient": for any other tail, the backward pass in the file's number
+    type; `explain` takes `class_weights` and gives `sensitivity`.
 
   Args:
     model: a `tf_keras` model; pruning and clustering wrappers are stripped from
-      a copy. It is left as it came, but that what is pruned is set to zero in
-      it where it was not, as by any of its calls; see `kap.strip`.
-    wcam: what was matched; its first student layer and method are used.
+      a copy. The model does not change, but for pruned weights that are not yet
+      zero: they become zero, as in any of its calls; see `kap.strip`.
+    wcam: its first student layer and method are used.
     mode: "float32"; "float16", weights stored in half precision; "dynamic",
       weights in int8, computing in float; "int8", integers throughout, inputs
-      and outputs too, by the ranges that quantization-aware training learned
-      or, for other models, by those of the representative images; "int16x8",
-      as "int8" with activations, inputs and outputs of 16 bits, which the
-      runtimes "builtin", "reference" and "tflm" compute in integers and
-      "xnnpack" leaves to "builtin".
+      and outputs too; "int16x8", as "int8" with activations, inputs and outputs
+      of 16 bits. Integer ranges come from quantization-aware training or else
+      from the representative images. The runtimes "builtin", "reference" and
+      "tflm" compute "int16x8" in integers; "xnnpack" leaves it to "builtin".
     representative_images: `[images, height, width, channels]`, a hundred or
-      more, from the training data, in the range the model takes; or in parts,
-      as a function for TFLite's converter, a generator or a `tf.data.Dataset`
-      gives them, labels behind them or not. Needed for
-      "int16x8", and for "int8" unless the model is quantize-aware and no
-      backward pass is in integers. Given for any mode, the file's maps are
-      measured on them, against the Keras model's.
+      more training images, in the range the model takes. Or batches of them: a
+      function for TFLite's converter, a generator or a `tf.data.Dataset`, with
+      or without labels. "int16x8" needs them. "int8" needs them unless the
+      model is quantize-aware and no backward pass is in integers. In any mode
+      the file's maps are compared on them with the Keras model's.
     target: "phone" or "microcontroller".
-    road: "auto": of "tail" and "whole" the first whose maps reach a median
-      cosine of .999 to the Keras model's, .99 in the integer modes, on the
-      representative images (without them, the first that can be had); for
-      microcontrollers, "features" where it leads there. Or one of the above.
-    selective: the median cosine that the maps must reach, for mode "int8": the
-      layers that break them are left in floats, at the cost of bytes. See
-      `selective`, which also tells which, and what each does. None quantizes
-      all.
+    road: one of the above, or "auto". For phones "auto" takes the first of
+      "tail" and "whole" whose maps reach a median cosine to the Keras model's
+      on the representative images: .999, or .99 in the integer modes. Without
+      images it takes the first possible. For microcontrollers it takes
+      "features" where possible.
+    selective: the median cosine that the maps must reach, for mode "int8". The
+      layers that break them stay in floats, at the cost of bytes. The function
+      `selective` also tells which layers, and the effect of each. None
+      quantizes all.
 
   Returns:
     The bytes of the .tflite file. Its metadata "keras_attr_preserve" say layer,
@@ -117,11 +117,11 @@ def convert(
     which range it was measured, and why that road was taken.
 
   Raises:
-    TypeError, ValueError: an argument is not as above, no representative images
-      where they are needed, a tail that TFLite cannot express, a road that
-      does not lead to this model's map; or the file does not run, or gives
-      what is not finite.
-    ShortfallError: what `selective` asks for cannot be reached.
+    TypeError, ValueError: an argument is not as above; representative images
+      are needed and missing; TFLite cannot express the tail; the road does not
+      lead to this model's map; the file does not run, or gives numbers that are
+      not finite.
+    ShortfallError: the cosine `selective` cannot be reached.
   """
   model, images = _checked(
       model, wcam, mode, representative_images, target, road)
@@ -138,7 +138,8 @@ def convert(
         first_run, road)
 
   ewa = wcam.method == "ewa"
-  # That of a head with a hidden layer changes; few images suffice to see it.
+  # Sensitivity varies by image if the head has a hidden layer; few images
+  # suffice to find that head.
   if road != "gradient" and (
       ewa or has_constant_sensitivity(model, layer) or head_is_found(
           _with_features(explained, mode, None if images is None
@@ -169,7 +170,7 @@ def _selective(model, wcam, mode, images, target, road, require) -> bytes:
 def _checked(
     model: Any, wcam: Any, mode: Any, images: Any, target: Any, road: Any
 ) -> tuple[keras.Model, np.ndarray | None]:
-  """Checks what `convert` is given; returns the stripped model and images."""
+  """Checks the arguments of `convert`; returns stripped model and images."""
   check_model(model)
   check_wcam(wcam)
   if mode not in MODES:
@@ -214,16 +215,16 @@ def _checked(
 
 def _with_features(
     explained: ExplainedModel, mode: str, images: np.ndarray | None) -> bytes:
-  """Makes a file of one subgraph that hands out scores and features."""
+  """Makes a file of one subgraph that gives scores and features."""
   samples = None if images is None else lambda: (
-      {"images": one[None]} for one in images)
+      {"images": image[None]} for image in images)
   return run_converter(explained.explain_features(), mode, samples)
 
 
 def _with_gradient(
     explained: ExplainedModel, facts: dict[str, Any], images: np.ndarray | None
 ) -> bytes:
-  """Makes a file of one subgraph with the backward pass in it."""
+  """Makes a file of one subgraph that includes the backward pass."""
   layer, mode = facts["layer"], facts["mode"]
   if mode == "int16x8":
     raise ValueError(
@@ -250,7 +251,7 @@ def _with_gradient(
 def _annotated(
     content: bytes, facts: dict[str, Any], explained: ExplainedModel,
     images: np.ndarray | None, first_run: FirstRun) -> bytes:
-  """Adds the metadata of a file of one subgraph, with what was measured."""
+  """Adds the metadata of a file of one subgraph, with the measured cosine."""
   known = {"median_cosine": None, "measured_on": 0}
   trial = annotate(content, facts, _ALIASES)
   first_run.check(trial)
@@ -260,10 +261,10 @@ def _annotated(
     cosine = accuracy.median_cosine(trial)
     known = {"median_cosine": None if np.isnan(cosine) else round(cosine, 6),
              "measured_on": accuracy.count, **representative_range(images)}
-    wanted = BARS[facts["mode"]]
-    if cosine < wanted:
+    bar = BARS[facts["mode"]]
+    if cosine < bar:
       notice(
           f"The maps of road {facts['road']!r} reach a median cosine of "
-          f"{cosine:.4f} to the Keras model's; {wanted} is wanted. A later "
+          f"{cosine:.4f} to the Keras model's; {bar} is wanted. A later "
           "layer, or method 'ewa', loses less.")
   return annotate(content, {**facts, **known}, _ALIASES)

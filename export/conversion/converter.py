@@ -1,4 +1,4 @@
-"""Running TensorFlow's converter to TFLite on functions of one image."""
+"""Runs TensorFlow's converter to TFLite on functions of one image."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +25,9 @@ def run_converter(
   Args:
     function: a `tf.function` with an input signature, of named tensors.
     mode: one of `MODES`.
-    samples: gives the inputs that ranges are measured on, by name; for integer
-      modes, and not needed where the function has quantizers.
-    run: what is done with TensorFlow's converter, once it is set up.
+    samples: gives the inputs that ranges are measured on, by name. Integer
+      modes need it, unless the function has quantizers.
+    run: called with TensorFlow's converter, once that is set up.
 
   Returns:
     The file's bytes. Inputs and outputs are integers in the integer modes.
@@ -36,9 +36,9 @@ def run_converter(
     ValueError: TFLite cannot express the function.
   """
   with tempfile.TemporaryDirectory() as folder:
-    # The variables and nothing else of the model: saving a Keras model traces
-    # each of its layers. Gradients stay out, too: TFLite has none, and tails
-    # that use a custom one would not load.
+    # Only variables are saved: saving a Keras model traces each of its layers.
+    # Gradients stay out: TFLite has none, and a tail with a custom gradient
+    # would not load.
     concrete = function.get_concrete_function()
     holder = tf.Module()
     holder.held = list(concrete.variables)
@@ -50,7 +50,7 @@ def run_converter(
     _set_mode(converter, mode, samples)
     try:
       return run(converter)
-    # The converter raises errors of its own, private kinds, and others.
+    # The converter raises errors of its own private classes, and others.
     except Exception as error:
       raise ValueError(
           f"model: TFLite cannot express it. {shortened(error)}") from error

@@ -1,4 +1,4 @@
-"""The maps that features lead to, through a Keras model's own tail."""
+"""Attribution maps of a file's features, computed by a Keras model's tail."""
 
 import numpy as np
 from ai_edge_litert import interpreter as litert
@@ -18,20 +18,20 @@ _BATCH = 16
 
 
 class FeatureMaps:
-  """Judges the features of files by the maps they lead to.
+  """Judges the features of files by their attribution maps.
 
   Attributes:
-    images: what is looked at.
-    targets: the model's top class of each, as weights of the logits.
+    images: the images to explain.
+    targets: the model's top class of each image, as weights of the logits.
   """
 
   def __init__(
       self, model: keras.Model, layer: str, method: str, images: np.ndarray):
-    """Makes the model's own maps.
+    """Computes the model's own maps.
 
     Args:
-      model: in floats; not changed.
-      layer: whose features are explained.
+      model: a model in floats; not changed.
+      layer: the layer that is explained.
       method: "swa" or "ewa".
       images: `[images, height, width, channels]`.
     """
@@ -45,11 +45,11 @@ class FeatureMaps:
 
   @property
   def alive(self) -> int:
-    """How many images have a map that is not all zero."""
+    """The number of images whose map is not all zero."""
     return int(np.any(self.reference, axis=(1, 2)).sum())
 
   def cosines(self, content: bytes) -> np.ndarray:
-    """Compares the maps that a file's features lead to.
+    """Compares the maps of a file's features with the model's own.
 
     Args:
       content: a file with a signature "explain" from images to features.
@@ -68,19 +68,19 @@ class FeatureMaps:
     return agreement(self.reference, maps)["cosine"]
 
   def _maps(self, features: np.ndarray | None) -> np.ndarray:
-    found = []
+    maps = []
     for i in range(0, len(self.images), _BATCH):
       batch = slice(i, i + _BATCH)
-      found.append(self._map(
+      maps.append(self._map(
           tf.constant(self.images[batch]), self.targets[batch],
           None if features is None else features[batch]))
-    return np.concatenate(found)
+    return np.concatenate(maps)
 
   def _map(self, images, targets, features) -> np.ndarray:
     def change(output):
       if features is None:
         return output
-      # The file's values, on the path that gradients take.
+      # The sum has the file's values, and gradients flow through `output`.
       return output + tf.stop_gradient(features - output)
     with tf.GradientTape() as tape, changed({self._layer: change}):
       tape.watch(images)

@@ -1,4 +1,4 @@
-"""A file is run once before anybody gets it."""
+"""Runs each file once before the user gets it."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from keras_attr_preserve.models.tap import Tap
 
 __all__ = ["FirstRun"]
 
-# Of the largest logit, in modes that compute in floats with every weight as a
-# float. Half precision loses .001; the converter clips weights that it cannot
-# hold, above 65504, without a word.
+# The error allowed, as a share of the largest logit, in modes whose weights are
+# all floats. Half precision loses .001. The converter silently clips weights
+# above 65504, the largest number of half precision.
 _OFF = {"float32": 0.1, "float16": 0.1}
 
 
@@ -19,15 +19,15 @@ class FirstRun:
 
   def __init__(self, model: keras.Model, layer: str, mode: str,
                images: np.ndarray | None):
-    """Runs the model itself, which says what shapes to expect.
+    """Runs the model itself, whose outputs have the expected shapes.
 
     Args:
       model: the model that is converted, of a fixed input size.
       layer: the layer that is explained.
-      mode: of the files; in "float32" and "float16" their logits are compared
-        with the model's.
-      images: `[images, height, width, channels]`, of which the first is run;
-        None makes one of random pixels, 0..1, or 0..255 where the model takes
+      mode: the mode of the files. Logits are compared with the model's in
+        "float32" and "float16".
+      images: `[images, height, width, channels]`; the first is run. None makes
+        an image of random pixels, 0..1, or 0..255 where the model takes
         integers.
 
     Raises:
@@ -56,11 +56,11 @@ class FirstRun:
     """Runs every signature of a file once.
 
     Args:
-      content: a whole file, metadata and all.
+      content: a whole file, with its metadata.
 
     Raises:
-      ValueError: it does not load, a signature does not run, an output has
-        another shape or is not finite, or logits of floats are far off.
+      ValueError: the file does not load, a signature does not run, an output
+        has another shape or is not finite, or logits of floats are far off.
     """
     try:
       interpreter = Interpreter(content)
@@ -68,8 +68,8 @@ class FirstRun:
                  for name in interpreter.signatures}
     except ValueError as error:
       raise self._fault(f"does not run: {error}") from error
-    for signature, found in outputs.items():
-      for name, values in found.items():
+    for signature, results in outputs.items():
+      for name, values in results.items():
         whose = f"gives as {name} of {signature!r} numbers"
         if values.shape != self._shapes[name]:
           raise self._fault(
@@ -77,7 +77,7 @@ class FirstRun:
               f"{list(self._shapes[name])}")
         if not np.isfinite(values).all():
           raise self._fault(f"{whose} that are not finite")
-      off = np.abs(found["logits"] - self._logits).max()
+      off = np.abs(results["logits"] - self._logits).max()
       most = np.abs(self._logits).max()
       if off > _OFF.get(self._mode, np.inf) * most:
         raise self._fault(
@@ -88,7 +88,7 @@ class FirstRun:
     signature = interpreter.signatures[name]
     feeds = {}
     for key, spec in signature.inputs.items():
-      # Of a single class; all zero would leave a backward pass without work.
+      # The first class: a backward pass of all zeros would test nothing.
       values = np.eye(*spec.shape, dtype=np.float32) if (
           key == "class_weights") else self._image
       feeds[key] = spec.encode(values)
@@ -104,7 +104,7 @@ class FirstRun:
 
 
 def _random_image(model: keras.Model) -> np.ndarray:
-  """One image, float32 `[1, ...]`, of the shape that the model takes."""
+  """Returns an image, float32 `[1, ...]`, of the shape that the model takes."""
   given = model.inputs[0]
   pixels = np.random.default_rng(0).uniform(size=[1, *given.shape[1:]])
   if tf.as_dtype(given.dtype).is_integer:

@@ -1,7 +1,7 @@
-"""Whether what follows a layer is a head that can be read off the file.
+"""Tells whether a layer is followed by a head that can be read off the file.
 
-Where that is pooling and a linear layer, no more, the gradient of a score is
-the same for every image.
+With a head of pooling and a linear layer alone, the gradient of a score is the
+same for every image.
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ __all__ = ["has_constant_sensitivity", "head_is_found"]
 
 def has_constant_sensitivity(model: keras.Model, layer: str) -> bool:
   """Says whether the gradient at a layer is the same for every image."""
-  some = model_input(model).probes(4)
+  images = model_input(model).probes(4)
   for classes in range(min(2, model.outputs[0].shape[-1])):
-    values = _sensitivity(model, layer, some, classes)
+    values = _sensitivity(model, layer, images, classes)
     if not np.allclose(values, values[:1], rtol=1e-4,
                        atol=1e-5 * np.abs(values).max()):
       return False
@@ -38,7 +38,7 @@ def _sensitivity(
 def _differentiated(
     model: keras.Model, layer: str, images: np.ndarray, target: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A score's sensitivities, `[images, channels]`, and the features."""
+  """Returns a score's sensitivities, `[images, channels]`, and the features."""
   tap = Tap(model, [layer])
   with tf.GradientTape() as tape:
     images = tf.convert_to_tensor(images)
@@ -59,21 +59,23 @@ def head_is_found(
       explain.outputs["features"].position)
   if head is None:
     return False
-  # Whatever range of pictures the model takes, some turn hidden units on.
+  # Some of the sizes 1 to 256 turn hidden units on, whatever the model's range.
   taken = model_input(model)
-  some = taken.probes(8)
+  images = taken.probes(8)
   if taken.is_float:
     sizes = np.geomspace(1, 256, 8, dtype=np.float32)
-    some *= sizes.reshape(8, *[1] * (some.ndim - 1))
+    images *= sizes.reshape(8, *[1] * (images.ndim - 1))
   classes = len(head.last.weights)
   for target in {0, classes // 2, classes - 1}:
     seed = np.eye(classes, dtype=np.float32)[[target] * 8]
-    ours, features = _differentiated(model, layer, some, seed)
-    theirs = head.sensitivity(features, seed)
-    # A share for the rounding of int8 weights, which may also turn a hidden
-    # unit of some image; both may be zero.
-    error = np.linalg.norm(ours - theirs, axis=1)
-    size = np.maximum(*(np.linalg.norm(one, axis=1) for one in (ours, theirs)))
+    expected, features = _differentiated(model, layer, images, seed)
+    computed = head.sensitivity(features, seed)
+    # A share of .15 allows for the rounding of int8 weights, which may also
+    # switch a hidden unit. The median forgives single images; both sides may be
+    # zero.
+    error = np.linalg.norm(expected - computed, axis=1)
+    size = np.maximum(*(
+        np.linalg.norm(values, axis=1) for values in (expected, computed)))
     if np.median(error - 0.15 * size) > 0:
       return False
   return True

@@ -1,4 +1,4 @@
-"""How near a file's maps come to those of the Keras model it was made from."""
+"""Compares a file's maps with the maps of its Keras model."""
 
 import numpy as np
 
@@ -14,34 +14,34 @@ __all__ = ["BARS", "MapAccuracy", "representative_range"]
 
 BARS = {"float32": 0.999, "float16": 0.999, "dynamic": 0.999,
         "int8": 0.99, "int16x8": 0.99}
-"""For each mode the median cosine that a file's maps are to reach."""
+"""The median cosine that a file's maps are to reach, for each mode."""
 
 def representative_range(images: np.ndarray | None) -> dict[str, list[float]]:
-  """What a file's metadata say of the images it was measured on, if of any."""
+  """Returns the metadata of the representative images: least, largest pixel."""
   return {} if images is None else {
       "representative_range": [float(images.min()), float(images.max())]}
 
 
-_MOST = 100  # Images; a median needs no more.
+_MOST = 100  # Images. A median needs no more.
 
 
 class MapAccuracy:
   """Measures files against the maps of one Keras model.
 
   Attributes:
-    count: how many images it measures on; those without a Keras map apart.
+    count: the number of images whose Keras map is not all zero.
   """
 
   def __init__(
       self, model: keras.Model, layer: str, method: str, images: np.ndarray):
-    """Makes the maps to reach: of the model's top class, in floats.
+    """Computes the maps to reach: of the model's top class, in floats.
 
     Args:
       model: the model that is converted.
       layer: the layer that is explained.
       method: "swa" or "ewa".
-      images: `[images, height, width, channels]`; at most a hundred of them,
-        evenly drawn, are used.
+      images: `[images, height, width, channels]`; at most a hundred are used,
+        evenly spaced.
     """
     steps = np.linspace(0, len(images) - 1, min(len(images), _MOST))
     self._images = images[steps.round().astype(int)]
@@ -54,9 +54,9 @@ class MapAccuracy:
     self.count = int(np.any(self._maps, axis=(1, 2)).sum())
 
   def median_cosine(self, tflite_model: bytes) -> float:
-    """Returns the median cosine of a file's maps; NaN where there is no map.
+    """Returns the median cosine of a file's maps; NaN where all are zero.
 
-    A map that is zero where the model's is not counts as 0.
+    A zero map counts as 0 if the model's map is not zero.
     """
     maps = Interpreter(tflite_model).explain(self._images, self._targets).maps
     cosines = agreement(self._maps, maps)["cosine"]

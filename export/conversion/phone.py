@@ -1,4 +1,4 @@
-"""A file for phones: which road leads to its map, chosen by measuring."""
+"""Makes a file for phones; measured maps decide how it computes its map."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +22,8 @@ __all__ = ["ROADS", "phone_file"]
 
 ROADS = ("tail", "whole")
 
-# In the order of what they cost, and with how the weights of the floats are
-# stored; those in int8 are, for the most part, the file's own.
+# Roads in the order of their cost, with the storage type of the float weights.
+# Most int8 weights are shared with the file's `predict`.
 _TRIES = {
     "float32": (("tail", "float32"), ("whole", "float32")),
     "float16": (("tail", "float16"), ("whole", "float16"),
@@ -45,23 +45,23 @@ def phone_file(
     first_run: FirstRun,
     road: str = "auto",
 ) -> bytes:
-  """Puts a map into a file.
+  """Adds a map to a file.
 
   Args:
-    forward: what `explain_features` converted to.
+    forward: the file converted from `explain_features`.
     explained: the model.
     facts: "layer", "method" and "mode", for the metadata.
-    images: what the maps are measured on; None takes the first road there is.
+    images: the maps are measured on them; None takes the first possible road.
     first_run: runs each file that is tried.
-    road: "tail", "whole", or "auto": the first of these whose maps come near
+    road: "tail", "whole", or "auto": the first of the two whose maps are close
       enough to the Keras model's.
 
   Returns:
-    The file. Its metadata say which road, why, and what was measured.
+    The file. Its metadata say the road, the reason, and the median cosine.
 
   Raises:
-    ValueError: TFLite cannot express the backward pass; there is no such road;
-      or the file does not run.
+    ValueError: TFLite cannot express the backward pass, the road does not lead
+      to the map, or the file does not run.
   """
   try:
     piece = run_converter(explained.explain_map(facts["method"]), "float32")
@@ -81,18 +81,19 @@ def phone_file(
     first_run.check(trial)
     return np.nan if accuracy is None else accuracy.median_cosine(trial)
 
-  # Of a file that only just reaches it on these images, half would not on
-  # others: a third of what may be missing is kept to spare.
+  # A file that only just reaches the bar here misses it on every second set of
+  # other images. The bar is a third of the way from the promised value to 1.
   promised = BARS[facts["mode"]]
   bar = promised + (1 - promised) / 3
-  tries = [one for one in _TRIES[facts["mode"]] if road in ("auto", one[0])]
+  tries = [attempt for attempt in _TRIES[facts["mode"]]
+           if road in ("auto", attempt[0])]
   try:
     content, way, weights, cosine, before = _choose(build, measure, tries, bar)
   except BypassError as error:
     raise ValueError(
         f"road 'tail' does not lead to the map of layer {facts['layer']!r}: "
         f"{error} Pass road='whole' or road='auto'.") from error
-  found = {
+  measured = {
       "road": way,
       "weights": weights,
       "median_cosine": None if np.isnan(cosine) else round(cosine, 6),
@@ -109,7 +110,7 @@ def phone_file(
     notice(
         f"The maps in the file reach a median cosine of {cosine:.4f} to the "
         f"Keras model's; {promised} is wanted.")
-  return annotate(content, {**facts, **found}, {})
+  return annotate(content, {**facts, **measured}, {})
 
 
 def _choose(
@@ -118,31 +119,31 @@ def _choose(
     tries: list[tuple[str, str]],
     bar: float,
 ) -> tuple[bytes, str, str, float, list[str]]:
-  """Builds one file after the other until one is near enough, or all are.
+  """Builds files until one reaches the bar, or all are built.
 
   Returns:
-    The first whose cosine is not below the bar, or else the best; its road, its
-    weights, its cosine; and what became of the others.
+    The first file whose cosine is not below the bar, or else the best; its
+    road, its weights, its cosine; and notes on the files before it.
 
   Raises:
-    BypassError: there is none.
+    BypassError: no file can be built.
   """
   best, others = None, []
   for way, weights in tries:
     try:
       content = build(way, weights)
     except BypassError:
-      if all(one == "tail" for one, _ in tries):
+      if all(road == "tail" for road, _ in tries):
         raise
       others.append(f"{way} with {weights} weights: something reaches the "
                     "logits past the layer")
       continue
-    one = (content, way, weights, measure(content, way))
-    if not one[3] < bar:  # Reached, or not measured.
-      return (*one, others)
-    if best is None or one[3] > best[3]:
-      best = one
-    others.append(f"{way} with {weights} weights: {one[3]:.4f}")
+    candidate = (content, way, weights, measure(content, way))
+    if not candidate[3] < bar:  # Reached, or not measured.
+      return (*candidate, others)
+    if best is None or candidate[3] > best[3]:
+      best = candidate
+    others.append(f"{way} with {weights} weights: {candidate[3]:.4f}")
   return (*best, others)
 
 

@@ -1,4 +1,4 @@
-"""Keeping in floats the few layers that break an int8 file's map."""
+"""Keeps in floats the few layers that break an int8 file's map."""
 
 import dataclasses
 from typing import Any
@@ -26,23 +26,23 @@ _TARGETS = ("phone", "microcontroller")
 
 @dataclasses.dataclass(frozen=True)
 class SelectiveResult:
-  """A file with some layers in floats, and what they cost.
+  """A file with some layers in floats, and their cost.
 
   Attributes:
     content: the bytes of the .tflite file.
-    kept: the layers in floats, in the order of computing; a layer that was
-      fused goes by the last of its chain, the features and other outputs by
-      their names. Empty where int8 throughout suffices.
-    agreement: of the file's own maps to the Keras model's, on images that
-      neither ranges nor choice have seen: the `statistic` of the cosines.
+    kept: the layers in floats, in the order they run. Fused layers go by the
+      last of them, the features and other outputs by their names. Empty where
+      int8 throughout suffices.
+    agreement: the `statistic` of the cosines of the file's maps to the Keras
+      model's, on images used neither for the ranges nor for the choice.
     statistic: "median" or "mean".
-    require: what was to be reached.
+    require: the agreement that was required.
     bytes: the file's size.
-    bytes_added: how many more than the smallest file with nothing kept; those
-      of a backward pass in floats, where one was needed, among them.
-    trials: what was tried, the cheapest first.
-    harms: for each layer `1 - cosine`, mean over images, of the map where it
-      alone is quantized; the most harmful first. Empty where nothing is kept.
+    bytes_added: how many bytes more than the smallest file with nothing kept.
+      Includes a backward pass in floats, where one was needed.
+    trials: the choices that were tried, the cheapest first.
+    harms: for each layer `1 - cosine`, mean over images, of the map with this
+      layer alone quantized; the most harmful first. Empty if nothing is kept.
   """
 
   content: bytes
@@ -56,7 +56,7 @@ class SelectiveResult:
   harms: dict[str, float]
 
   def __str__(self) -> str:
-    """What is kept, what it costs, and the best that less would have given."""
+    """Lists kept layers, their cost, and the best results of cheaper trials."""
     lines = [
         f"{self.statistic} cosine  {self.agreement:.4f}, {self.require:g} "
         "required, on images held out",
@@ -64,28 +64,28 @@ class SelectiveResult:
         f"in floats      {', '.join(self.kept) or 'nothing'}", "",
         f"{'kept':>5}{'bytes added':>13}{'agreement':>11}{'held out':>10}"]
     best = -np.inf
-    for one in self.trials:  # Only those worth their bytes.
-      if min(one.agreement, one.held_out) > best:
-        best = min(one.agreement, one.held_out)
-        lines.append(f"{len(one.kept):>5}{one.bytes:>13}{one.agreement:>11.4f}"
-                     f"{one.held_out:>10.4f}")
+    for trial in self.trials:  # Only trials worth their bytes.
+      if min(trial.agreement, trial.held_out) > best:
+        best = min(trial.agreement, trial.held_out)
+        lines.append(f"{len(trial.kept):>5}{trial.bytes:>13}"
+                     f"{trial.agreement:>11.4f}{trial.held_out:>10.4f}")
     if self.harms:
       lines += ["", f"{'layer':<28}{'harm alone':>11}"]
-      lines += [f"{name:<28}{harm:>11.2g}" + (
+      lines += [f"{name:<28}{distance:>11.2g}" + (
           "  kept" if name in self.kept else "")
-                for name, harm in self.harms.items()]
+                for name, distance in self.harms.items()]
     return "\n".join(lines)
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain values, without the content."""
+    """Returns plain values, without the content."""
     return {
         "kept": list(self.kept), "agreement": self.agreement,
         "statistic": self.statistic, "require": self.require,
         "bytes": self.bytes, "bytes_added": self.bytes_added,
         "harms": dict(self.harms),
-        "trials": [{"kept": list(one.kept), "agreement": one.agreement,
-                    "held_out": one.held_out, "bytes": one.bytes}
-                   for one in self.trials]}
+        "trials": [{"kept": list(trial.kept), "agreement": trial.agreement,
+                    "held_out": trial.held_out, "bytes": trial.bytes}
+                   for trial in self.trials]}
 
 
 def selective(
@@ -100,31 +100,31 @@ def selective(
 ) -> SelectiveResult:
   """Converts to int8 with as few layers in floats as the map allows.
 
-  A tensor is in floats where the operator that makes it and all that take it
-  are kept; the choice is of operators, in the order of what each does to the
-  map when it alone is quantized (see `Search`). Every other image measures the
-  ranges and makes the choice; the others are held out to judge it. What
-  `predict` gives is no part of the bargain, but gains where features do.
+  The choice is of operators, in the order of the harm that each does to the map
+  when it alone is quantized (see `Search`). A tensor is in floats where all
+  operators that make or take it are kept. Every other image serves to measure
+  the ranges and to choose; the rest is held out to judge the choice. Nothing is
+  required of `predict`, but its outputs gain where the features gain.
 
   Args:
-    model: a `tf_keras` model that is not quantize-aware; left as it came.
-    wcam: what was matched; its first student layer and method are used.
+    model: a `tf_keras` model that is not quantize-aware; not changed.
+    wcam: its first student layer and method are used.
     representative_images: `[images, height, width, channels]`, four at least,
       better two hundred, from the training data, in the range the model takes.
     require: the agreement to reach, above 0 and below 1.
-    statistic: what must reach it: the "median" or "mean" over images of the
-      cosine of the file's map to the Keras model's.
+    statistic: the "median" or "mean", over images, of the cosine of the file's
+      map to the Keras model's. This value must reach `require`.
     target: "phone", as for `convert`, with the map in the file by the road
       "tail"; or "microcontroller", by the road "features".
-    max_bytes: the most that the floats may cost; None for any number.
+    max_bytes: the most bytes that the floats may add; None for no limit.
 
   Returns:
-    The file, as `convert` makes it, what is kept, and what it costs. The file's
-    metadata have it under "selective".
+    The file, as `convert` makes it, the kept layers, and their cost. The file's
+    metadata repeat these under "selective".
 
   Raises:
-    ShortfallError: it cannot be reached, or not for so many bytes; the message
-      says what can.
+    ShortfallError: the agreement cannot be reached, or not within `max_bytes`;
+      the message says the best possible.
     TypeError, ValueError: an argument is not as above, the tail allows no such
       road, or TFLite cannot express the model.
 
@@ -150,19 +150,19 @@ def selective(
   search = Search(quantizer, choosing, held_out, judge)
   facts = {"layer": layer, "method": method, "mode": "int8", "target": target,
            "selective": {"require": require, "statistic": statistic}}
-  found = finished(search, quantizer, explained, held_out, facts, judge)
-  if max_bytes is not None and found.bytes_added > max_bytes:
+  result = finished(search, quantizer, explained, held_out, facts, judge)
+  if max_bytes is not None and result.bytes_added > max_bytes:
     raise ShortfallError(
-        f"selective: {statistic} cosine {require:g} takes {found.bytes_added} "
+        f"selective: {statistic} cosine {require:g} takes {result.bytes_added} "
         f"bytes, max_bytes are {max_bytes}. Within these "
         f"{search.best(max_bytes)}.")
-  harms = sorted(search.harms.items(), key=lambda one: -one[1])
+  harms = sorted(search.harms.items(), key=lambda item: -item[1])
   return SelectiveResult(
-      found.content, tuple(_named(one, layer) for one in found.trial.kept),
-      found.agreement, statistic, require, len(found.content),
-      found.bytes_added,
-      tuple(sorted(search.trials, key=lambda one: one.bytes)),
-      {_named(step.layer, layer): harm for step, harm in harms})
+      result.content, tuple(_named(step, layer) for step in result.trial.kept),
+      result.agreement, statistic, require, len(result.content),
+      result.bytes_added,
+      tuple(sorted(search.trials, key=lambda trial: trial.bytes)),
+      {_named(step.layer, layer): distance for step, distance in harms})
 
 
 def _named(step: str, layer: str) -> str:
@@ -202,10 +202,11 @@ def _checked(
 
 def _calibrated(
     explained: ExplainedModel, images: np.ndarray) -> LayerQuantizer:
-  made = []
+  quantizers = []
   def calibrate(converter):
-    made.append(LayerQuantizer(converter))
+    quantizers.append(LayerQuantizer(converter))
     return b""
   run_converter(explained.explain_features(), "int8",
-                lambda: ({"images": one[None]} for one in images), calibrate)
-  return made[0]
+                lambda: ({"images": image[None]} for image in images),
+                calibrate)
+  return quantizers[0]

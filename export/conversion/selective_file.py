@@ -1,4 +1,4 @@
-"""Making the file that ships of a model with some layers left in floats."""
+"""Makes the final file of a model with some layers left in floats."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -29,13 +29,13 @@ _Build = Callable[[bytes, dict[str, Any]], bytes]
 
 
 class Finished(NamedTuple):
-  """A file that reaches what is required.
+  """A file that reaches the required agreement.
 
   Attributes:
     content: its bytes.
-    trial: what it keeps in floats.
-    agreement: of its own maps, on the images held out.
-    bytes_added: how many more it has than the smallest with nothing kept.
+    trial: the choice of layers in floats.
+    agreement: the agreement of its own maps, on the images held out.
+    bytes_added: how many bytes more than the smallest file with nothing kept.
   """
 
   content: bytes
@@ -52,33 +52,33 @@ def finished(
     facts: dict[str, Any],
     statistic: Callable[[np.ndarray], float],
 ) -> Finished:
-  """Puts a choice into a file whose own maps reach what is required.
+  """Makes the smallest file whose own maps reach the required agreement.
 
-  A file rounds the weights of the backward pass too, unless they take more
-  bytes; where that costs too much agreement, either more layers are kept or
-  these weights are stored in floats, whichever makes the smaller file.
+  A file may round the weights of the backward pass too, to save bytes. Where
+  this costs too much agreement, either more layers are kept or these weights
+  are stored in floats. The smaller file wins.
 
   Args:
-    search: for what to keep.
-    quantizer: of the model.
+    search: the search for the layers to keep.
+    quantizer: the model's quantizer.
     explained: the model.
     held_out: the images to judge by.
-    facts: the metadata: layer, method, mode, target, and "selective" with what
-      is required.
-    statistic: what to make of the cosines of all images.
+    facts: the metadata: layer, method, mode, target, and "selective" with the
+      requirement.
+    statistic: reduces the cosines of all images to one number.
 
   Returns:
     The smallest file.
 
   Raises:
-    ShortfallError: no file reaches it.
+    ShortfallError: no file reaches the agreement.
     ValueError: no road leads to the map, or the file does not run.
   """
   require = facts["selective"]["require"]
   make = _phone_files if facts["target"] == "phone" else _plain_files
   first_run = FirstRun(
       explained.model, facts["layer"], "int8", held_out.images)
-  found, size, best = [], None, -np.inf
+  candidates, size, best = [], None, -np.inf
   for build in make(quantizer.content(), explained, facts):
     size = size or len(build(quantizer.content(), {}))
     bar = require
@@ -96,22 +96,22 @@ def finished(
       best = max(best, reached)
       if reached >= require:
         added = len(content) - size
-        kept = [facts["layer"] if one == "features" else one
-                for one in trial.kept]
-        found.append(Finished(build(forward, {
+        layers = [facts["layer"] if name == "features" else name
+                  for name in trial.kept]
+        candidates.append(Finished(build(forward, {
             "median_cosine": round(float(np.nanmedian(cosines)), 6),
             "measured_on": held_out.alive,
             **representative_range(held_out.images),
             "selective": {
-                **facts["selective"], "kept": kept, "bytes_added": added,
+                **facts["selective"], "kept": layers, "bytes_added": added,
                 "agreement": round(reached, 6)}}), trial, reached, added))
         break
-      # The features must make up for what the file loses behind them.
+      # The next features must make up for the file's loss behind them.
       bar = min(trial.agreement, trial.held_out) + require - reached
-    if found and bar == require:
+    if candidates and bar == require:
       break  # Weights of more bytes could not make a smaller one.
-  if found:
-    return min(found, key=lambda one: len(one.content))
+  if candidates:
+    return min(candidates, key=lambda candidate: len(candidate.content))
   raise ShortfallError(
       f"selective: a file's maps reach {best:.4f}, {require:g} is required; "
       f"{search.best()}.")
@@ -120,7 +120,7 @@ def finished(
 def _phone_files(
     content: bytes, explained: ExplainedModel, facts: dict[str, Any]
 ) -> Iterator[_Build]:
-  """Yields ways to put the map into a file, the smallest file first."""
+  """Yields functions that add the map to a file, the smallest file first."""
   del content
   piece = run_converter(explained.explain_map(facts["method"]), "float32")
   for weights in ("int8", "float16", "float32"):
@@ -135,7 +135,7 @@ def _phone_files(
 def _plain_files(
     content: bytes, explained: ExplainedModel, facts: dict[str, Any]
 ) -> Iterator[_Build]:
-  """Yields the way of a file without a map in it."""
+  """Yields a function that makes a file without a map in it."""
   if facts["method"] != "ewa" and not head_is_found(
       content, explained.model, facts["layer"]):
     raise ValueError(

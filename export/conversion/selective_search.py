@@ -1,4 +1,4 @@
-"""Finding the fewest operators to keep in floats for a map to hold."""
+"""Finds the fewest operators to keep in floats for an accurate map."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -16,15 +16,15 @@ __all__ = ["Search", "Trial"]
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One choice of what to keep, and what came of it.
+  """A choice of operators to keep in floats, and its result.
 
   Attributes:
-    kept: the layers kept in floats, in the order of computing; of fused ones
-      the last.
-    agreement: of the maps that the features lead to, on the images that the
-      choice is made by.
-    held_out: the same on images that neither ranges nor choice have seen.
-    bytes: how many more the features' file has than with nothing kept.
+    kept: the layers kept in floats, in the order they run; of fused layers the
+      last.
+    agreement: the agreement of the features' maps, on the images that serve to
+      choose.
+    held_out: the same on images used neither for the ranges nor for the choice.
+    bytes: how many bytes the features' file has more than with nothing kept.
     nodes: the operators' names in the file.
   """
 
@@ -36,31 +36,32 @@ class Trial:
 
 
 class Search:
-  """Tries what to keep.
+  """Searches for the operators to keep.
 
-  Each operator is first quantized alone, all the others kept: what that does to
-  the map is its harm. Seen from that side the harms hardly depend on each
-  other, while in a file where all is quantized to spare one operator shows
-  nothing as long as its neighbours, which take or make the same tensor, are not
-  spared. The operators are kept in the order of harm, or of harm for each byte,
-  until the map holds; then those are given up again that it holds without.
+  Each operator is first quantized alone, with all others kept. The map's
+  distance is then the operator's harm. Harms measured this way hardly depend on
+  each other. The opposite way, keeping a single operator, shows nothing: the
+  operators that share its tensors are still quantized.
+
+  Operators are kept in the order of harm, or of harm for each byte, until the
+  agreement suffices. Then operators that are not needed are given up again.
 
   Attributes:
-    harms: for each step that the features depend on `1 - cosine`, mean over the
-      images the choice is made by, where it alone is quantized.
-    trials: what was tried, the first with nothing kept.
+    harms: for each step that the features depend on, `1 - cosine` where it
+      alone is quantized, mean over the images that serve to choose.
+    trials: the choices that were tried, the first with nothing kept.
   """
 
   def __init__(
       self, quantizer: LayerQuantizer, choosing: FeatureMaps,
       held_out: FeatureMaps, statistic: Callable[[np.ndarray], float]):
-    """Keeps what is needed and tries to keep nothing.
+    """Stores the arguments and tries with nothing kept.
 
     Args:
-      quantizer: of the model, one of whose outputs is called "features".
+      quantizer: of a model with an output called "features".
       choosing: images to choose by.
       held_out: images to judge by.
-      statistic: what to make of the cosines of all images.
+      statistic: reduces the cosines of all images to one number.
     """
     self._quantizer, self._statistic = quantizer, statistic
     self._choosing, self._held_out = choosing, held_out
@@ -74,14 +75,14 @@ class Search:
     return list(self._tried.values())
 
   def run(self, require: float) -> Trial | None:
-    """Searches; asked again, it remembers what was tried.
+    """Searches; later calls remember what was tried.
 
     Args:
       require: the least value of the statistic.
 
     Returns:
-      The smallest file that reaches what is required on both halves of the
-      images; None where even floats throughout do not.
+      The smallest trial that reaches `require` on both halves of the images;
+      None where even floats throughout do not.
     """
     self._require = require
     if self._holds(()):
@@ -94,23 +95,25 @@ class Search:
       self.harms[step] = float(np.nanmean(1 - cosines))
     if not self._holds(every):
       return None
-    found = []
+    choices = []
     for price in (lambda step: 1, lambda step: step.weights + 64):
       order = sorted(steps, key=lambda step: -self.harms[step] / price(step))
-      found.append(self._pruned(self._shortest(
+      choices.append(self._pruned(self._shortest(
           [step.node for step in order])))
-    return min((self._try(one) for one in found), key=lambda one: one.bytes)
+    return min((self._try(nodes) for nodes in choices),
+               key=lambda trial: trial.bytes)
 
   def best(self, max_bytes: float = np.inf) -> str:
-    """Says the best that was tried within a number of bytes."""
-    one = max((one for one in self.trials if one.bytes <= max_bytes),
-              key=lambda one: min(one.agreement, one.held_out))
-    return (f"the best features give {one.agreement:.4f}, {one.held_out:.4f} "
-            f"on the images held out, with {len(one.kept)} layers in floats "
-            f"for {one.bytes} bytes")
+    """Describes the best trial within a number of bytes."""
+    trial = max((trial for trial in self.trials if trial.bytes <= max_bytes),
+                key=lambda trial: min(trial.agreement, trial.held_out))
+    return (f"the best features give {trial.agreement:.4f}, "
+            f"{trial.held_out:.4f} "
+            f"on the images held out, with {len(trial.kept)} layers in floats "
+            f"for {trial.bytes} bytes")
 
   def _shortest(self, order: Sequence[str]) -> list[str]:
-    """The first operators of an order that suffice."""
+    """Returns the shortest start of an order that suffices."""
     low, high = 0, len(order)
     while high - low > 1:
       middle = (low + high) // 2
@@ -121,10 +124,10 @@ class Search:
     return list(order[:high])
 
   def _pruned(self, kept: list[str]) -> list[str]:
-    """Gives up what is not needed, the heaviest first."""
+    """Drops nodes that are not needed, the heaviest first."""
     weights = {step.node: step.weights for step in self._quantizer.steps}
     for node in sorted(kept, key=weights.get, reverse=True):
-      fewer = [one for one in kept if one != node]
+      fewer = [name for name in kept if name != node]
       size = self._try(kept).bytes
       if self._holds(fewer) and self._try(fewer).bytes <= size:
         kept = fewer
@@ -148,13 +151,13 @@ class Search:
 
 
 def _before(steps: Sequence[Step], layer: str) -> list[Step]:
-  """The steps that an output depends on, itself included."""
+  """Returns the steps that an output depends on, itself included."""
   by_node = {step.node: step for step in steps}
   todo = [step.node for step in steps if step.layer == layer]
-  found = set()
+  needed = set()
   while todo:
     node = todo.pop()
-    if node not in found:
-      found.add(node)
+    if node not in needed:
+      needed.add(node)
       todo += by_node[node].inputs
-  return [step for step in steps if step.node in found]
+  return [step for step in steps if step.node in needed]

@@ -21,10 +21,10 @@ __all__ = ["ExplainedModel"]
 
 
 class ExplainedModel:
-  """A model as the functions that a .tflite file is made of.
+  """A model as functions to convert to a .tflite file.
 
-  Each takes one image, since a file's batch is fixed to 1. Outputs are
-  `logits [1, classes]`; `predictions`, the same, where the model ends in a
+  Each function takes one image, since a file's batch is fixed to 1. Outputs are
+  `logits [1, classes]`; `predictions [1, classes]`, where the model ends in a
   softmax or sigmoid; `features [1, height, width, channels]`; `sensitivity
   [1, 1, 1, channels]`.
   """
@@ -35,8 +35,8 @@ class ExplainedModel:
 
     Args:
       model: a `tf_keras` model without pruning wrappers.
-      layer: whose features are explained.
-      images: of the size that the file is to take; None for the model's own.
+      layer: the layer that is explained.
+      images: have the size that the file takes; None for the model's own size.
     """
     self.model = model
     self._tap = Tap(model, [layer])
@@ -48,17 +48,20 @@ class ExplainedModel:
     self._gives_logits = self._tap.gives_logits
 
   def explain_features(self):
-    """Images to scores and features; no operator more than the model's."""
+    """Returns a function from images to scores and features.
+
+    It has no operator more than the model.
+    """
     def explain(images):
       tapped = self._traced(images)
       return {**self._scores(tapped), "features": tapped.features[0]}
     return tf.function(explain, input_signature=[self._image])
 
   def explain_gradient(self):
-    """Images and weights of the logits to scores, features and sensitivity.
+    """Returns a function to scores, features and sensitivity.
 
-    The backward pass of the tail is part of the function, written in operators
-    that TFLite has.
+    It takes images and weights of the logits. It includes the backward pass of
+    the tail, written in operators that TFLite has.
     """
     def explain(images, class_weights):
       with tf.GradientTape() as tape:
@@ -73,14 +76,14 @@ class ExplainedModel:
     return tf.function(explain, input_signature=[self._image, self._weights])
 
   def explain_map(self, method: str):
-    """Images and weights of the logits to everything, the map as well.
+    """Returns a function to logits, features, sensitivity and map.
 
-    Weights that are all zero stand for the top class. Computed in floats; only
-    operators that TFLite has.
+    It takes images and weights of the logits; weights that are all zero stand
+    for the top class. It computes in floats, with operators that TFLite has.
 
     Args:
-      method: "swa" or "ewa"; the map of the latter is of no class, and its
-        function takes images alone.
+      method: "swa" or "ewa". A map of "ewa" has no class and no sensitivity;
+        its function takes images alone.
     """
     def explain(images, class_weights):
       with tf.GradientTape() as tape:
@@ -108,8 +111,8 @@ class ExplainedModel:
   def calibration(self, images: np.ndarray) -> Iterator[dict[str, Any]]:
     """Yields inputs of `explain_gradient` on which its ranges are measured.
 
-    The backward pass of any class, for and against it, not of top classes
-    alone: each a third of the images, or all on all where these are few.
+    The backward pass is measured for top classes, and for and against any
+    class. Each gets a third of the images, or all of them if there are few.
 
     Args:
       images: `[images, height, width, channels]`.
@@ -117,19 +120,19 @@ class ExplainedModel:
     few = len(images) < 30
     for number, image in enumerate(images):
       weights = self.calibration_weights(image[None], number)
-      for one in weights if few else [weights[number % len(weights)]]:
-        yield {"images": image[None], "class_weights": one}
+      for seed in weights if few else [weights[number % len(weights)]]:
+        yield {"images": image[None], "class_weights": seed}
 
   def calibration_weights(
       self, image: np.ndarray, number: int) -> list[tf.Tensor]:
-    """Weights of the logits for the image's top class, and for and against one.
+    """Weighs logits for the top class, and for and against another class.
 
     Args:
       image: `[1, height, width, channels]`.
-      number: which image it is; the classes take turns.
+      number: the image's number; the other class changes with it.
 
     Returns:
-      Three times `[1, classes]`.
+      Three tensors `[1, classes]`.
     """
     classes = self._tap.classes
     other = tf.one_hot([number // 3 % classes], classes)
@@ -142,10 +145,10 @@ class ExplainedModel:
 
 
 def _seed(logits: tf.Tensor, class_weights: tf.Tensor) -> tf.Tensor:
-  """The weights given, or those of the top class where they are all zero.
+  """Returns the weights given, or the top class's if they are all zero.
 
-  The first of the largest: integer logits are often equal. Compared by numbers,
-  since TFLite has not everywhere a one-hot encoding.
+  Among equal logits, common in integers, the first is the top. Class numbers
+  are compared, since one-hot encoding is missing in some TFLite runtimes.
   """
   if logits.shape[-1] == 1:
     top = tf.where(logits >= 0, 1.0, -1.0)

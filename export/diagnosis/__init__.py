@@ -1,1 +1,1 @@
-"""Finding the layers where a file departs from its model."""
+"""Finds the layers where a file differs from its model."""

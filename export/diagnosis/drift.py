@@ -1,9 +1,9 @@
-"""Where a file's features, sensitivities and maps part from the Keras model's.
+"""Compares a file's features, sensitivities and maps with the Keras model's.
 
-An error that arrives at a layer says little of who made it. Three views of each
-layer tell them apart: how far its features are off (what has arrived), how far
-they are off given the file's own inputs of that layer (what it added), and what
-the addition alone does to the map that the file is shipped for (what it broke).
+An error at a layer can come from that layer or from an earlier one. So each
+layer has three measures. `error` is the difference of its features. `added` is
+the difference given the file's own inputs of that layer. `harm` is the change
+of the file's attribution map by `added` alone.
 """
 
 import os
@@ -41,7 +41,7 @@ from keras_attr_preserve.training.wcam import WCAM
 
 __all__ = ["Drift", "LayerDrift", "drift"]
 
-# As many images tell which tensor is which layer's.
+# This many images match tensors to layers.
 _TO_MATCH = 8
 
 
@@ -58,38 +58,36 @@ def drift(
 ) -> Drift:
   """Compares a file with its Keras model layer by layer.
 
-  What is compared at each layer of which the file holds a tensor:
+  The comparisons, at each layer whose tensor is in the file:
 
   - features: the file's tensor, dequantized, with the Keras layer's output.
-  - sensitivities and maps: Keras's own with those that Keras computes when this
-    layer's output is the file's tensor and all the rest stays in floats; so
-    they tell what the file's features at this layer mean to the score and the
-    map, whether or not the file itself has a backward pass. What the file's own
-    sensitivity and map of the WCAM's layer are worth is said in `facts`; of a
-    file of road "whole", whose map has floats of its own, that says nothing of
-    the layers of `predict`, which the rows are about.
-  - the layer's own error: the file's tensor with what the Keras layer gives for
-    the file's own inputs of it, taken from the nearest tensors before it, so
-    that a fused chain is one step.
-  - harm: the WCAM's map of the Keras model with that of the Keras model to
-    which this layer's own error was added.
+  - sensitivities and maps: the Keras model's, with the same model's when this
+    layer gives the file's tensor and the others stay in floats. They show the
+    effect of the file's features at this layer on score and map. They need no
+    backward pass in the file. `facts` compares the file's own sensitivity and
+    map of the WCAM's layer. With road "whole" the file's map has float layers
+    of its own. It then says nothing about the layers of `predict`, which the
+    rows describe.
+  - the layer's own error: the file's tensor with the Keras layer's output for
+    the file's inputs of that layer. The inputs are the nearest earlier tensors,
+    so that a fused chain is one step.
+  - harm: the WCAM's map of the Keras model with the map after this layer's own
+    error is added.
 
   Args:
-    model: the `tf_keras` model that the file was made from; as it is in floats,
-      so that with a quantize-aware model the file is compared with its fake
-      quantizers. Left as it came.
-    tflite_model: the file's bytes or path, of whatever number types and
-      whoever's making.
-    wcam: names the layer and the method; the first layer is taken. Of a file
-      made by `convert` both must be the file's own; None takes them from it.
-    images: `[images, height, width, channels]`, in the range the model takes; a
-      few dozen.
-    targets: the class explained, as for `attribution.grad_cam`; None for the
+    model: the file's `tf_keras` model, in floats. A quantize-aware model runs
+      with its fake quantizers. Not changed.
+    tflite_model: the file's bytes or path, of any number types and any origin.
+    wcam: names the layer and the method; the first layer is taken. For a file
+      made by `convert` both must be the file's; None takes them from it.
+    images: `[images, height, width, channels]`, in the model's range; a few
+      dozen.
+    targets: the explained class, as for `attribution.grad_cam`; None for the
       Keras model's top class of each image.
-    runtime: what runs the file, as for `FileTensors`.
-    preprocess: turns images as the model takes them into those that the file
-      takes, as for `FileTensors`; None where they are the same.
-    batch_size: images a batch.
+    runtime: the runtime of the file, as for `FileTensors`.
+    preprocess: turns the model's images into the file's, as for `FileTensors`;
+      None where they are the same.
+    batch_size: images per batch.
 
   Returns:
     The table; `str` prints it.
@@ -97,46 +95,46 @@ def drift(
   Raises:
     OSError: the path cannot be read.
     TypeError, ValueError: an argument is not as above, or the file is not this
-      model's: it holds not one layer's tensor.
+      model's: it holds no layer's tensor.
 
   References:
     Nagel et al. 2021, https://arxiv.org/abs/2106.08295, section 3.6, debugging
-    a quantized net one layer at a time.
+    a quantized model one layer at a time.
   """
   check_model(model)
   if isinstance(tflite_model, (str, os.PathLike)):
     tflite_model = Path(tflite_model).read_bytes()
-  ours = file_metadata(tflite_model)
-  wcam = known_wcam(ours, wcam)
+  facts = file_metadata(tflite_model)
+  wcam = known_wcam(facts, wcam)
   if batch_size < 1:
     raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
   tap = Tap(model, [wcam.layers[0]])
   images = tap.input.check(images)
   file = FileTensors(tflite_model, runtime=runtime, preprocess=preprocess)
   weights = _weights(tap, images, targets)
-  found, named = _matches(file, model, images[:_TO_MATCH])
-  if not found:
+  tensors, named = _matches(file, model, images[:_TO_MATCH])
+  if not tensors:
     raise ValueError(
         f"tflite_model: of the layers of model {model.name!r} it holds not one "
         "tensor; it is not this model's file, or takes images of another "
         "range.")
-  passes = Passes(tap, file, found, wcam.method, preprocess is None)
+  passes = Passes(tap, file, tensors, wcam.method, preprocess is None)
   for start in range(0, len(images), batch_size):
     batch = slice(start, start + batch_size)
     passes.look(images[batch], weights[batch])
   rows = [LayerDrift(
-      layer=layer, tensor=str(found.get(layer, "the images")), place=place,
+      layer=layer, tensor=str(tensors.get(layer, "the images")), place=place,
       matched="name" if layer in named else "numbers", **passes.figures(layer))
-          for place, layer in enumerate([INPUT, *found])
+          for place, layer in enumerate([INPUT, *tensors])
           if layer in passes.layers]
   rows.sort(key=lambda row: (
       -np.nan_to_num(row.harm), -np.nan_to_num(row.added), row.place))
   left_out = tuple(name for name in LayerOutputs(model).names
-                   if name not in found)
+                   if name not in tensors)
   return Drift(tuple(rows), left_out, {
       "images": len(images), "layer": wcam.layers[0], "method": wcam.method,
-      "runtime": file.kernels, "road": (ours or {}).get("road"),
-      **_own(tflite_model, ours, runtime, passes, wcam, images, weights)})
+      "runtime": file.kernels, "road": (facts or {}).get("road"),
+      **_own(tflite_model, facts, runtime, passes, wcam, images, weights)})
 
 
 def _weights(tap: Tap, images: np.ndarray, targets: Any) -> np.ndarray:
@@ -151,36 +149,36 @@ def _matches(file: FileTensors, model: keras.Model, images: np.ndarray):
   """Finds each layer's tensor, in the order of computing.
 
   Returns:
-    The tensors by layer, and the names of the layers whose numbers are too far
-    off to tell, so that the file's name for the tensor had to.
+    The tensors by layer, and the names of the layers matched by name, since
+    their numbers differ too much.
   """
   known = layers_by_name(model)
-  found = _one_each(file, {
+  tensors = _one_each(file, {
       name: match for name, match
       in layer_tensors(file, model, images).items() if name in known})
-  taken = {tensor.index for tensor in found.values()}
+  taken = {tensor.index for tensor in tensors.values()}
   named = set()
   for name, values in LayerOutputs(model).run(images[:1]).items():
-    if name in found or name not in known:
+    if name in tensors or name not in known:
       continue
     same = [tensor for tensor in file.tensors.values()
             if tensor.index not in taken and _bears(tensor.name, name)
             and np.prod(tensor.spec.shape[1:]) == values[0].size]
     if len(same) == 1:
-      found[name] = same[0]
+      tensors[name] = same[0]
       named.add(name)
   order = list(file.tensors)
   names = LayerOutputs(model).names
-  return dict(sorted(found.items(), key=lambda one: (
-      order.index(one[1].index), names.index(one[0])))), named
+  return dict(sorted(tensors.items(), key=lambda item: (
+      order.index(item[1].index), names.index(item[0])))), named
 
 
 def _one_each(
     file: FileTensors, matches: dict[str, Match]) -> dict[str, FileTensor]:
-  """Leaves each tensor to one layer: the last one that it is named for.
+  """Assigns each tensor to one layer: its last match, by name where possible.
 
-  Where a ReLU changes next to nothing, its tensor is near to what it is given,
-  too; and a layer that hands on what it gets has the tensor of the one before.
+  A tensor can match two layers. A ReLU may change its input very little. A
+  layer that passes on its input has the tensor of the layer before it.
   """
   owners = {}
   for name, match in matches.items():
@@ -195,31 +193,32 @@ def _one_each(
 
 
 def _bears(tensor: str, layer: str) -> bool:
-  """Says whether a tensor's last operation is named for the layer."""
+  """Returns whether a tensor's last operation has the layer's name."""
   last = tensor.split(";")[0].split("/")
   return layer in last and "gradient_tape" not in last
 
 
 def _own(content, facts, runtime, passes: Passes, wcam: WCAM, images, weights):
-  """Holds the file's own map and sensitivity against the model's."""
-  found = {"map": None, "sensitivity": None, "not_measured": ""}
+  """Compares the file's own map and sensitivity with the model's."""
+  values = {"map": None, "sensitivity": None, "not_measured": ""}
   if facts is None:
-    found["not_measured"] = (
+    values["not_measured"] = (
         "road, map and sensitivity: kap.export.convert has not made the file, "
         "so that it carries none; kap.export.explainer finds a way to a map")
-    return found
+    return values
   maps = Interpreter(content, runtime=runtime).explain(
       images, weights).maps
   scores = agreement(passes.maps, maps)["cosine"]
-  found["map"] = float(np.nanmedian(scores))
-  theirs = None if wcam.method == "ewa" else own_sensitivity(
+  values["map"] = float(np.nanmedian(scores))
+  sensitivity = None if wcam.method == "ewa" else own_sensitivity(
       content, images, weights)
-  if theirs is not None:
-    found["sensitivity"] = float(np.median(cosines(passes.sensitivity, theirs)))
+  if sensitivity is not None:
+    values["sensitivity"] = float(np.median(
+        cosines(passes.sensitivity, sensitivity)))
   elif wcam.method == "ewa":
-    found["not_measured"] = "sensitivity: a map of method 'ewa' has none"
+    values["not_measured"] = "sensitivity: a map of method 'ewa' has none"
   else:
-    found["not_measured"] = (
+    values["not_measured"] = (
         "sensitivity: the file has no backward pass, and no head whose weights "
         "can be read")
-  return found
+  return values

@@ -1,4 +1,4 @@
-"""The passes through a Keras model that tell a file's layers from its own."""
+"""Runs a Keras model to compare its layers with a file's tensors."""
 
 from collections.abc import Mapping
 
@@ -23,27 +23,27 @@ INPUT = "(input)"
 
 
 class Passes:
-  """Runs model and file on batches and keeps what each layer comes to.
+  """Runs model and file on batches and collects each layer's figures.
 
   Attributes:
-    layers: what figures can be asked of: the layers, and the input where the
-      file takes the images in the model's own range.
-    maps: the model's own maps of what was looked at.
-    sensitivity: the model's own, `[images, channels]`.
+    layers: the compared layers, and the input where the file takes images in
+      the model's range.
+    maps: the model's maps of all images so far.
+    sensitivity: the model's sensitivities, `[images, channels]`.
   """
 
   def __init__(
       self, tap: Tap, file: FileTensors, tensors: Mapping[str, FileTensor],
       method: str, same_range: bool):
-    """Keeps what to compare.
+    """Prepares the comparison.
 
     Args:
-      tap: of the model, with the one layer whose map is held.
+      tap: tap of the model, with the one layer whose map is compared.
       file: the file.
-      tensors: of the file, for each layer of the model to be compared.
+      tensors: the file's tensors by the names of the compared layers.
       method: "swa" or "ewa".
-      same_range: whether the file takes images in the model's own range, so
-        that its rounding of them can be told.
+      same_range: whether the file takes images in the model's range, so that
+        its rounding of them can be measured.
     """
     known = layers_by_name(tap.model)
     self._tap, self._file, self._method = tap, file, method
@@ -62,135 +62,140 @@ class Passes:
     return np.concatenate(self._sensitivity)
 
   def look(self, images: np.ndarray, weights: np.ndarray) -> None:
-    """Compares on a batch.
+    """Compares model and file on a batch.
 
     Args:
       images: `[batch, height, width, channels]`.
-      weights: of the logits, `[batch, classes]`.
+      weights: weights of the logits, `[batch, classes]`.
     """
     seen = images
     if INPUT in self.layers:
       seen = self._file.input.decode(self._file.input.encode(images))
-    ours, gradients, reference = self._float(images, weights)
-    theirs = self._read(images, ours)
-    added, alone = self._own_errors(seen, theirs)
+    outputs, gradients, reference = self._float(images, weights)
+    file_values = self._read(images, outputs)
+    added, expected = self._own_errors(seen, file_values)
     for name in self._layers:
       sensitivity, maps = self._as_in_the_file(
-          name, images, weights, theirs[name], ours[name], gradients[name])
+          name, images, weights, file_values[name], outputs[name],
+          gradients[name])
       self._found[name].append({
-          **_off(ours[name], theirs[name]),
-          **_off(alone[name], theirs[name], "own_"),
+          **_off(outputs[name], file_values[name]),
+          **_off(expected[name], file_values[name], "own_"),
           "sensitivity": sensitivity, "map": maps,
-          # What is behind the scores has no part in the map.
+          # Layers after the scores do not change the map.
           "harm": _agree(reference, reference) if gradients[name] is None
                   else self._harm(images, weights, reference,
                                   {self._layers[name]: _plus(added[name])})})
     if INPUT in self.layers:
-      nothing = np.full(len(images), np.nan)
+      missing = np.full(len(images), np.nan)
       self._found[INPUT].append({
           **_off(images, seen), **_off(images, seen, "own_"),
-          "sensitivity": nothing, "map": nothing,
+          "sensitivity": missing, "map": missing,
           "harm": self._harm(seen, weights, reference, {})})
 
   def figures(self, layer: str) -> dict[str, float]:
-    """Sums up a layer, as `LayerDrift` names it."""
-    parts = self._found[layer]
-    of = {name: np.concatenate([part[name] for part in parts])
-          for name in parts[0]}
-    error = _ratio(of["difference"], of["energy"])
+    """Summarizes a layer by the names of `LayerDrift`."""
+    batches = self._found[layer]
+    values = {name: np.concatenate([batch[name] for batch in batches])
+              for name in batches[0]}
+    error = _ratio(values["difference"], values["energy"])
     return {
-        "error": error, "cosine": float(np.mean(of["cosine"])),
+        "error": error, "cosine": float(np.mean(values["cosine"])),
         "snr": -20 * float(np.log10(error)) if error else np.inf,
-        "added": _ratio(of["own_difference"], of["own_energy"]),
-        # Rounding would make a harmless layer better than none.
-        "harm": _mean(np.maximum(1 - of["harm"], 0)),
-        "sensitivity": _median(of["sensitivity"]), "map": _median(of["map"]),
+        "added": _ratio(values["own_difference"], values["own_energy"]),
+        # Rounding can raise a cosine above 1.
+        "harm": _mean(np.maximum(1 - values["harm"], 0)),
+        "sensitivity": _median(values["sensitivity"]),
+        "map": _median(values["map"]),
     }
 
   def _read(
-      self, images: np.ndarray, ours: Mapping[str, np.ndarray]
+      self, images: np.ndarray, outputs: Mapping[str, np.ndarray]
   ) -> dict[str, np.ndarray]:
-    """Reads each layer's tensor, in the shape and type of its output."""
+    """Reads each layer's tensor, in shape and type of the layer output."""
     values = self._file.read(
         images, {tensor.index for tensor in self._tensors.values()})
-    return {name: values[tensor.index].reshape(ours[name].shape).astype(
-        ours[name].dtype) for name, tensor in self._tensors.items()}
+    return {name: values[tensor.index].reshape(outputs[name].shape).astype(
+        outputs[name].dtype) for name, tensor in self._tensors.items()}
 
   def _float(self, images, weights):
-    """The model's features, gradients and map, nothing changed."""
-    ours = {}
+    """Returns layer outputs, gradients and maps of the unchanged model."""
+    outputs = {}
     def keep(name):
       def change(output):
-        ours[name] = output
+        outputs[name] = output
         return output
       return change
     with changed({layer: keep(name) for name, layer in self._layers.items()}):
-      maps, sensitivity, gradients = self._explain(images, weights, ours)
+      maps, sensitivity, gradients = self._explain(images, weights, outputs)
     self._maps.append(maps)
     self._sensitivity.append(sensitivity)
-    return ({name: value.numpy() for name, value in ours.items()},
-            dict(zip(ours, gradients)), maps)
+    return ({name: value.numpy() for name, value in outputs.items()},
+            dict(zip(outputs, gradients)), maps)
 
-  def _own_errors(self, seen, theirs):
-    """Runs every layer on the file's own inputs of it, in one pass.
+  def _own_errors(self, seen, file_values):
+    """Runs every layer on the file's inputs of that layer, in one pass.
 
     Returns:
-      What the file added to each layer's output, and what the Keras layer gives
-      for the file's inputs.
+      The errors that the file adds to each layer output, and the Keras layer
+      outputs for the file's inputs.
     """
-    alone = {}
+    expected = {}
     def instead(name):
       def change(output):
-        alone[name] = output.numpy()
-        return tf.constant(theirs[name])
+        expected[name] = output.numpy()
+        return tf.constant(file_values[name])
       return change
     with changed(
         {layer: instead(name) for name, layer in self._layers.items()}):
       self._tap.model(tf.constant(seen), training=False)
-    return {name: theirs[name] - alone[name] for name in alone}, alone
+    return {name: file_values[name] - expected[name]
+            for name in expected}, expected
 
-  def _as_in_the_file(self, name, images, weights, theirs, ours, gradient):
+  def _as_in_the_file(
+      self, name, images, weights, file_values, features, gradient):
     """Compares sensitivities and maps at a layer that gives the file's values.
 
     Returns:
-      The cosine of the sensitivities and that of the maps, for each image.
+      Each image's cosine of the sensitivities, and its cosine of the maps.
     """
-    spatial = theirs.ndim == 4 and theirs.shape[1:3] != (1, 1)
-    nothing = np.full(len(images), np.nan)
+    spatial = file_values.ndim == 4 and file_values.shape[1:3] != (1, 1)
+    missing = np.full(len(images), np.nan)
     if self._method == "ewa" and spatial:
-      return nothing, _agree(*(
-          map_formulas.equal_weighted_map(one).numpy()
-          for one in (ours, theirs)))
+      return missing, _agree(*(
+          map_formulas.equal_weighted_map(values).numpy()
+          for values in (features, file_values)))
     if gradient is None or self._method == "ewa":
-      return nothing, nothing
+      return missing, missing
     given = {}
     def change(output):
-      # The file's values, on the path that gradients take.
-      given[name] = output + tf.stop_gradient(theirs - output)
+      # The sum has the file's values and still passes gradients.
+      given[name] = output + tf.stop_gradient(file_values - output)
       return given[name]
     with changed({self._layers[name]: change}):
       _, _, (new,) = self._explain(images, weights, given)
     if not spatial:
-      return cosines(gradient.numpy(), new.numpy()), nothing
-    sums = [tf.reduce_sum(one, [1, 2], keepdims=True)
-            for one in (gradient, new)]
+      return cosines(gradient.numpy(), new.numpy()), missing
+    sums = [tf.reduce_sum(tensor, [1, 2], keepdims=True)
+            for tensor in (gradient, new)]
     maps = [map_formulas.sensitivity_weighted_map(*pair).numpy()
-            for pair in zip((ours, theirs), sums)]
-    return cosines(*(one.numpy() for one in sums)), _agree(*maps)
+            for pair in zip((features, file_values), sums)]
+    return cosines(*(tensor.numpy() for tensor in sums)), _agree(*maps)
 
   def _harm(self, images, weights, reference, changes):
-    """Compares the map that is held, after some change, with the model's."""
+    """Compares the map after some changes with the model's map."""
     with changed(changes):
       maps, _, _ = self._explain(images, weights, {})
     return _agree(reference, maps)
 
-  def _explain(self, images, weights, more: Mapping[str, tf.Tensor]):
+  def _explain(self, images, weights, tensors: Mapping[str, tf.Tensor]):
     """Runs the model and differentiates.
 
+    The run may add layer outputs to `tensors`.
+
     Returns:
-      The map that is held, its sensitivity, `[batch, channels]`, and the
-      gradients of the tensors that the run put into `more`, None for those
-      behind the scores.
+      The compared layer's map, its sensitivity, `[batch, channels]`, and the
+      gradients of `tensors`, None for tensors after the scores.
     """
     images = tf.constant(images)
     with tf.GradientTape() as tape:
@@ -198,10 +203,10 @@ class Passes:
       tapped = self._tap(images)
     features, = tapped.features
     with gradient_rules(SENSITIVITY_RULES):
-      own, *gradients = tape.gradient(
-          tapped.logits, [features, *more.values()],
+      gradient, *gradients = tape.gradient(
+          tapped.logits, [features, *tensors.values()],
           output_gradients=tf.cast(weights, tapped.logits.dtype))
-    sensitivity = tf.reduce_sum(own, [1, 2], keepdims=True)
+    sensitivity = tf.reduce_sum(gradient, [1, 2], keepdims=True)
     maps = (map_formulas.equal_weighted_map(features)
             if self._method == "ewa" else
             map_formulas.sensitivity_weighted_map(features, sensitivity))
@@ -212,17 +217,18 @@ def _plus(added: np.ndarray):
   return lambda output: output + added
 
 
-def _off(ours: np.ndarray, theirs: np.ndarray, prefix: str = ""):
-  """Squared sums and cosine of each image's values."""
-  ours, theirs = (one.reshape(len(one), -1).astype(np.float64)
-                  for one in (ours, theirs))
-  found = {"difference": ((theirs - ours) ** 2).sum(1),
-           "energy": (ours ** 2).sum(1), "cosine": cosines(ours, theirs)}
-  return {f"{prefix}{name}": value for name, value in found.items()}
+def _off(expected: np.ndarray, actual: np.ndarray, prefix: str = ""):
+  """Returns squared sums and cosine of each image's values."""
+  expected, actual = (values.reshape(len(values), -1).astype(np.float64)
+                      for values in (expected, actual))
+  sums = {"difference": ((actual - expected) ** 2).sum(1),
+          "energy": (expected ** 2).sum(1),
+          "cosine": cosines(expected, actual)}
+  return {f"{prefix}{name}": value for name, value in sums.items()}
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """The cosine of each pair of arrays; 0 where one of the two is all zero."""
+  """Returns each pair's cosine; 0 where an array of the pair is all zero."""
   one, other = (values.reshape(len(values), -1).astype(np.float64)
                 for values in (one, other))
   norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -230,10 +236,10 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _agree(reference: np.ndarray, maps: np.ndarray) -> np.ndarray:
-  """The cosine of each pair of maps; NaN where the reference is all zero."""
-  found = cosines(reference, maps)
-  found[~np.any(reference, axis=(1, 2))] = np.nan
-  return found
+  """Returns each pair of maps' cosine; NaN where the reference is all zero."""
+  values = cosines(reference, maps)
+  values[~np.any(reference, axis=(1, 2))] = np.nan
+  return values
 
 
 def _ratio(difference: np.ndarray, energy: np.ndarray) -> float:

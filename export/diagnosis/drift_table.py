@@ -1,4 +1,4 @@
-"""What `drift` found, layer by layer, as a table."""
+"""The table of `drift`, a row per layer."""
 
 import csv
 import dataclasses
@@ -16,26 +16,26 @@ __all__ = ["Drift", "LayerDrift"]
 
 @dataclasses.dataclass(frozen=True)
 class LayerDrift:
-  """How one layer of the file stands to the Keras model's.
+  """One layer of the file, compared with the Keras model's.
 
   Attributes:
-    layer: its name, or "(input)", the images as the file rounds them.
-    tensor: the file's tensor, its number and name.
-    matched: "numbers", or "name" where the numbers are too far off to tell.
-    place: its place in the order of computing, 0 for the input.
-    error: of the features that arrive, `|file - Keras| / |Keras|` over all
-      images.
-    cosine: of the features, file against Keras, mean over images.
-    snr: of the features, `20 log10(|Keras| / |file - Keras|)`, in dB.
+    layer: the layer's name, or "(input)" for the images as the file rounds
+      them.
+    tensor: number and name of the file's tensor.
+    matched: "numbers", or "name" where the numbers differ too much for a match.
+    place: the layer's place in the order of computing, 0 for the input.
+    error: error of the features, `|file - Keras| / |Keras|` over all images.
+    cosine: cosine of the file's and Keras's features, mean over images.
+    snr: signal to noise of the features, `20 log10(|Keras| / |file - Keras|)`,
+      in dB.
     added: the layer's own error: `|file - Keras'| / |Keras'|`, where Keras' is
-      the Keras layer given the file's own inputs of that layer.
-    harm: 1 - cosine, mean over images, that the layer's own error does to the
-      WCAM's map when it alone is put into the Keras model, 0..1. Rows are
-      ranked by it.
+      the Keras layer's output for the file's inputs of that layer.
+    harm: 1 - cosine of the WCAM's maps of the Keras model with and without this
+      layer's own error alone, mean over images, 0..1. Rows are ranked by harm.
     sensitivity: cosine of the sensitivities at this layer, median over images;
-      NaN behind the scores and for method "ewa".
+      NaN after the scores and for method "ewa".
     map: cosine of the two maps at this layer, median over images; NaN for a
-      layer without a spatial map, and behind the scores.
+      layer without a spatial map, and after the scores.
   """
 
   layer: str
@@ -53,16 +53,15 @@ class LayerDrift:
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-  """Where a file parts from its Keras model; the most harmful layer first.
+  """The differences of a file from its Keras model, most harmful layer first.
 
   Attributes:
-    rows: one a layer, ranked by `harm`, then by `added`.
-    left_out: layers of which the file has no tensor: fused with what follows,
-      or not to be told from another.
-    facts: what was compared: images, layer, method, runtime, road; `map`, the
-      median cosine of the file's own map to the Keras model's, and
-      `sensitivity`, that of its own sensitivities, None where it has none;
-      `not_measured`, which of road, map and sensitivity those are, and why.
+    rows: one row per layer, ranked by `harm`, then by `added`.
+    left_out: layers without a tensor in the file: fused with a later layer, or
+      indistinguishable from another.
+    facts: images, layer, method, runtime, road; `map` and `sensitivity`, the
+      median cosines of the file's own to the Keras model's, None if missing;
+      `not_measured`, the missing ones of road, map and sensitivity, and why.
   """
 
   rows: tuple[LayerDrift, ...]
@@ -75,7 +74,7 @@ class Drift:
     return sorted(self.rows, key=lambda row: row.place)
 
   def __str__(self) -> str:
-    """The facts and a line a layer, the most harmful first."""
+    """Returns the facts and a line per layer, the most harmful first."""
     lines = [f"{name.replace('_', ' '):<22}{value}"
              for name, value in self.facts.items() if value not in (None, "")]
     lines += ["", f"{'layer':<28}{'place':>6}{'harm':>10}{'added':>9}"
@@ -100,7 +99,7 @@ class Drift:
                      for row in self.rows]}
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes `drift.json`, all of it, and `drift.csv`, a row a layer.
+    """Writes `drift.json`, everything, and `drift.csv`, a row per layer.
 
     Args:
       folder: created if need be; files of these names are replaced.

@@ -1,4 +1,4 @@
-"""The sensitivities that a file of ours computes, or holds, itself."""
+"""Reads sensitivities off a file made by `convert`."""
 
 import numpy as np
 from ai_edge_litert import interpreter as litert
@@ -17,17 +17,17 @@ def own_sensitivity(
   Args:
     content: the file's bytes, of method "swa".
     images: `[images, height, width, channels]`.
-    weights: of the logits, `[images, classes]`, at most 1.
+    weights: weights of the logits, `[images, classes]`, at most 1.
 
   Returns:
-    `[images, channels]`, up to a factor: of the file's own backward pass where
-    it has one, else of its head's weights; None where it has neither.
+    `[images, channels]`, up to a factor, from the file's backward pass, else
+    from the weights of its head; None for a file with neither.
   """
   model = read_model(content)
   explain = signatures(model)["explain"]
-  wanted = "sensitivity" if "sensitivity" in explain.outputs else "features"
+  output = "sensitivity" if "sensitivity" in explain.outputs else "features"
   head = None
-  if wanted == "features":
+  if output == "features":
     head = read_head(
         model, explain.subgraph, explain.outputs["logits"].position,
         explain.outputs["features"].position)
@@ -41,7 +41,7 @@ def own_sensitivity(
   for i in range(len(images)):
     encoded = {name: spec.encode(feeds[name][i:i + 1])
                for name, spec in explain.inputs.items()}
-    rows.append(run(**encoded)[wanted])
-  values = explain.outputs[wanted].decode(np.concatenate(rows))
+    rows.append(run(**encoded)[output])
+  values = explain.outputs[output].decode(np.concatenate(rows))
   return (values.reshape(len(images), -1) if head is None
           else head.sensitivity(values, weights))

@@ -1,4 +1,4 @@
-"""The files that a firmware project takes, as texts."""
+"""Writes the files of a firmware project, as texts."""
 
 import hashlib
 import textwrap
@@ -29,9 +29,9 @@ def model_files(
 
   Args:
     device: the file.
-    name: of the model.
-    labels: of its classes.
-    arena: bytes of the tensor arena, and what they are made of, in words.
+    name: the model's name.
+    labels: labels of its classes.
+    arena: bytes of the tensor arena, and their composition in words.
     calls: the resolver's methods, such as "AddConv2D".
 
   Returns:
@@ -44,9 +44,9 @@ def model_files(
       "arena_size": arena[0], "arena_words": textwrap.fill(
           arena[1], 76, initial_indent=" * ", subsequent_indent=" * "),
       "tensors": "".join(
-          _tensor(one, spec, way) for way, specs in (
+          _tensor(tensor, spec, way) for way, specs in (
               ("INPUT", device.inputs), ("OUTPUT", device.outputs))
-          for one, spec in specs.items()),
+          for tensor, spec in specs.items()),
       "image_height": height, "image_width": width, "image_channels": channels,
       "labels": "", "label_array": "", "bytes": _hexadecimal(device.content),
       "count": len(calls),
@@ -60,7 +60,8 @@ def model_files(
         f"/* Names of the classes, UTF-8. */\nextern {declared};\n")
     words["label_array"] = (
         f"{declared} = {{\n"
-        + "".join(f"  {string_literal(one)},\n" for one in labels) + "};\n\n")
+        + "".join(f"  {string_literal(label)},\n" for label in labels)
+        + "};\n\n")
   return {
       f"{name}_model.h": filled(["model.h"], name, words),
       f"{name}_model.cc": filled(["model.cc"], name, words),
@@ -73,7 +74,7 @@ def explain_files(device: DeviceModel, name: str) -> dict[str, str]:
 
   Args:
     device: the file.
-    name: of the model.
+    name: the model's name.
 
   Returns:
     Texts by file name.
@@ -94,10 +95,10 @@ def explain_files(device: DeviceModel, name: str) -> dict[str, str]:
           has_head and device.head.in_place),
       **(_tables(device) if has_head else {}),
   }
-  parts = ["map.c", "fit.c", f"{kind}.c", "targets.c"] if has_head else [
+  sources = ["map.c", "fit.c", f"{kind}.c", "targets.c"] if has_head else [
       "map.c", f"{kind}.c"]
   return {f"{name}_explain.h": filled(["explain.h"], name, words),
-          f"{name}_explain.c": filled(parts, name, words)}
+          f"{name}_explain.c": filled(sources, name, words)}
 
 
 def _common(device: DeviceModel) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def _kernel(name: str, layer) -> str:
 
 
 def table_bytes(device: DeviceModel) -> int:
-  """Counts the bytes of constants that the head has beside the model."""
+  """Counts the bytes of the head's constants outside the model."""
   head = device.head
   if head is None:
     return 0
@@ -199,4 +200,4 @@ def table_bytes(device: DeviceModel) -> int:
   if head.hidden is not None:
     arrays += [head.hidden.scales, head.bias]
     arrays += [] if head.ceiling is None else [head.ceiling]
-  return sum(one.nbytes for one in arrays)
+  return sum(values.nbytes for values in arrays)

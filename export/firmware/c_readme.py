@@ -1,4 +1,4 @@
-"""The README beside the C sources."""
+"""Writes the README beside the C sources."""
 
 from typing import Any
 
@@ -36,16 +36,16 @@ def readme(device: DeviceModel, name: str, facts: dict[str, Any]) -> str:
 
   Args:
     device: the file.
-    name: of the model.
-    facts: what `microcontroller` returns.
+    name: the model's name.
+    facts: the result of `microcontroller`.
 
   Returns:
-    Its text, in Markdown.
+    The README's text, in Markdown.
   """
   image, features = device.inputs["images"], device.outputs["features"]
   sizes, has_head = facts["bytes"], device.head is not None
   in_place = has_head and device.head.in_place
-  found = facts["agreement"]
+  agreement = facts["agreement"]
   words = {
       **device.metadata, "sha256": facts["sha256"],
       "kind_words": _KINDS[device.kind],
@@ -63,11 +63,11 @@ def readme(device: DeviceModel, name: str, facts: dict[str, Any]) -> str:
       "use": filled([f"use_{'features' if has_head else device.kind}.txt"],
                     name, {}),
       "test_list": "", "checks": ""}
-  if found:
+  if agreement:
     words["test_list"] = filled(["README_files.md"], name, {})
     words["checks"] = filled(["README_checks.md"], name, {
-        **found, "runtime": _RUNTIMES.get(device.kernels, device.kernels),
-        "vectors": min(found["images"], VECTOR_IMAGES),
-        **{key: f"{value:.4f}" for key, value in found.items()
+        **agreement, "runtime": _RUNTIMES.get(device.kernels, device.kernels),
+        "vectors": min(agreement["images"], VECTOR_IMAGES),
+        **{key: f"{value:.4f}" for key, value in agreement.items()
            if key not in ("images", "runtime")}})
   return filled(["README.md"], name, words)

@@ -1,4 +1,4 @@
-"""The test vectors and test programs that go with the C sources, as texts."""
+"""Writes test vectors and test programs for the C sources, as texts."""
 
 from collections.abc import Mapping
 
@@ -39,12 +39,12 @@ _TFLM_EXPLAIN = {
 def test_files(
     device: DeviceModel, name: str, vectors: Mapping[str, np.ndarray]
 ) -> dict[str, str]:
-  """Writes test vectors and the programs that check a device by them.
+  """Writes test vectors and the programs that check a device with them.
 
   Args:
     device: the file.
-    name: of the model.
-    vectors: from `test_vectors`.
+    name: the model's name.
+    vectors: the result of `test_vectors`.
 
   Returns:
     Texts by file name.
@@ -59,8 +59,8 @@ def test_files(
   header = (
       f"/* What {name} must answer; see {name}_test.h. */\n"
       f"#ifndef {guard}\n#define {guard}\n\n#include <stdint.h>\n\n{defines}\n"
-      + "\n".join(array(f"kapnet_vector_{one}", values)
-                  for one, values in vectors.items())
+      + "\n".join(array(f"kapnet_vector_{key}", values)
+                  for key, values in vectors.items())
       + f"\n#endif  /* {guard} */\n")
   gradient = road == "gradient"
   words = {

@@ -1,7 +1,7 @@
-"""Filling in the C sources: templates, arrays, constants.
+"""Fills in the C sources: templates, arrays, constants.
 
-The files of `c_sources` are C with `kapnet` and `KAPNET` where the model's name
-goes, and `@word@` where a text goes.
+The files of `c_sources` are C. `kapnet` and `KAPNET` stand for the model's
+name, and `@word@` for a text.
 """
 
 import re
@@ -20,17 +20,17 @@ _TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t",
 
 
 def check_name(name: str) -> str:
-  """Returns `name` if C sources can be named so.
+  """Returns `name` if C sources can have this name.
 
   Args:
-    name: what every file and identifier begins with.
+    name: prefix of every file and identifier.
 
   Returns:
     The name itself.
 
   Raises:
-    TypeError, ValueError: it is not of letters, digits and single underscores
-      between them, or too long.
+    TypeError, ValueError: the name is too long, or not made of letters, digits
+      and single underscores between them.
   """
   if not isinstance(name, str):
     raise TypeError(f"name must be a str; got {type(name).__name__}.")
@@ -46,9 +46,9 @@ def filled(sources: Sequence[str], name: str, words: Mapping[str, Any]) -> str:
   """Joins templates and fills them in.
 
   Args:
-    sources: files of `c_sources`, one after the other.
-    name: of the model.
-    words: what stands for `@word@`; may hold `kapnet` itself.
+    sources: files of `c_sources`, in order.
+    name: the model's name.
+    words: texts by the word of `@word@`; may hold `kapnet`.
 
   Returns:
     The text.
@@ -56,14 +56,14 @@ def filled(sources: Sequence[str], name: str, words: Mapping[str, Any]) -> str:
   Raises:
     KeyError: a word is missing.
   """
-  text = "".join((_SOURCES / one).read_text() for one in sources)
+  text = "".join((_SOURCES / source).read_text() for source in sources)
   return re.sub(r"@(\w+)@", lambda match: named(
       str(words[match[1]]), name) if match[1] != "name" else name,
                 named(text, name))
 
 
 def named(text: str, name: str) -> str:
-  """Puts a model's name where `kapnet` and `KAPNET` stand."""
+  """Replaces `kapnet` and `KAPNET` by a model's name."""
   return text.replace("KAPNET", name.upper()).replace("kapnet", name)
 
 
@@ -71,16 +71,16 @@ def array(name: str, values: np.ndarray) -> str:
   """Writes a constant array.
 
   Args:
-    name: its identifier; may hold `kapnet`.
-    values: integers; all axes but the first are written as one.
+    name: the array's identifier; may hold `kapnet`.
+    values: integers; all axes after the first become one.
 
   Returns:
-    Its definition in C99.
+    The array's definition in C99.
   """
   rows = values.reshape(len(values), -1) if values.ndim > 1 else values[None]
   sizes = f"[{rows.shape[0]}][{rows.shape[1]}]" if values.ndim > 1 else (
       f"[{len(values)}]")
-  bodies = [_wrapped(", ".join(_number(one, values.dtype) for one in row))
+  bodies = [_wrapped(", ".join(_number(value, values.dtype) for value in row))
             for row in rows.tolist()]
   body = bodies[0]
   if values.ndim > 1:
@@ -95,7 +95,7 @@ def _number(value: int, dtype: np.dtype) -> str:
   if dtype == np.int64:
     return f"INT64_C({value})"
   if dtype == np.int32 and value == -2**31:
-    return "(-2147483647 - 1)"  # The literal alone would be wider.
+    return "(-2147483647 - 1)"  # The plain literal is wider.
   return str(value)
 
 
@@ -104,13 +104,13 @@ def _wrapped(text: str) -> str:
 
 
 def float_literal(value: float) -> str:
-  """Writes a float so that reading it back gives the same float32."""
+  """Writes a float literal that reads back as the same float32."""
   text = np.format_float_scientific(np.float32(value), unique=True, trim="0")
   return text + "f"
 
 
 def string_literal(text: str) -> str:
-  """Writes a string as C has it, in ASCII whatever it holds."""
+  """Writes any string as a C literal in ASCII."""
   body = "".join(
       chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?'
       else f"\\{byte:03o}" for byte in text.encode())

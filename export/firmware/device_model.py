@@ -1,4 +1,4 @@
-"""An int8 file as a microcontroller runs it: whole numbers in, maps out."""
+"""Runs an int8 file as a microcontroller does: integers in, maps out."""
 
 from functools import cached_property
 from typing import Any
@@ -33,21 +33,21 @@ __all__ = ["DeviceModel"]
 class DeviceModel:
   """A file for a microcontroller, run on this computer.
 
-  By TensorFlow Lite for Microcontrollers itself where the package tflite-micro
-  is installed, else by LiteRT's reference kernels. These give the same features
-  and now and then a logit that is one step off: they round a dense layer's sums
-  in another way. From the same features and logits the maps are bit for bit
-  those of the C sources that `microcontroller` writes.
+  TensorFlow Lite for Microcontrollers runs it where the package tflite-micro is
+  installed, else LiteRT's reference kernels. Both give the same features. A
+  logit may be one step off, since LiteRT rounds a dense layer's sums another
+  way. From the same features and logits the maps equal bit for bit the maps of
+  the C sources that `microcontroller` writes.
 
   Attributes:
     content: the file's bytes.
     metadata: layer, method and road.
-    kind: how the map is made: "linear" or "hidden", by the file's own head;
-      "gradient", from sensitivities that the file computes; "ewa".
+    kind: source of the map: "linear" or "hidden", the file's own head;
+      "gradient", sensitivities that the file computes; "ewa".
     inputs: the specs of the file's inputs, by name.
     outputs: the specs of its outputs, by name.
-    head: in integers; None for the kinds "gradient" and "ewa".
-    runtime: what runs it.
+    head: the head in integers; None for the kinds "gradient" and "ewa".
+    runtime: the runtime that runs the file.
   """
 
   def __init__(self, content: bytes, runtime: str | None = None):
@@ -60,7 +60,7 @@ class DeviceModel:
         "reference".
 
     Raises:
-      TypeError, ValueError: not such a file.
+      TypeError, ValueError: `content` is no such file.
     """
     self.content = content
     self.runtime = runtime or (
@@ -90,9 +90,10 @@ class DeviceModel:
           content, model, explain.subgraph, head, self.outputs["features"])
       self.kind = "linear" if head.hidden is None else "hidden"
     sensitivity_limit(self.outputs["features"].shape[3])
+
   @property
   def input(self) -> ImageInput:
-    """What the file takes; channels last where its shape does not tell."""
+    """The file's input; channels last for an ambiguous shape."""
     return shape_input(self.inputs["images"].shape[1:], "tflite_model",
                        default="channels_last")
 
@@ -108,12 +109,12 @@ class DeviceModel:
 
   @property
   def one(self) -> int:
-    """How many steps of the input `class_weights` make 1."""
+    """The number of steps of the input `class_weights` in 1."""
     return round(1 / self.inputs["class_weights"].scale)
 
   @property
   def raw_unit(self) -> float:
-    """What a raw value stands for, times 2**exponent, in Grad-CAM's units."""
+    """The unit of a raw value, times 2**exponent, in Grad-CAM's units."""
     features = self.outputs["features"]
     _, height, width, channels = features.shape
     if self.kind == "ewa":
@@ -123,11 +124,10 @@ class DeviceModel:
     return features.scale * self.head.unit / (height * width)
 
   def encode(self, images: np.ndarray, name: str = "images") -> np.ndarray:
-    """Turns pictures into the numbers of the file's input.
+    """Turns images into the numbers of the file's input.
 
     Args:
-      images: float32 `[images, height, width, channels]`, in the range that the
-        model takes.
+      images: float32 `[images, height, width, channels]`, in the model's range.
       name: the argument's name, for the error.
 
     Returns:
@@ -156,12 +156,12 @@ class DeviceModel:
 
     Args:
       images: int8 `[images, height, width, channels]`.
-      class_weights: the kind "gradient" takes them: int8 `[images, logits]`,
-        from `ask`; without, nothing is asked.
+      class_weights: int8 `[images, logits]`, from `ask`, for the kind
+        "gradient"; None weighs every logit by 0.
 
     Returns:
-      Its outputs, int8, by name: "logits", "features", for the kind "gradient"
-      "sensitivity".
+      The outputs, int8, by name: "logits", "features" and, for the kind
+      "gradient", "sensitivity".
     """
     feeds = {"images": images}
     if self.kind == "gradient":
@@ -177,7 +177,7 @@ class DeviceModel:
         class_weights, self.inputs["class_weights"].zero_point, self.one)
 
   def target_weights(self, target: int) -> np.ndarray:
-    """Returns the weights of the logits, int8, that ask for one class."""
+    """Returns the weights of the logits, int8, that explain one class."""
     return target_weights(target, self.logits)
 
   def top_class(self, logits: np.ndarray) -> int:
@@ -189,8 +189,8 @@ class DeviceModel:
     """Makes a map as the C sources do.
 
     Args:
-      outputs: from `run`, for the kind "gradient" with these weights asked.
-      number: which of its images.
+      outputs: the result of `run`, for the kind "gradient" with these weights.
+      number: the number of the image.
       class_weights: int8 `[logits]`.
 
     Returns:
@@ -209,11 +209,10 @@ class DeviceModel:
   def explain(
       self, images: np.ndarray, targets: Any = None
   ) -> tuple[list[IntegerMap], np.ndarray]:
-    """Explains pictures as the device does.
+    """Explains images as the device does.
 
     Args:
-      images: float32 `[images, height, width, channels]`, in the range that the
-        model takes.
+      images: float32 `[images, height, width, channels]`, in the model's range.
       targets: None for the file's top class; a class for each image.
 
     Returns:
@@ -222,16 +221,16 @@ class DeviceModel:
     images = self.encode(images)
     outputs = self.run(images)
     if targets is None:
-      targets = [self.top_class(one) for one in outputs["logits"]]
-    weights = [self.target_weights(int(one)) for one in targets]
+      targets = [self.top_class(logits) for logits in outputs["logits"]]
+    weights = [self.target_weights(int(target)) for target in targets]
     if self.kind == "gradient":
-      outputs = self.run(images, np.stack([self.ask(one) for one in weights]))
-    return [self.map(outputs, number, one)
-            for number, one in enumerate(weights)], np.asarray(targets)
+      outputs = self.run(images, np.stack([self.ask(row) for row in weights]))
+    return [self.map(outputs, number, row)
+            for number, row in enumerate(weights)], np.asarray(targets)
 
   @property
   def kernels(self) -> str:
-    """What runs it in the end; see `Interpreter.runtime`."""
+    """The kernels that run the file; see `Interpreter.runtime`."""
     return self._interpreter.runtime
 
   @cached_property

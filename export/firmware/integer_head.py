@@ -1,8 +1,8 @@
-"""A file's head in whole numbers, as a microcontroller reckons with it.
+"""A file's head in integers, as a microcontroller computes it.
 
-Kernels stay the int8 numbers that the file has, where they can be read in place
-on the device; their scales, one for each output, become integers too, as large
-as leaves every sum in 63 bits.
+Kernels stay the file's int8 numbers, where the device can read them in place.
+Their scales, one for each output, become integers too, as large as possible
+with every sum in 63 bits.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ class IntegerLayer:
     kernel: int8 `[outputs, cells, inputs]`.
     scales: int32 `[outputs]`, 1 .. 2**bits.
     bits: see `scales`.
-    unit: float, what `scales` counts in.
-    offset: where in the file's bytes the kernel lies; None if nowhere.
+    unit: float, the unit of `scales`.
+    offset: position of the kernel in the file's bytes; None if absent.
   """
 
   kernel: np.ndarray
@@ -48,13 +48,13 @@ class IntegerHead:
     last: the layer that gives the logits.
     limit: the largest absolute value of a channel's sensitivity, so that its
       sum over all channels stays in 31 bits.
-    hidden: the hidden layer; None where there is none, as for what follows.
-    pool: what the hidden layer sees.
+    hidden: the hidden layer; None for no hidden layer, and then `pool`, `bias`
+      and `ceiling` are None, too.
+    pool: the pooling before the hidden layer.
     bias: int64 `[units]`, in steps of `feature's scale * unit's scale /
-      pool.count`, so that a unit is on where this plus its products is
-      positive.
-    ceiling: int64 `[units]`, in the same steps, where a unit is on below it;
-      None for ReLU.
+      pool.count`. A unit is on where bias plus products is positive.
+    ceiling: int64 `[units]`, in the same steps; a unit is on below it. None for
+      ReLU.
   """
 
   last: IntegerLayer
@@ -66,27 +66,27 @@ class IntegerHead:
 
   @property
   def in_place(self) -> bool:
-    """Whether a kernel is read where the model has it."""
+    """Whether the device reads a kernel in place, from the model."""
     return any(layer is not None and layer.offset is not None
                for layer in (self.last, self.hidden))
 
   @property
   def unit(self) -> float:
-    """What a sensitivity counts in, times 2**exponent."""
+    """The unit of a sensitivity, times 2**exponent."""
     return self.last.unit * (self.hidden.unit if self.hidden else 1.0)
 
 
 def sensitivity_limit(channels: int) -> int:
-  """The largest sensitivity whose sum over channels stays in 31 bits.
+  """Returns the largest sensitivity whose sum over channels fits 31 bits.
 
   Args:
-    channels: how many features a position has.
+    channels: the number of channels of the features.
 
   Returns:
     32767, or less for more than 256 channels.
 
   Raises:
-    ValueError: so many channels that less than 6 bits would be left.
+    ValueError: too many channels: less than 6 bits remain.
   """
   limit = min(2**15 - 1, (2**31 - 1) // (255 * channels))
   if limit < 63:
@@ -107,10 +107,10 @@ def integer_head(
 
   Args:
     content: the file's bytes.
-    model: the same, from `read_model`.
+    model: the file's model, from `read_model`.
     subgraph: the number of the subgraph.
-    head: from `read_head`.
-    features: of the file.
+    head: the result of `read_head`.
+    features: spec of the file's features.
 
   Returns:
     The head.
@@ -128,7 +128,7 @@ def integer_head(
   hidden = _integer_layer(
       content, model, graph, head.hidden, _UNIT_SCALE_BITS)
   steps = features.scale * _scales(model, graph, head.hidden) / head.pool.count
-  # Whatever lies beyond what the products can reach decides the same.
+  # Products never exceed `most`, so clipping changes no decision.
   most = 255 * 128 * hidden.kernel[0].size * head.pool.count + 1
   bias = np.clip(np.rint(head.hidden.bias / steps), -most, most)
   ceiling = None
@@ -140,7 +140,7 @@ def integer_head(
 
 
 def _bits(value: int) -> int:
-  """The largest power of two that is not above a value."""
+  """Returns the exponent of the largest power of two up to a value."""
   return value.bit_length() - 1
 
 
@@ -151,9 +151,9 @@ def _integer_layer(content, model, graph, layer: Layer, bits) -> IntegerLayer:
   if numbers is None:
     numbers = np.rint(layer.weights / scales[:, None, None]).astype(np.int8)
   else:
-    # Wherever these bytes stand in the file, they serve.
-    found = content.find(numbers.tobytes())
-    offset = found if found >= 0 else None
+    # Equal bytes serve at any position in the file.
+    position = content.find(numbers.tobytes())
+    offset = position if position >= 0 else None
   unit = scales.max() / 2**bits
   return IntegerLayer(
       numbers, np.maximum(np.rint(scales / unit), 1).astype(np.int32), bits,
@@ -161,7 +161,7 @@ def _integer_layer(content, model, graph, layer: Layer, bits) -> IntegerLayer:
 
 
 def _stored(model, graph, layer: Layer) -> np.ndarray | None:
-  """The layer's int8 numbers, where the file stores them about zero."""
+  """Returns the layer's int8 numbers if the file's zero points are 0."""
   if layer.tensor is None:
     return None
   tensor = graph.tensors[layer.tensor]
@@ -173,12 +173,12 @@ def _stored(model, graph, layer: Layer) -> np.ndarray | None:
 
 
 def _scales(model, graph, layer: Layer) -> np.ndarray:
-  """The step of each output's weights, float64, never 0."""
+  """Returns the step of each output's weights, float64, never 0."""
   outputs = len(layer.weights)
   if _stored(model, graph, layer) is not None:
     scales = np.broadcast_to(np.asarray(
         graph.tensors[layer.tensor].quantization.scale, np.float64), outputs)
   else:
     scales = np.abs(layer.weights).max((1, 2)).astype(np.float64) / 127
-  # A row of zeros may have none.
+  # A row of zeros may have scale 0.
   return np.where(scales > 0, scales, max(scales.max(), 1e-30))

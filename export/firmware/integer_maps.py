@@ -1,7 +1,7 @@
-"""The maps of a microcontroller, reckoned in NumPy, bit for bit.
+"""Computes the maps of a microcontroller in NumPy, bit for bit.
 
-What `c_sources` does in C is done here with the same integers in the same
-order, so that what a device must answer is known beforehand.
+NumPy uses the same integers in the same order as the C of `c_sources`. So the
+device's right answers are known in advance.
 """
 
 from typing import NamedTuple
@@ -17,13 +17,13 @@ __all__ = ["IntegerMap", "ask_weighted", "explain_features",
 
 
 class IntegerMap(NamedTuple):
-  """What the C functions write.
+  """The output of the C functions.
 
   Attributes:
     status: 0 alive, 1 dead.
     map: uint8 `[height, width]`, 255 the largest.
     raw: uint32 `[height, width]`, before the division by the largest.
-    exponent: how often the sensitivities were halved to fit.
+    exponent: the number of times that sensitivities were halved to fit.
   """
 
   status: int
@@ -33,21 +33,21 @@ class IntegerMap(NamedTuple):
 
 
 def top_class(logits: np.ndarray, zero_point: int) -> int:
-  """Returns the class that a device calls the top one.
+  """Returns a device's top class.
 
   Args:
     logits: int8 `[logits]`.
-    zero_point: of the logits.
+    zero_point: zero point of the logits.
 
   Returns:
-    The first of the largest; of a single logit 1 where it is not negative,
-    else 0.
+    The first class with the largest logit. For a single logit: 1 where it is
+    not negative, else 0.
   """
   return int(top_classes(logits[None].astype(np.int64) - zero_point, True)[0])
 
 
 def target_weights(target: int, logits: int) -> np.ndarray:
-  """Returns int8 weights of the logits, `[logits]`, that ask for one class."""
+  """Returns int8 weights of the logits, `[logits]`, that explain one class."""
   return class_weights(target, 1, logits)[0].astype(np.int8)
 
 
@@ -57,8 +57,8 @@ def ask_weighted(
 
   Args:
     class_weights: int8 `[logits]`; only their ratios count.
-    zero_point: of the file's input `class_weights`.
-    one: how many of its steps make 1.
+    zero_point: zero point of the file's input `class_weights`.
+    one: the number of the input's steps in 1.
 
   Returns:
     The input, int8 `[logits]`.
@@ -76,8 +76,8 @@ def explain_features(
   """Maps a score by the file's own head.
 
   Args:
-    head: from `integer_head`.
-    zero_point: of the features.
+    head: the result of `integer_head`.
+    zero_point: zero point of the features.
     features: int8 `[height, width, channels]`.
     class_weights: int8 `[logits]`.
 
@@ -99,10 +99,10 @@ def explain_features(
 def explain_sensitivity(
     zero_points: tuple[int, int], features: np.ndarray,
     sensitivity: np.ndarray) -> IntegerMap:
-  """Maps what a file differentiated itself.
+  """Maps a score by the sensitivity that the file computes.
 
   Args:
-    zero_points: of the features and of the sensitivity.
+    zero_points: zero points of the features and of the sensitivity.
     features: int8 `[height, width, channels]`.
     sensitivity: int8 `[channels]`.
 
@@ -115,10 +115,10 @@ def explain_sensitivity(
 
 
 def explain_squares(zero_point: int, features: np.ndarray) -> IntegerMap:
-  """Maps all classes alike, by the mean of squares.
+  """Makes one map for all classes, by the mean of squares.
 
   Args:
-    zero_point: of the features.
+    zero_point: zero point of the features.
     features: int8 `[height, width, channels]`.
 
   Returns:
@@ -128,7 +128,7 @@ def explain_squares(zero_point: int, features: np.ndarray) -> IntegerMap:
 
 
 def _hidden_seed(head, values, class_weights) -> tuple[np.ndarray, int]:
-  """How a score reacts to what each hidden unit gets, and how often halved."""
+  """Returns the score's slopes by hidden units, and the number of halvings."""
   kernel = head.hidden.kernel.astype(np.int64)
   units = kernel.reshape(len(kernel), -1) @ head.pool.sums(
       values[None]).reshape(-1) + head.bias

@@ -1,4 +1,4 @@
-"""C sources of a compressed model that says what it looks at."""
+"""Writes C sources of a compressed model with its attribution maps."""
 
 import hashlib
 import io
@@ -51,7 +51,7 @@ def microcontroller(
     test_images: np.ndarray | None = None,
     labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """Writes what a firmware project needs to classify and to explain.
+  """Writes the C sources with which firmware classifies and explains.
 
   - `<name>.tflite`, and the same as an array in `<name>_model.h/.cc`, with the
     size of its tensor arena, its scales and zero points; `<name>_resolver.h`,
@@ -59,33 +59,33 @@ def microcontroller(
   - `<name>_explain.h/.c`: C99 that turns the model's features and logits into
     the map, in integers, without allocation or libraries, the same bits on
     every machine.
-  - `<name>_test.h/.c`, `<name>_vectors.h/.npz`: inputs and the answers that
-    a device must give, and a program that compares; `<name>_tflm_test.cc` runs
+  - `<name>_test.h/.c`, `<name>_vectors.h/.npz`: inputs, the answers that a
+    device must give, and a program that compares; `<name>_tflm_test.cc` runs
     the interpreter, too.
-  - `README.md` and `<name>.json`: how to use it, and what was measured.
+  - `README.md` and `<name>.json`: instructions and measured figures.
 
-  The folder appears with all of these or not at all. An earlier export of the
-  same name in it is replaced.
+  The folder appears with all files or not at all. The call replaces an earlier
+  export of the same name.
 
   Args:
     model: as for `convert`; not changed.
     wcam: as for `convert`.
-    folder: new, empty, or of an earlier call with this name.
+    folder: new, empty, or from an earlier call with this name.
     name: a C identifier; files, functions and constants begin with it.
     representative_images: as for `convert` in mode "int8".
-    test_images: `[images, height, width, channels]`, float pictures of the
-      range that the model takes and that it has not seen. The first four become
-      test vectors; on all of them the device's maps are held against the
-      model's. None for no test files and no figures.
+    test_images: `[images, height, width, channels]`, float images in the
+      model's range, not used in training. The first four become test vectors.
+      On all of them the device's maps are compared with the model's. None for
+      no test files and no figures.
     labels: names of the classes; None for none.
 
   Returns:
-    What `<name>.json` holds: sizes, road, agreement.
+    The content of `<name>.json`: sizes, road, agreement.
 
   Raises:
     OSError: the folder cannot be written to.
-    TypeError, ValueError: an argument is not as above, or the model needs what
-      TensorFlow Lite for Microcontrollers does not have.
+    TypeError, ValueError: an argument is not as above, or TensorFlow Lite for
+      Microcontrollers cannot run the model.
   """
   check_model(model)
   check_wcam(wcam)
@@ -115,9 +115,10 @@ def microcontroller(
           "explanation": _explanation_bytes(device),
           "tables": table_bytes(device)},
       "tensors": {
-          one: {"shape": spec.shape, "scale": spec.scale,
-                "zero_point": spec.zero_point}
-          for one, spec in (*device.inputs.items(), *device.outputs.items())},
+          tensor: {"shape": spec.shape, "scale": spec.scale,
+                   "zero_point": spec.zero_point}
+          for tensor, spec in (
+              *device.inputs.items(), *device.outputs.items())},
       "raw_unit": device.raw_unit,
       "agreement": None,
   }
@@ -143,7 +144,7 @@ def _operators(content: bytes) -> list[str]:
 
 
 def _arena(content: bytes) -> tuple[int, str]:
-  """Bytes of the tensor arena, and what they are made of, in words."""
+  """Returns the bytes of the tensor arena, and their composition in words."""
   if tflm_installed():
     measured = measure_arena(content)
     return measured.smallest, (
@@ -153,7 +154,7 @@ def _arena(content: bytes) -> tuple[int, str]:
   head = plan_arena(content).head
   model = read_model(content)
   graph = model.subgraphs[0]
-  # What a 64-bit interpreter keeps of each tensor, operator and channel.
+  # The memory of a 64-bit interpreter per tensor, operator and channel.
   tail = 4096 + 128 * (len(graph.tensors) + len(graph.operators)) + 8 * sum(
       len(tensor.quantization.scale) for tensor in graph.tensors
       if tensor.quantization is not None
@@ -169,7 +170,7 @@ def _check_labels(labels: Any, model: keras.Model) -> None:
   if labels is None:
     return
   if not isinstance(labels, Sequence) or isinstance(labels, str) or not all(
-      isinstance(one, str) and "\0" not in one for one in labels):
+      isinstance(label, str) and "\0" not in label for label in labels):
     raise TypeError(f"labels must be a list of str; got {labels!r}.")
   if len(labels) != classes:
     raise ValueError(
@@ -177,7 +178,7 @@ def _check_labels(labels: Any, model: keras.Model) -> None:
 
 
 def _explanation_bytes(device: DeviceModel) -> int:
-  """The size of the structure that the C functions fill, on 32-bit machines."""
+  """Returns the size of the C functions' structure on 32-bit machines."""
   _, height, width, channels = device.outputs["features"].shape
   size = -(-height * width // 4) * 4 + 4 * height * width
   if device.head is not None:
@@ -194,9 +195,9 @@ def _packed(vectors: dict[str, np.ndarray]) -> bytes:
 
 
 def _agreement(device, model, wcam, images) -> dict[str, float]:
-  """Holds the device's maps against the model's, for the device's top class."""
+  """Compares maps of device and model for the device's top class."""
   maps, top = device.explain(images)
-  maps = np.stack([one.map for one in maps])
+  maps = np.stack([result.map for result in maps])
   method = {"swa": grad_cam, "ewa": equal_weighted}[wcam.method]
   layer = wcam.student_layers[0]
   reference = method(model, images, top, layer)

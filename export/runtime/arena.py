@@ -100,20 +100,20 @@ def plan_arena(tflite_model: bytes, subgraph: int = 0) -> ArenaPlan:
   buffers = _buffers(model, _graph(model, subgraph), 16)
   places = _placed(buffers)
   # Where most is alive; time 0 is before the first operator.
-  alive = {time: sum(one.size for one in buffers
-                     if one.first <= time <= one.last)
-           for time in {one.first for one in buffers}}
+  alive = {time: sum(buffer.size for buffer in buffers
+                     if buffer.first <= time <= buffer.last)
+           for time in {buffer.first for buffer in buffers}}
   busiest = max(sorted(alive), key=alive.get, default=0)
   operators = model.subgraphs[subgraph].operators
   number = min(max(busiest - 1, 0), len(operators) - 1)
   return ArenaPlan(
-      head=max((place + one.size for one, place in zip(buffers, places)),
+      head=max((place + buffer.size for buffer, place in zip(buffers, places)),
                default=0),
       live=max(alive.values(), default=0),
       operator=f"{number} {operator_name(model, operators[number])}"
       if operators else "",
-      offsets={one.tensor: place for one, place in zip(buffers, places)
-               if one.tensor is not None})
+      offsets={buffer.tensor: place for buffer, place in zip(buffers, places)
+               if buffer.tensor is not None})
 
 
 def phone_arena(tflite_model: bytes) -> int:
@@ -135,10 +135,11 @@ def phone_arena(tflite_model: bytes) -> int:
   model = read_model(tflite_model)
   total = 0
   for number in range(len(model.subgraphs)):
-    buffers = [one for one in _buffers(model, _graph(model, number), 64)
-               if one.tensor is not None]
-    total += max((place + one.size
-                  for one, place in zip(buffers, _placed(buffers))), default=0)
+    buffers = [buffer for buffer in _buffers(model, _graph(model, number), 64)
+               if buffer.tensor is not None]
+    total += max(
+        (place + buffer.size
+         for buffer, place in zip(buffers, _placed(buffers))), default=0)
   return total
 
 

@@ -111,13 +111,13 @@ def explain_cost(
 def _predict_alone(tflite_model: bytes, metadata: dict) -> bytes:
   """Returns the file with nothing in it that `predict` does not need."""
   model = read_model(tflite_model)
-  entry, = [one for one in model.signatureDefs
-            if one.signatureKey == b"predict"]
+  entry, = [signature for signature in model.signatureDefs
+            if signature.signatureKey == b"predict"]
   graph = model.subgraphs[entry.subgraphIndex]
-  outputs = [one.tensorIndex for one in entry.outputs]
+  outputs = [pair.tensorIndex for pair in entry.outputs]
   graph.operators = needed_operators(graph, outputs, ())
-  entry.inputs = [one for one in entry.inputs if one.name == b"images"]
-  graph.inputs = np.int32([one.tensorIndex for one in entry.inputs])
+  entry.inputs = [pair for pair in entry.inputs if pair.name == b"images"]
+  graph.inputs = np.int32([pair.tensorIndex for pair in entry.inputs])
   graph.outputs = np.int32(outputs)
   model.subgraphs, model.signatureDefs = [graph], [entry]
   entry.subgraphIndex = 0

@@ -147,9 +147,9 @@ def inspect_file(tflite_model: bytes) -> Inspection:
       attribution=read_metadata(model),
       signatures=_signatures(model),
       operators=[dict(collections.Counter(
-          operator_name(model, one) for one in graph.operators))
+          operator_name(model, operator) for operator in graph.operators))
           for graph in model.subgraphs],
-      types=dict(collections.Counter(one.type for one in tensors)),
+      types=dict(collections.Counter(tensor.type for tensor in tensors)),
       tensors=tensors,
       arena_head=None if reasons or plan is None else plan.head,
       arena_live=None if reasons or plan is None else plan.live,
@@ -173,10 +173,10 @@ def _refusals(model: schema.ModelT, content: bytes) -> list[str]:
 
 def _signatures(model: schema.ModelT) -> dict[str, dict[str, Any]]:
   named = lambda maps: {  # noqa: E731
-      one.name.decode(): int(one.tensorIndex) for one in maps}
-  return {one.signatureKey.decode(): {
-      "subgraph": int(one.subgraphIndex), "inputs": named(one.inputs),
-      "outputs": named(one.outputs)} for one in model.signatureDefs or []}
+      pair.name.decode(): int(pair.tensorIndex) for pair in maps}
+  return {entry.signatureKey.decode(): {
+      "subgraph": int(entry.subgraphIndex), "inputs": named(entry.inputs),
+      "outputs": named(entry.outputs)} for entry in model.signatureDefs or []}
 
 
 def _tensor(model: schema.ModelT, number: int, index: int) -> TensorInfo:

@@ -283,12 +283,12 @@ class Interpreter:
     count = len(next(iter(feeds.values())))
     # Zeros for what is not fed: of a file with one subgraph `predict` has the
     # inputs of `explain`, too.
-    encoded = {one: spec.encode(feeds.get(
-        one, np.zeros([count, *spec.shape[1:]], np.float32)))
-               for one, spec in signature.inputs.items()}
+    encoded = {input_name: spec.encode(feeds.get(
+        input_name, np.zeros([count, *spec.shape[1:]], np.float32)))
+               for input_name, spec in signature.inputs.items()}
     numbers = self._runtime.run(key, signature, encoded)
-    return {one: spec.decode(numbers[one])
-            for one, spec in signature.outputs.items()}
+    return {output_name: spec.decode(numbers[output_name])
+            for output_name, spec in signature.outputs.items()}
 
   def _read_head(self, model: Any) -> Head | None:
     if not self.metadata or self.metadata["road"] != "features" or (

@@ -39,12 +39,12 @@ def try_files(
   """
   reasons = []
   while len(reasons) < len(files):
-    found = _in_one_process(files[len(reasons):], runtime)
-    if found[-1] is not None and len(found) > 1:
+    results = _in_one_process(files[len(reasons):], runtime)
+    if results[-1] is not None and len(results) > 1:
       # An earlier file may have spoilt the process: once more, by itself.
-      found[-1] = _in_one_process(
-          files[len(reasons) + len(found) - 1:][:1], runtime)[0]
-    reasons += found
+      results[-1] = _in_one_process(
+          files[len(reasons) + len(results) - 1:][:1], runtime)[0]
+    reasons += results
   return reasons
 
 
@@ -94,8 +94,8 @@ def _fault(content: bytes, runtime: str) -> str | None:
     interpreter.allocate_tensors()
     for name in interpreter.get_signature_list():
       runner = interpreter.get_signature_runner(name)
-      runner(**{key: np.zeros(one["shape"], one["dtype"])
-                for key, one in runner.get_input_details().items()})
+      runner(**{key: np.zeros(details["shape"], details["dtype"])
+                for key, details in runner.get_input_details().items()})
     if not interpreter.get_signature_list():
       interpreter.invoke()
   except (IndexError, MemoryError, OverflowError, RuntimeError, TypeError,

@@ -70,18 +70,18 @@ class LiteRT:
     count = len(next(iter(feeds.values())))
     # Most files take one image at a time, others as many as they declare.
     size = max(1, next(iter(signature.inputs.values())).shape[0])
-    parts = []
+    batches = []
     try:
       for i in range(0, count, size):
         # Each by itself: a net with a state would carry it on.
         self._interpreter.reset_all_variables()
-        parts.append(call(**{name: _filled(array[i:i + size], size)
+        batches.append(call(**{name: _filled(array[i:i + size], size)
                              for name, array in feeds.items()}))
     except (ValueError, RuntimeError) as error:
       raise ValueError(
           f"tflite_model is refused by the runtime {self._name!r}: "
           f"{error}") from error
-    return {name: np.concatenate([part[name] for part in parts])[:count]
+    return {name: np.concatenate([batch[name] for batch in batches])[:count]
             for name in signature.outputs}
 
   def _plain(self, signature: Signature):

@@ -43,7 +43,7 @@ def tensor_bytes(tensor: schema.TensorT) -> int:
   if name not in _BITS or _count(tensor) < 0:
     raise ValueError(
         f"tflite_model: tensor {(tensor.name or b'').decode()!r} has no fixed "
-        f"size: type {name}, shape {[int(one) for one in tensor.shape]}.")
+        f"size: type {name}, shape {[int(size) for size in tensor.shape]}.")
   return -(-_count(tensor) * _BITS[name] // 8)
 
 
@@ -62,7 +62,7 @@ def scratch_bytes(
   """
   inputs = [graph.tensors[i] if i >= 0 else None for i in operator.inputs]
   output = graph.tensors[operator.outputs[0]] if len(operator.outputs) else None
-  kinds = [type_name(one) if one else "" for one in inputs]
+  kinds = [type_name(tensor) if tensor else "" for tensor in inputs]
   if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
     return [_count(inputs[1])] if kinds[1] == "INT4" else []
   if name == "TRANSPOSE_CONV":

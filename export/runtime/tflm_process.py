@@ -124,13 +124,13 @@ def _run(folder: Path) -> None:
       content, arena_size=_plenty(content))
   with np.load(folder / "in.npz", allow_pickle=False) as file:
     inputs = {int(name): file[name] for name in file.files}
-  wanted = json.loads((folder / "outputs.json").read_text())
-  rows = {position: [] for position in wanted}
+  positions = json.loads((folder / "outputs.json").read_text())
+  rows = {position: [] for position in positions}
   for i in range(len(next(iter(inputs.values())))):
     for position, images in inputs.items():
       interpreter.set_input(images[i:i + 1], position)
     interpreter.invoke()
-    for position in wanted:
+    for position in positions:
       rows[position].append(interpreter.get_output(position).copy())
   np.savez(folder / "out.npz", **{
       str(position): np.concatenate(row) for position, row in rows.items()})
@@ -163,9 +163,9 @@ def _measure(folder: Path) -> None:
     interpreter.print_allocations()
     os.dup2(stderr, 2)
     said.seek(0)
-    found = dict(re.findall(
+    sizes = dict(re.findall(
         r"Arena allocation (head|tail) (\d+) bytes", said.read().decode()))
-  arena = {name: int(found[name]) for name in ("head", "tail")}
+  arena = {name: int(sizes[name]) for name in ("head", "tail")}
   # In steps of 16 bytes; `most` fits.
   least, most = 0, (sum(arena.values()) + 15) // 16
   while not fits(16 * most):

@@ -62,14 +62,15 @@ def exposed_run(
     ValueError: the runtime refuses the file; at once, or when it runs.
     ImportError: "tflm" without the package tflite-micro.
   """
-  own = [int(one) for one in model.subgraphs[subgraph].outputs]
+  outputs = [int(number) for number in model.subgraphs[subgraph].outputs]
   numbers = sorted(numbers)
   wide = with_outputs(
-      model, subgraph, [*own, *(one for one in numbers if one not in own)])
+      model, subgraph,
+      [*outputs, *(number for number in numbers if number not in outputs)])
   entry = schema.SignatureDefT()
   entry.signatureKey, entry.subgraphIndex = _KEY, subgraph
-  entry.inputs = [_named(one) for one in wide.subgraphs[subgraph].inputs]
-  entry.outputs = [_named(one) for one in numbers]
+  entry.inputs = [_named(number) for number in wide.subgraphs[subgraph].inputs]
+  entry.outputs = [_named(number) for number in numbers]
   wide.signatureDefs = [entry]
   content = write_model(wide)
   signature = signatures(read_model(content))[_KEY]
@@ -83,6 +84,6 @@ def exposed_run(
 
 
 def _named(index: int) -> schema.TensorMapT:
-  one = schema.TensorMapT()
-  one.name, one.tensorIndex = str(int(index)), int(index)
-  return one
+  pair = schema.TensorMapT()
+  pair.name, pair.tensorIndex = str(int(index)), int(index)
+  return pair

@@ -139,13 +139,13 @@ class FileTensors:
       TypeError, ValueError: images of another shape or range, or with NaN; no
         such tensor, or several of that name; the runtime refuses the file.
     """
-    wanted = list(self.tensors if tensors is None else tensors)
-    numbers = [self.find(one).index for one in wanted]
+    keys = list(self.tensors if tensors is None else tensors)
+    numbers = [self.find(key).index for key in keys]
     images = self._prepared(images)
     values = self._run(frozenset(numbers))(self._feeds(images))
     joined = {number: self.tensors[number].spec.decode(values[number])
               for number in numbers}
-    return {one: joined[number] for one, number in zip(wanted, numbers)}
+    return {key: joined[number] for key, number in zip(keys, numbers)}
 
   def load(self, tensors: Iterable[int]) -> None:
     """Loads the file into its runtime, ready for `read` of these tensors.
@@ -163,17 +163,18 @@ class FileTensors:
       ValueError: there is none, or several.
     """
     if isinstance(tensor, str):
-      found = [one.index for one in self.tensors.values()
-               if tensor in (one.name, one.name.split(";")[0])]
-      if len(found) != 1:
+      indices = [candidate.index for candidate in self.tensors.values()
+               if tensor in (candidate.name, candidate.name.split(";")[0])]
+      if len(indices) != 1:
         raise ValueError(
-            f"tensors: the file computes {len(found)} of the name {tensor!r}; "
-            f"it has {[str(one) for one in self.tensors.values()]}.")
-      return self.tensors[found[0]]
+            f"tensors: the file computes {len(indices)} of the name "
+            f"{tensor!r}; it has "
+            f"{[str(candidate) for candidate in self.tensors.values()]}.")
+      return self.tensors[indices[0]]
     if tensor not in self.tensors:
       raise ValueError(
           f"tensors: number {tensor} is not computed from the images; those "
-          f"are {[str(one) for one in self.tensors.values()]}.")
+          f"are {[str(candidate) for candidate in self.tensors.values()]}.")
     return self.tensors[tensor]
 
   def source(self, number: int) -> FileTensor | None:
@@ -190,8 +191,8 @@ class FileTensors:
     """Returns all that a tensor's operator takes and that is computed."""
     for operator in self.model.subgraphs[self.subgraph].operators:
       if number in operator.outputs:
-        return [self.tensors[int(one)] for one in operator.inputs
-                if int(one) in self.tensors]
+        return [self.tensors[int(index)] for index in operator.inputs
+                if int(index) in self.tensors]
     return []
 
   def _prepared(self, images: np.ndarray) -> np.ndarray:
@@ -240,8 +241,9 @@ def _signature(model, name):
 
 def _image_input(model, inputs: Mapping[str, TensorSpec]):
   """Returns the name of the images' input, and the other inputs."""
-  ours = read_metadata(model) is not None
-  names = [name for name in inputs if not (ours and name == "class_weights")]
+  annotated = read_metadata(model) is not None
+  names = [name for name in inputs
+           if not (annotated and name == "class_weights")]
   if len(names) != 1:
     raise ValueError(
         f"tflite_model must take one input, the images; it takes {names}.")
@@ -250,9 +252,9 @@ def _image_input(model, inputs: Mapping[str, TensorSpec]):
 
 def _computed(model, graph, image: int, rows: int) -> dict[int, FileTensor]:
   """Lists what depends on the images, a row each, in the order of computing."""
-  depends, found = {image}, {}
+  depends, tensors = {image}, {}
   for operator in graph.operators:
-    if not depends & {int(one) for one in operator.inputs}:
+    if not depends & {int(number) for number in operator.inputs}:
       continue
     for index in map(int, operator.outputs):
       depends.add(index)
@@ -262,6 +264,6 @@ def _computed(model, graph, image: int, rows: int) -> dict[int, FileTensor]:
         continue
       # What is counted, such as a shape or a class number, is no feature.
       if spec.dtype.kind == "f" or spec.scale:
-        found[index] = FileTensor(
+        tensors[index] = FileTensor(
             index, tensor.name.decode(), operator_name(model, operator), spec)
-  return found
+  return tensors

@@ -113,8 +113,8 @@ def layer_tensors(
     OSError, TypeError, ValueError: as for `find_tensor`, for the arguments.
   """
   table = _Table(tflite_model, model, images)
-  found = {name: table.found(name)[0] for name in table.layers}
-  return {name: match for name, match in found.items() if match}
+  matches = {name: table.found(name)[0] for name in table.layers}
+  return {name: match for name, match in matches.items() if match}
 
 
 class _Table:
@@ -134,9 +134,9 @@ class _Table:
     self.layers = tuple(self._alive)
     self._nearest = {}
     for matches in self._matches.values():
-      for one in matches:
-        self._nearest[one.tensor.index] = min(
-            one.error, self._nearest.get(one.tensor.index, np.inf))
+      for match in matches:
+        self._nearest[match.tensor.index] = min(
+            match.error, self._nearest.get(match.tensor.index, np.inf))
     self._sources = _sources(self._file)
 
   def match(self, layer: str) -> Match:
@@ -156,18 +156,18 @@ class _Table:
       return None, (f"layer {layer!r} gives nothing but zeros on these images, "
                     "so no tensor can be told by its numbers.")
     matches = self._matches[layer]
-    near = [one for one in matches if one.error <= (
-        _LIMIT if one.tensor.spec.scale else _FLOAT_LIMIT) and _reaches(
-            one.error, self._nearest[one.tensor.index])]
+    near = [match for match in matches if match.error <= (
+        _LIMIT if match.tensor.spec.scale else _FLOAT_LIMIT) and _reaches(
+            match.error, self._nearest[match.tensor.index])]
     if not near:
       return None, (
           f"layer {layer!r} has no tensor in the file: it was fused with what "
           "follows it, or the file is not this model's, or takes images of "
           f"another range. {_listed(matches)}")
     rivals = self._distinct(
-        [one for one in near if _reaches(one.error, near[0].error)])
+        [match for match in near if _reaches(match.error, near[0].error)])
     if len(rivals) > 1:
-      rivals = [one for one in rivals if one.named] or rivals
+      rivals = [match for match in rivals if match.named] or rivals
     if len(rivals) > 1:
       return None, (
           f"layer {layer!r} could be several tensors of the file, which the "
@@ -177,13 +177,13 @@ class _Table:
 
   def _distinct(self, matches: list[Match]) -> list[Match]:
     """Keeps one of those that hold the same numbers, in the layer's shape."""
-    kept = {}
-    for one in matches:
-      kept.setdefault(self._sources[one.tensor.index], []).append(one)
-    return [min(group, key=lambda one: (
-        len(one.tensor.spec.shape) != self._graph.rank(one.layer),
-        list(self._file.tensors).index(one.tensor.index)))
-            for group in kept.values()]
+    groups = {}
+    for match in matches:
+      groups.setdefault(self._sources[match.tensor.index], []).append(match)
+    return [min(group, key=lambda match: (
+        len(match.tensor.spec.shape) != self._graph.rank(match.layer),
+        list(self._file.tensors).index(match.tensor.index)))
+            for group in groups.values()]
 
   def _after(self, layer: str) -> Match | None:
     for name in self._graph.following(layer):
@@ -201,8 +201,9 @@ def _listed(matches: list[Match], keep: int = 3) -> str:
   if not matches:
     return "It has no tensor of that shape."
   return "Best candidates: " + "; ".join(
-      f"{one.tensor}, relative error {one.error:.2g}, cosine {one.cosine:.4f}"
-      for one in matches[:keep]) + "."
+      f"{match.tensor}, relative error {match.error:.2g}, cosine "
+      f"{match.cosine:.4f}"
+      for match in matches[:keep]) + "."
 
 
 def _sources(file: FileTensors) -> dict[int, int]:
@@ -227,34 +228,35 @@ def _compared(
     For each layer its matches, the nearest first; and whether it gives anything
     but zeros.
   """
-  sums, energy, theirs = {}, dict.fromkeys(layers.names, 0.0), {}
+  sums, energy, tensor_energy = {}, dict.fromkeys(layers.names, 0.0), {}
   for start in range(0, len(images), _CHUNK):
     chunk = images[start:start + _CHUNK]
     outputs = {name: _flat(value) for name, value in layers.run(chunk).items()}
     tensors = {index: _flat(value) for index, value in file.read(chunk).items()}
     for index, (_, values) in tensors.items():
-      theirs[index] = theirs.get(index, 0) + np.vdot(values, values)
-    for name, (shape, ours) in outputs.items():
-      energy[name] += np.vdot(ours, ours)
+      tensor_energy[index] = (
+          tensor_energy.get(index, 0) + np.vdot(values, values))
+    for name, (shape, output) in outputs.items():
+      energy[name] += np.vdot(output, output)
       for index, (other, values) in tensors.items():
         if shape == other:
-          difference = values - ours
+          difference = values - output
           sums[name, index] = sums.get((name, index), 0) + np.array(
-              [np.vdot(difference, difference), np.vdot(values, ours)])
-  found = {name: [] for name in layers.names}
+              [np.vdot(difference, difference), np.vdot(values, output)])
+  result = {name: [] for name in layers.names}
   for (name, index), (difference, product) in sums.items():
     if not energy[name]:
       continue
     # NaN, of a layer or a tensor that overflows, is as far as can be.
     error = np.nan_to_num(np.sqrt(difference / energy[name]), nan=np.inf)
-    size = np.sqrt(energy[name] * theirs[index])
+    size = np.sqrt(energy[name] * tensor_energy[index])
     cosine = float(product / size) if 0 < size < np.inf else 0.0
-    found[name].append(Match(
+    result[name].append(Match(
         name, file.tensors[index], float(error), cosine,
         _is_named(file.tensors[index], name)))
-  for matches in found.values():
-    matches.sort(key=lambda one: one.error)
-  return found, {name: bool(total) for name, total in energy.items()}
+  for matches in result.values():
+    matches.sort(key=lambda match: match.error)
+  return result, {name: bool(total) for name, total in energy.items()}
 
 
 def _flat(values: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:

@@ -64,7 +64,7 @@ class LayerOutputs:
     while reached:
       tensor = reached.pop(0)
       for inputs, output in self._layers:
-        if not any(one is tensor for one in inputs):
+        if not any(source is tensor for source in inputs):
           continue
         other = named.get(id(output))
         if other is None or other in seen:
@@ -106,11 +106,11 @@ class _Graph:
 
   def tensors(self) -> dict[tuple[str, str], Any]:
     """Returns each layer's Keras tensor."""
-    found = {(self._path, name): output
+    tensors = {(self._path, name): output
              for name, output in self._outputs.items()}
     for graph, _ in self._inner:
-      found.update(graph.tensors())
-    return found
+      tensors.update(graph.tensors())
+    return tensors
 
   def layers(self) -> list[tuple[list, Any]]:
     """Returns the inputs and the output of each layer."""
@@ -119,7 +119,7 @@ class _Graph:
   def run(self, images: Any) -> dict[tuple[str, str], tf.Tensor]:
     """Runs this graph and, on what flows into them, those inside it."""
     outputs, inner = self._wide(images, training=False)
-    found = {(self._path, name): value for name, value in outputs.items()}
+    values = {(self._path, name): value for name, value in outputs.items()}
     for (graph, _), inputs in zip(self._inner, inner):
-      found.update(graph.run(inputs))
-    return found
+      values.update(graph.run(inputs))
+    return values

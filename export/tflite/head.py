@@ -1,10 +1,10 @@
-"""The head that a file holds: what it computes from the features to the logits.
+"""Reads the head of a file: the layers from the features to the logits.
 
-Where nothing but pooling, reshaping and one linear layer follows the features,
+Suppose only pooling, reshaping and one linear layer follow the features. Then
 the gradient of a score, summed over the positions, is a sum of that layer's
-weights. With one hidden layer before it, the gradient also depends on which of
-the hidden units are on, which the features tell. Such a map needs no backward
-pass, only the features and weights that are in the file anyway.
+weights. With a hidden layer before it, the gradient also depends on which
+hidden units are on, and the features tell this. Such a map needs no backward
+pass, only features and weights that are in the file anyway.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from keras_attr_preserve.export.tflite.schema import constant, operator_name
 
 __all__ = ["Head", "Layer", "head_weights", "read_head"]
 
-# Each output of a pool draws a total weight of 1 from its window: the sum of a
+# The weights of a pool's window sum to 1 for each output. So the sum of a
 # gradient over the positions passes through unchanged, whatever the window.
 _POOLS = frozenset({
     "AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "REDUCE_MAX"})
@@ -30,15 +30,15 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """A linear layer, and the ReLU that may follow.
+  """A linear layer, perhaps with a ReLU behind it.
 
   Attributes:
-    weights: float32 `[outputs, cells, inputs]`, as the file has them,
-      dequantized; a cell is one position of a flattened map, or the only one.
+    weights: float32 `[outputs, cells, inputs]`, the file's weights dequantized.
+      A cell is a position of the flattened features, or the only cell.
     bias: float32 `[outputs]`.
     ceiling: None without an activation; infinity for ReLU, 6 for ReLU6.
-    tensor: the number of the weights' tensor in the subgraph; None where
-      several linear layers were multiplied into one.
+    tensor: the number of the weights' tensor in the subgraph; None if several
+      linear layers were multiplied into one.
   """
 
   weights: np.ndarray
@@ -49,13 +49,13 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """What follows the features, up to the logits.
+  """The layers from the features to the logits.
 
   Attributes:
     last: the layer that gives the logits.
-    hidden: the layer before it, with a ReLU; None where there is none.
-    pool: what stands between the features and the hidden layer; None without a
-      hidden layer, since a linear head's sensitivity is that of any pool.
+    hidden: the layer before it, with a ReLU; None if there is none.
+    pool: the pool between the features and the hidden layer. None without a
+      hidden layer: the pool does not change a linear head's sensitivity.
   """
 
   last: Layer
@@ -94,9 +94,9 @@ def head_weights(
     features: as for `read_head`.
 
   Returns:
-    `[classes, channels]`, float32: `sum_{h,w} d logit_k / d features_c`, with
-    the weights as the file has them, dequantized. None where more than pooling
-    and linear layers stands between the two.
+    `[classes, channels]`, float32: `sum_{h,w} d logit_k / d features_c`, from
+    the file's weights, dequantized. None if more than pooling and linear layers
+    stands between features and logits.
   """
   head = read_head(model, subgraph, logits, features)
   if head is None or head.hidden is not None:
@@ -116,9 +116,10 @@ def read_head(
     features: the position of the features, `[1, height, width, channels]`.
 
   Returns:
-    The head. None where something else stands between the two than pooling and
-    linear layers, of which one may be followed by a ReLU if it sees no more
-    than one pool of the features, without padding where that averages.
+    The head. None if other operators than pooling and linear layers stand
+    between features and logits. One linear layer may have a ReLU, if at most
+    one pool stands between it and the features. An average pool must then have
+    no padding.
   """
   graph = model.subgraphs[subgraph]
   producers = {int(output): operator for operator in graph.operators
@@ -136,11 +137,11 @@ def read_head(
       layer = _layer(model, graph, producers, operator)
       if layer is None or (layer.ceiling is not None and (
           len(layers) != 1 or pools)):
-        return None  # A second activation, or one pooled before the last layer.
+        return None  # A second ReLU, or a pool between ReLU and last layer.
       if layers and layer.ceiling is None:
         after = layers.pop()
         if after.ceiling is not None and pools:
-          return None  # A largest value does not pass through a linear layer.
+          return None  # A maximum does not pass through a linear layer.
         layer = _product(after, layer)
       if layer is None:
         return None
@@ -154,7 +155,7 @@ def read_head(
 
 
 def _head(model, graph, layers, pools, shape) -> Head | None:
-  """Puts together what was found on the way back, the last layer first."""
+  """Builds the head from its layers and pools, given last to first."""
   if not layers or len(shape) != 4:
     return None
   first = layers[-1]
@@ -206,7 +207,7 @@ def _layer(model, graph, producers, operator) -> Layer | None:
 
 
 def _product(after: Layer, before: Layer) -> Layer | None:
-  """Joins two linear layers into one; the first may be at every cell."""
+  """Multiplies two linear layers into one; the first may run at every cell."""
   outputs, _, inputs = after.weights.shape
   if inputs % len(before.weights):
     return None

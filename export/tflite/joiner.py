@@ -1,4 +1,4 @@
-"""Copying operators of one .tflite file into a subgraph of another."""
+"""Copies operators of one .tflite file into a subgraph of another."""
 
 import copy
 from collections.abc import Iterable
@@ -12,19 +12,19 @@ __all__ = ["Joiner"]
 class Joiner:
   """Copies operators of another file to the end of a subgraph.
 
-  Tensors come along with the operators that use them, constants with them;
-  those that `connect` names are taken from the subgraph instead.
+  Tensors and constants are copied with the operators that use them. Tensors
+  named by `connect` are taken from the subgraph instead.
   """
 
   def __init__(
       self, model: schema.ModelT, graph: schema.SubGraphT,
       other: schema.ModelT):
-    """Makes ready.
+    """Prepares to copy.
 
     Args:
-      model: the file that is added to.
-      graph: its subgraph that is added to.
-      other: a file of one subgraph, which stays as it is.
+      model: the file to add to; changes.
+      graph: its subgraph to add to; changes.
+      other: a file of one subgraph; does not change.
     """
     self._model, self._graph, self._other = model, graph, other
     self._places: dict[int, int] = {}
@@ -32,9 +32,9 @@ class Joiner:
                    for i, code in enumerate(model.operatorCodes)}
 
   def tensor(self, theirs: int) -> int:
-    """Returns where one of their tensors is now, after copying it if need be.
+    """Returns the number of the copy of a tensor, which it copies if needed.
 
-    An input left out, -1, stays so.
+    An input left out, -1, stays -1.
     """
     if theirs < 0:
       return theirs
@@ -52,7 +52,7 @@ class Joiner:
     return self._places[theirs]
 
   def connect(self, theirs: int, ours: int) -> None:
-    """Lets ours stand for theirs, as floats."""
+    """Uses the subgraph's tensor `ours`, as floats, in place of `theirs`."""
     floats = self._other.subgraphs[0].tensors[theirs]
     if self._graph.tensors[ours].type == floats.type:
       self._places[theirs] = ours
@@ -61,7 +61,7 @@ class Joiner:
     code = schema.OperatorCodeT()
     code.builtinCode = schema.BuiltinOperator.DEQUANTIZE
     code.deprecatedBuiltinCode = code.builtinCode
-    # Of 16 bits it is version 3, of 8 bits version 2.
+    # Version 3 takes 16 bits; version 2 takes 8 bits only.
     code.version = 3
     operator.opcodeIndex = self._code(code)
     operator.inputs = np.int32([ours])
@@ -73,13 +73,13 @@ class Joiner:
     """Copies operators to the end of the subgraph; returns the copies."""
     copies = []
     for operator in operators:
-      one = copy.copy(operator)
-      one.opcodeIndex = self._code(
+      copied = copy.copy(operator)
+      copied.opcodeIndex = self._code(
           self._other.operatorCodes[operator.opcodeIndex])
-      one.inputs, one.outputs = (
+      copied.inputs, copied.outputs = (
           np.int32([self.tensor(int(i)) for i in numbers])
           for numbers in (operator.inputs, operator.outputs))
-      copies.append(one)
+      copies.append(copied)
     self._graph.operators.extend(copies)
     return copies
 

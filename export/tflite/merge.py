@@ -1,10 +1,10 @@
-"""Joining the file that predicts with the piece that draws its map.
+"""Joins a file that predicts with a piece that computes its map.
 
-A phone's file has two subgraphs. `predict` is the converted model. `explain` is
-a copy of it, operator by operator, so that its logits are those of `predict` to
-the last bit, followed by a piece converted apart, in floats, that makes the map
-from the features and logits which the copy has computed. Both read the same
-constants, which stand in the file once.
+A phone's file has two subgraphs. `predict` is the converted model. `explain`
+begins with a copy of it, operator by operator, so that the logits of both are
+equal to the last bit. A piece in floats, converted separately, follows: it
+computes the map from the copy's features and logits. Both subgraphs read the
+same constants, which the file holds once.
 
 Uses LiteRT's own schema (`ai_edge_litert.schema_py_generated`).
 """
@@ -25,7 +25,7 @@ _PREDICT = ("logits", "predictions")
 
 
 class BypassError(ValueError):
-  """Something reaches the logits from the images without the features."""
+  """A branch reaches the logits from the images without the features."""
 
 
 def merge(
@@ -43,41 +43,42 @@ def merge(
     piece: a file with one signature, from "images" and, for a map of a class,
       "class_weights", to "logits", "features", "map" and perhaps "sensitivity",
       all of them floats: the same model again, and its map.
-    from_features: whether only those operators of the piece are taken that
-      follow the features, which then are the forward file's own. Otherwise
-      all that the map needs, from the images on.
+    from_features: True takes only the piece's operators behind the features,
+      and reads the forward file's features. False takes all operators that the
+      map needs, from the images on.
     weights: how the piece's larger constants are stored: "float32", "float16"
-      or "int8", in steps of their own for each channel. Those that the forward
-      file has already are shared.
+      or "int8", with a scale for each channel. Constants that the forward file
+      already has are shared.
 
   Returns:
-    The bytes of a file with two subgraphs, the first `predict`. `explain` has
-    the logits and predictions of the forward file; "map", "features" and
-    "sensitivity" beside them.
+    The bytes of a file with two subgraphs, `predict` first. `explain` has the
+    logits and predictions of the forward file, and "map", "features" and
+    "sensitivity".
 
   Raises:
-    BypassError: the map cannot be had from the features alone.
+    BypassError: the map cannot be computed from the features alone.
   """
   model, other = read_model(forward), read_model(piece)
   predict, = model.subgraphs
   names = _tensors(model.signatureDefs[0])
-  their_inputs, theirs = _tensors(other.signatureDefs[0])
+  piece_inputs, piece_outputs = _tensors(other.signatureDefs[0])
   inputs, outputs = dict(names[0]), dict(names[1])
   explain = copy.deepcopy(predict)
   explain.name = "explain"
   predict.name = "predict"
   model.subgraphs.append(explain)
 
-  wanted = [theirs[name] for name in ("map", "sensitivity") if name in theirs]
-  given = {theirs["logits"]: outputs["logits"]}
+  targets = [piece_outputs[name] for name in ("map", "sensitivity")
+             if name in piece_outputs]
+  given = {piece_outputs["logits"]: outputs["logits"]}
   if from_features:
-    given[theirs["features"]] = outputs["features"]
+    given[piece_outputs["features"]] = outputs["features"]
   else:
-    given[their_inputs["images"]] = inputs["images"]
-    wanted.append(theirs["features"])
-  operators = needed_operators(other.subgraphs[0], wanted, given)
-  used = {int(one) for operator in operators for one in operator.inputs}
-  if from_features and their_inputs["images"] in used:
+    given[piece_inputs["images"]] = inputs["images"]
+    targets.append(piece_outputs["features"])
+  operators = needed_operators(other.subgraphs[0], targets, given)
+  used = {int(number) for operator in operators for number in operator.inputs}
+  if from_features and piece_inputs["images"] in used:
     raise BypassError(
         "something reaches the logits from the images without the features.")
 
@@ -87,12 +88,12 @@ def merge(
   joined = joiner.append(operators)
   store_weights(model, explain, joined, weights)
 
-  for name in their_inputs.keys() - inputs.keys():
-    if their_inputs[name] in used:
-      inputs[name] = joiner.tensor(their_inputs[name])
+  for name in piece_inputs.keys() - inputs.keys():
+    if piece_inputs[name] in used:
+      inputs[name] = joiner.tensor(piece_inputs[name])
   for name in ("map", "sensitivity", "features"):
-    if theirs.get(name) in wanted:
-      outputs[name] = joiner.tensor(theirs[name])
+    if piece_outputs.get(name) in targets:
+      outputs[name] = joiner.tensor(piece_outputs[name])
   explain.inputs = np.int32(list(inputs.values()))
   explain.outputs = np.int32(list(outputs.values()))
   narrow = {name: tensor for name, tensor in names[1].items()
@@ -110,7 +111,7 @@ def merge(
 
 
 def _tensors(entry: schema.SignatureDefT) -> tuple[dict[str, int], ...]:
-  return tuple({one.name.decode(): int(one.tensorIndex) for one in maps}
+  return tuple({pair.name.decode(): int(pair.tensorIndex) for pair in maps}
                for maps in (entry.inputs, entry.outputs))
 
 
@@ -133,12 +134,12 @@ def _named(name: str, tensor: int) -> schema.TensorMapT:
 def needed_operators(
     graph: schema.SubGraphT, wanted: Iterable[int], given: Iterable[int]
 ) -> list[schema.OperatorT]:
-  """Lists the operators that compute some tensors from others.
+  """Lists the operators that compute tensors from given ones.
 
   Args:
     graph: a subgraph.
-    wanted: the numbers of the tensors.
-    given: numbers of tensors that need not be computed.
+    wanted: the numbers of the tensors to compute.
+    given: the numbers of tensors that need not be computed.
 
   Returns:
     Operators of the subgraph, in its order.
@@ -146,9 +147,9 @@ def needed_operators(
   needed = set(wanted) - set(given)
   operators = []
   for operator in reversed(graph.operators):
-    if needed & {int(one) for one in operator.outputs}:
+    if needed & {int(number) for number in operator.outputs}:
       operators.append(operator)
-      needed |= {int(one) for one in operator.inputs} - set(given)
+      needed |= {int(number) for number in operator.inputs} - set(given)
   return operators[::-1]
 
 
@@ -157,8 +158,8 @@ def drop_unused(model: schema.ModelT) -> None:
   for number, graph in enumerate(model.subgraphs):
     ends = {*map(int, graph.inputs), *map(int, graph.outputs)}
     used = sorted(ends.union(*(
-        {*map(int, one.inputs), *map(int, one.outputs)} - {-1}
-        for one in graph.operators)))
+        {*map(int, operator.inputs), *map(int, operator.outputs)} - {-1}
+        for operator in graph.operators)))
     places = {tensor: i for i, tensor in enumerate(used)} | {-1: -1}
     graph.tensors = [graph.tensors[tensor] for tensor in used]
     for holder in (graph, *graph.operators):
@@ -167,8 +168,8 @@ def drop_unused(model: schema.ModelT) -> None:
           for numbers in (holder.inputs, holder.outputs))
     for entry in model.signatureDefs:
       if entry.subgraphIndex == number:
-        for one in (*entry.inputs, *entry.outputs):
-          one.tensorIndex = places[one.tensorIndex]
+        for pair in (*entry.inputs, *entry.outputs):
+          pair.tensorIndex = places[pair.tensorIndex]
   _drop_unused_buffers(model)
 
 
@@ -177,10 +178,10 @@ def _drop_unused_buffers(model: schema.ModelT) -> None:
   for tensor in tensors:
     data = model.buffers[tensor.buffer].data
     if data is None or not len(data):
-      tensor.buffer = 0  # By the schema the empty one.
+      tensor.buffer = 0  # The schema's empty buffer.
   holders = [*tensors, *(model.metadata or [])]
-  kept = sorted({0, *(one.buffer for one in holders)})
-  places = {number: i for i, number in enumerate(kept)}
-  model.buffers = [model.buffers[number] for number in kept]
-  for one in holders:
-    one.buffer = places[one.buffer]
+  numbers = sorted({0, *(holder.buffer for holder in holders)})
+  places = {number: i for i, number in enumerate(numbers)}
+  model.buffers = [model.buffers[number] for number in numbers]
+  for holder in holders:
+    holder.buffer = places[holder.buffer]

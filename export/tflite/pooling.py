@@ -1,4 +1,4 @@
-"""A pool between the features and a hidden layer, as a .tflite file has it."""
+"""The pool between the features and a hidden layer of a .tflite file."""
 
 import dataclasses
 
@@ -12,15 +12,15 @@ __all__ = ["Pool"]
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-  """A window that slides over the features; one pixel wide if there is none.
+  """A window that slides over the features; one pixel if there is no pool.
 
   Attributes:
     kind: "mean" or "max".
     size: height and width of the window.
-    strides: how far it moves, down and to the right.
-    start: row and column of its first pixel; negative with padding, which
-      counts for nothing, and which only "max" has.
-    output: height and width of what it gives.
+    strides: the pixels it moves, down and to the right.
+    start: row and column of its first pixel. Padding makes it negative and does
+      not count; only "max" has padding.
+    output: height and width of the pooled features.
   """
 
   kind: str
@@ -37,12 +37,12 @@ class Pool:
     Args:
       model: from `read_model`.
       graph: the subgraph.
-      operators: the pools there are between features and hidden layer.
-      shape: of the features, with the batch.
+      operators: the pools between features and hidden layer.
+      shape: the shape of the features, with the batch.
 
     Returns:
-      The pool. None where there are several, or an average over a padded edge,
-      or one of other axes than height and width.
+      The pool. None if there are several, or if it averages over a padded edge
+      or pools other axes than height and width.
     """
     size = (int(shape[1]), int(shape[2]))
     if not operators:
@@ -63,7 +63,7 @@ class Pool:
       return None
     window = (options.filterHeight, options.filterWidth)
     strides = (options.strideH, options.strideW)
-    output = tuple(int(one) for one in graph.tensors[
+    output = tuple(int(side) for side in graph.tensors[
         int(operator.outputs[0])].shape[1:3])
     missing = [max((out - 1) * stride + length - have, 0)
                for out, stride, length, have in zip(
@@ -76,7 +76,7 @@ class Pool:
 
   @property
   def count(self) -> int:
-    """How many pixels an average is of; 1 for "max"."""
+    """The number of pixels that are averaged; 1 for "max"."""
     return self.size[0] * self.size[1] if self.kind == "mean" else 1
 
   def apply(self, features: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ class Pool:
     return self._windows(features, reduce).astype(features.dtype)
 
   def sums(self, features: np.ndarray) -> np.ndarray:
-    """Pools integers without rounding: `count` times what `apply` gives."""
+    """Pools integers without rounding: `count` times the result of `apply`."""
     return self._windows(features, np.sum if self.kind == "mean" else np.max)
 
   def _windows(self, features, reduce) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reading and annotating .tflite files as flatbuffers.
+"""Reads and annotates .tflite files as flatbuffers.
 
 Uses LiteRT's own schema and tools (`ai_edge_litert.schema_py_generated`,
 `ai_edge_litert.tools.flatbuffer_utils`).
@@ -54,13 +54,13 @@ _TYPES = {code: name for name, code in vars(schema.TensorType).items()
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-  """An input or output of a file, and how its numbers stand for floats.
+  """An input or output of a file, and how its numbers encode floats.
 
   Attributes:
     position: its place among the subgraph's inputs or outputs.
     shape: with the batch.
     dtype: NumPy's type.
-    scale: real value of one step; 0 where the type is a float.
+    scale: real value of one step; 0 if the type is a float.
     zero_point: the integer that stands for 0.
   """
 
@@ -72,7 +72,7 @@ class TensorSpec:
 
   @property
   def range(self) -> tuple[float, float]:
-    """The smallest and largest real value it can hold."""
+    """The smallest and the largest real value that the tensor can hold."""
     if not self.scale:
       return -np.inf, np.inf
     limits = np.iinfo(self.dtype)
@@ -101,8 +101,8 @@ class Signature:
 
   Attributes:
     subgraph: the number of the subgraph it runs.
-    inputs: by name.
-    outputs: by name.
+    inputs: the inputs, by name.
+    outputs: the outputs, by name.
   """
 
   subgraph: int
@@ -143,7 +143,7 @@ def read_model(tflite_model: bytes) -> schema.ModelT:
 
 
 def _check_references(model: schema.ModelT) -> None:
-  """Raises IndexError or TypeError where one part names another in vain."""
+  """Raises IndexError or TypeError for a reference to a missing part."""
   def check(numbers, parts, least=0):
     for number in numbers:
       if not least <= number < len(parts):
@@ -155,7 +155,7 @@ def _check_references(model: schema.ModelT) -> None:
     check([*graph.inputs, *graph.outputs], graph.tensors)
     check([tensor.buffer for tensor in graph.tensors], model.buffers)
     for tensor in graph.tensors:
-      if tensor.shape is None:  # That of a single number may be left out.
+      if tensor.shape is None:  # A single number may have no shape.
         tensor.shape = np.zeros(0, np.int32)
       shape = [int(size) for size in tensor.shape]
       # Runtimes count in 32 bits, and some wrap around.
@@ -172,9 +172,9 @@ def _check_references(model: schema.ModelT) -> None:
     entry.signatureKey.decode()
     for named, order in ((entry.inputs, graph.inputs),
                          (entry.outputs, graph.outputs)):
-      for one in named:
-        one.name.decode()
-        [*order].index(one.tensorIndex)
+      for pair in named:
+        pair.name.decode()
+        [*order].index(pair.tensorIndex)
   check([entry.buffer for entry in model.metadata or []], model.buffers)
 
 
@@ -185,8 +185,8 @@ def signatures(model: schema.ModelT) -> dict[str, Signature]:
     model: from `read_model`.
 
   Returns:
-    Its signatures; of a file without any, one named "" that calls its first
-    subgraph, the tensors under their own names.
+    Its signatures. A file without any gets one named "", which calls its first
+    subgraph, with the tensors' own names.
   """
   if not model.signatureDefs:
     graph = model.subgraphs[0]
@@ -194,15 +194,15 @@ def signatures(model: schema.ModelT) -> dict[str, Signature]:
         (graph.tensors[i].name, i) for i in tensors]
     return {"": Signature(0, _specs(graph, names(graph.inputs), graph.inputs),
                           _specs(graph, names(graph.outputs), graph.outputs))}
-  found = {}
+  result = {}
   for entry in model.signatureDefs:
     graph = model.subgraphs[entry.subgraphIndex]
-    pairs = lambda maps: [(one.name, one.tensorIndex) for one in maps]  # noqa: E731
-    found[entry.signatureKey.decode()] = Signature(
+    pairs = lambda maps: [(pair.name, pair.tensorIndex) for pair in maps]  # noqa: E731
+    result[entry.signatureKey.decode()] = Signature(
         entry.subgraphIndex,
         _specs(graph, pairs(entry.inputs), graph.inputs),
         _specs(graph, pairs(entry.outputs), graph.outputs))
-  return found
+  return result
 
 
 def _specs(graph, named, order) -> dict[str, TensorSpec]:
@@ -212,13 +212,14 @@ def _specs(graph, named, order) -> dict[str, TensorSpec]:
 
 
 def tensor_spec(tensor: schema.TensorT) -> TensorSpec | None:
-  """Says how any tensor is stored; its position is 0.
+  """Describes how a tensor is stored; its position is 0.
 
   Args:
-    tensor: of one of a file's subgraphs.
+    tensor: a tensor of one of a file's subgraphs.
 
   Returns:
-    None where it has no shape, or a type that holds no map or score.
+    The spec. None if the tensor has no shape, or a type that holds no map or
+    score.
   """
   if tensor.shape is None or tensor.type not in _DTYPES:
     return None
@@ -244,7 +245,7 @@ def _spec(tensor: schema.TensorT, position: int) -> TensorSpec:
 def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
   """Returns an operator's name in the schema, such as "CONV_2D"."""
   code = model.operatorCodes[operator.opcodeIndex]
-  # Files of before 2020 hold their code in the deprecated field.
+  # Files older than 2020 hold the code in the deprecated field.
   return _OPERATORS.get(max(code.builtinCode, code.deprecatedBuiltinCode), "?")
 
 
@@ -258,10 +259,10 @@ def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
 
   Args:
     model: from `read_model`.
-    tensor: of one of its subgraphs.
+    tensor: a tensor of one of its subgraphs.
 
   Returns:
-    Its values, dequantized, float32 of the tensor's shape; None where it is
+    Its values, dequantized, float32 of the tensor's shape. None if it is
     computed at run time or has a type that holds no weights.
   """
   data = model.buffers[tensor.buffer].data
@@ -301,7 +302,7 @@ def _zero_points(tensor: schema.TensorT) -> np.ndarray:
 
 
 def read_metadata(model: schema.ModelT) -> dict[str, Any] | None:
-  """Reads what `annotate` wrote; None where the file has nothing of ours."""
+  """Reads the metadata that `annotate` wrote; None if there is none."""
   for entry in model.metadata or []:
     if entry.name == METADATA_NAME.encode():
       data = model.buffers[entry.buffer].data
@@ -321,8 +322,9 @@ def annotate(
   Args:
     tflite_model: the file's bytes.
     metadata: plain values, stored as JSON.
-    aliases: for each new signature the name of one that exists, whose subgraph
-      and inputs it shares, and which of its outputs it has.
+    aliases: for each new signature, the name of an existing signature and the
+      names of outputs. The new one has these outputs of the existing one, and
+      shares its subgraph and inputs.
 
   Returns:
     The new file's bytes. Constants stay aligned to 16 bytes, as the schema
@@ -337,14 +339,15 @@ def annotate(
   entry.name = METADATA_NAME
   entry.buffer = len(model.buffers) - 1
   model.metadata = [*(model.metadata or []), entry]
-  existing = {one.signatureKey.decode(): one for one in model.signatureDefs}
+  existing = {signature.signatureKey.decode(): signature
+              for signature in model.signatureDefs}
   for name, (source, outputs) in aliases.items():
     alias = schema.SignatureDefT()
     alias.signatureKey = name
     alias.subgraphIndex = existing[source].subgraphIndex
     alias.inputs = existing[source].inputs
-    alias.outputs = [one for one in existing[source].outputs
-                     if one.name.decode() in outputs]
+    alias.outputs = [output for output in existing[source].outputs
+                     if output.name.decode() in outputs]
     model.signatureDefs.append(alias)
   model.description = mark()
   return write_model(model)
@@ -354,10 +357,10 @@ def write_model(model: schema.ModelT) -> bytes:
   """Writes a file.
 
   Args:
-    model: the schema's object for it.
+    model: the schema's object for the file.
 
   Returns:
-    Its bytes, sealed if it has been annotated. Constants are aligned to 16
+    The file's bytes, sealed if annotated. Constants are aligned to 16
     bytes, as the schema demands and microcontrollers rely on.
   """
   _share_quantization(model)
@@ -367,7 +370,7 @@ def write_model(model: schema.ModelT) -> bytes:
 
 
 class _Shared(schema.QuantizationParametersT):
-  """Is written once, however many tensors have it."""
+  """Quantization that is written once, however many tensors share it."""
 
   def Pack(self, builder):  # noqa: N802
     if getattr(self, "_builder", None) is not builder:
@@ -376,12 +379,13 @@ class _Shared(schema.QuantizationParametersT):
 
 
 def _share_quantization(model: schema.ModelT) -> None:
-  """Lets tensors with equal scales point at one table of them.
+  """Lets tensors with equal scales share one table of them.
 
-  A file whose subgraphs read the same weights would hold these twice.
+  Otherwise subgraphs that read the same weights would store the scales twice.
   """
   tables = {}
-  for tensor in (one for graph in model.subgraphs for one in graph.tensors):
+  for tensor in (
+      member for graph in model.subgraphs for member in graph.tensors):
     old = tensor.quantization
     if old is not None and old.details is None:
       key = tuple(None if value is None else np.asarray(value).tobytes()
@@ -393,7 +397,7 @@ def _share_quantization(model: schema.ModelT) -> None:
 
 
 class _AlignedBuilder(flatbuffers.Builder):
-  """Aligns vectors of bytes to 16: the Python one ignores `force_align`."""
+  """Aligns byte vectors to 16: Python's builder ignores `force_align`."""
 
   def StartVector(self, elem_size, num_elems, alignment):  # noqa: N802
     return super().StartVector(

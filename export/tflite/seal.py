@@ -1,11 +1,11 @@
-"""The seal of a file that `convert` wrote: a digest by which damage shows.
+"""The seal of a file that `convert` wrote: a digest that reveals damage.
 
 The file's description holds the SHA-256 of all its bytes, taken with the 64
 digits themselves as zeros. A second mark, the name of our metadata, lies at the
-other end of the weights: a file with one of the two and not the other has been
-sealed and is damaged. So any flipped bit and any cut is found, before a runtime
-in C++ sees the bytes. It is no signature: who changes a file on purpose can
-seal it again.
+other end of the weights. A file with only one of the two was sealed and is
+damaged. So every flipped bit and every cut is found before a runtime in C++
+sees the bytes. The seal is no signature: anybody who changes a file on purpose
+can seal it again.
 """
 
 import hashlib
@@ -29,19 +29,19 @@ def mark() -> bytes:
 
 
 def stamped(content: bytes) -> bytes:
-  """Puts the digest into a file with our description; others stay as they are.
+  """Writes the digest into a file with our description; leaves other files.
 
   Args:
-    content: the file's bytes, all but the digest final.
+    content: the file's bytes, final except for the digest.
 
   Returns:
     The file's bytes.
   """
-  found = _SEAL.search(content)
-  if found is None:
+  match = _SEAL.search(content)
+  if match is None:
     return content
-  return b"".join((content[:found.start(1)], _digest(content, found),
-                   content[found.end(1):]))
+  return b"".join((content[:match.start(1)], _digest(content, match),
+                   content[match.end(1):]))
 
 
 def check_seal(content: bytes) -> bool:
@@ -51,16 +51,16 @@ def check_seal(content: bytes) -> bool:
     content: the file's bytes.
 
   Returns:
-    True where it is whole; False where the file has never had one, which also
-    holds for a file of ours that was cut off before the first of the two marks.
+    True if the seal is whole. False if the file never had a seal, or if it was
+    cut off before the first of the two marks.
 
   Raises:
     ValueError: the file is damaged, or was changed after it was sealed.
   """
-  found = _SEAL.findall(content)
-  if not found and _NAME not in content:
+  digests = _SEAL.findall(content)
+  if not digests and _NAME not in content:
     return False
-  only = _SEAL.search(content) if len(found) == 1 else None
+  only = _SEAL.search(content) if len(digests) == 1 else None
   if only is None or only.group(1) != _digest(content, only):
     raise ValueError(
         f"tflite_model is damaged: its {len(content)} bytes are not those that "
@@ -68,8 +68,8 @@ def check_seal(content: bytes) -> bool:
   return True
 
 
-def _digest(content: bytes, found: re.Match) -> bytes:
-  digest = hashlib.sha256(content[:found.start(1)])
+def _digest(content: bytes, match: re.Match) -> bytes:
+  digest = hashlib.sha256(content[:match.start(1)])
   digest.update(b"0" * _DIGITS)
-  digest.update(content[found.end(1):])
+  digest.update(content[match.end(1):])
   return digest.hexdigest().encode()

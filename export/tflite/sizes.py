@@ -1,4 +1,4 @@
-"""What a .tflite file weighs."""
+"""The size of a .tflite file, plain and compressed."""
 
 import gzip
 
@@ -17,15 +17,15 @@ _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED",
 
 
 def file_sizes(tflite_model: bytes) -> dict[str, float]:
-  """Weighs a file.
+  """Measures the size of a file.
 
   Args:
     tflite_model: its bytes.
 
   Returns:
-    "bytes"; "bytes_gzipped", what sparsity saves where a file is compressed, as
-    in an update over the air; "sparsity", the share of zeros among the weights
-    of its convolutions and dense layers, 0..1.
+    "bytes"; "bytes_gzipped", the compressed size, as in an update over the air,
+    which sparsity reduces; "sparsity", the share of zeros among the weights of
+    convolutions and dense layers, 0..1.
 
   Raises:
     TypeError, ValueError: not a .tflite file, or a damaged one.

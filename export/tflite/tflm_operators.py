@@ -1,13 +1,13 @@
-"""What TensorFlow Lite for Microcontrollers has of TFLite's operators.
+"""The operators of TFLite that TensorFlow Lite for Microcontrollers has.
 
-A program for a microcontroller names each operator that its file uses, so that
-only their kernels are linked (`MicroMutableOpResolver`), and TFLite Micro has
-about half of TFLite's.
+A program for a microcontroller names each operator that its file uses
+(`MicroMutableOpResolver`), so that only their kernels are linked. TFLite Micro
+has about half of TFLite's operators.
 
-Source: tensorflow/lite/micro/micro_mutable_op_resolver.h of tflite-micro, held
-against what the interpreter of the package tflite-micro finds
-(0.dev20261023182759). Older sources lack the latest: REDUCE_ALL and
-DYNAMIC_UPDATE_SLICE among them.
+Source: tensorflow/lite/micro/micro_mutable_op_resolver.h of tflite-micro,
+compared with the interpreter of the package tflite-micro
+(0.dev20261023182759). Older sources lack the newest operators, such as
+REDUCE_ALL and DYNAMIC_UPDATE_SLICE.
 """
 
 from collections.abc import Iterator
@@ -37,14 +37,14 @@ SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE
 SQUEEZE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV
 UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE
 """
-# Where the method's name is not the operator's in capitals and small letters.
+# Methods whose name is not the operator's name in CamelCase.
 _ODD = {
     "BATCH_MATMUL": "AddBatchMatMul",
     "CUMSUM": "AddCumSum",
     "PADV2": "AddPadV2",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
-# What the reference kernels take: types of the data, of the weights for each.
+# Types that the reference kernels take: of the data, and of their weights.
 _INTEGERS = {"FLOAT32": ("FLOAT32",), "INT8": ("INT8", "INT4"),
              "INT16": ("INT8",)}
 _WEIGHTED = {
@@ -59,38 +59,37 @@ _ONLY = {"EXP": ("FLOAT32",), "GATHER": ("FLOAT32", "INT8")}
 
 def _method(name: str) -> str:
   return _ODD.get(name, "Add" + "".join(
-      "2D" if part == "2D" else part.capitalize() for part in name.split("_")))
+      "2D" if word == "2D" else word.capitalize() for word in name.split("_")))
 
 
 RESOLVER_METHODS = {name: _method(name) for name in _NAMES.split()}
 
 
 def missing_operators(tflite_model: bytes) -> list[str]:
-  """Lists what of a file TFLite Micro cannot run.
+  """Lists the operators of a file that TFLite Micro cannot run.
 
   Args:
     tflite_model: the file's bytes.
 
   Returns:
-    In the order of the file and each once: names of operators that TFLite Micro
-    lacks, such as "TILE"; and of operators that it has, but not for the types
-    of their tensors, such as "CONV_2D of FLOAT32 with weights of INT8". Empty
-    where it takes them all. Kernels refuse rarer combinations of types than
-    these, which only the interpreter itself can tell.
+    Names in the order of the file, each once. "TILE" is an operator that TFLite
+    Micro lacks. "CONV_2D of FLOAT32 with weights of INT8" is an operator that
+    it has, but not for these types. Empty if it takes them all. Kernels also
+    refuse rarer combinations of types, which only the interpreter can tell.
 
   Raises:
     TypeError, ValueError: not a .tflite file, or a damaged one.
   """
   model = read_model(tflite_model)
   return list(dict.fromkeys(
-      one for graph in model.subgraphs for operator in graph.operators
-      for one in _refused(model, graph, operator)))
+      refusal for graph in model.subgraphs for operator in graph.operators
+      for refusal in _refused(model, graph, operator)))
 
 
 def _refused(
     model: schema.ModelT, graph: schema.SubGraphT, operator: schema.OperatorT
 ) -> Iterator[str]:
-  """Names an operator that is not there, or not for its tensors' types."""
+  """Names an operator that is missing, or missing for its tensors' types."""
   name = operator_name(model, operator)
   inputs = [graph.tensors[i] for i in operator.inputs if i >= 0]
   if name not in RESOLVER_METHODS:
@@ -99,9 +98,9 @@ def _refused(
   if any(tensor.sparsity is not None for tensor in inputs):
     yield f"{name} with sparse weights"
   kinds = [type_name(tensor) for tensor in inputs]
-  made = [type_name(graph.tensors[i]) for i in operator.outputs]
+  output_kinds = [type_name(graph.tensors[i]) for i in operator.outputs]
   for kind in ("FLOAT16", "BFLOAT16"):
-    if kind in (*kinds, *made):
+    if kind in (*kinds, *output_kinds):
       yield f"{name} of {kind}"
   if kinds and kinds[0] not in _ONLY.get(name, kinds):
     yield f"{name} of {kinds[0]}"
@@ -115,14 +114,14 @@ def _refused(
 
 
 def resolver_calls(tflite_model: bytes) -> list[str]:
-  """Lists the methods by which a program adds the operators of a file.
+  """Lists the methods that add a file's operators to a program.
 
   Args:
     tflite_model: the file's bytes.
 
   Returns:
-    Names of methods of `MicroMutableOpResolver`, such as "AddConv2D": exactly
-    the operators that the file uses, each once, in the order of first use.
+    Names of methods of `MicroMutableOpResolver`, such as "AddConv2D", for
+    exactly the operators of the file, each once, in the order of first use.
 
   Raises:
     TypeError: not bytes.

@@ -1,10 +1,10 @@
-"""Storing the constants of a float piece small, and once.
+"""Stores the constants of a float piece in few bytes, and once.
 
-A phone's `explain` computes its map in floats, but need not hold its weights in
-32 bits: an operator DEQUANTIZE in front of them, which runtimes run once when
-they load the file, makes floats of half precision or of 8-bit steps. Where the
-forward file has the same weights, those are read: an integer file's map is then
-that of the integer weights it ships.
+A phone's `explain` computes its map in floats, but need not store its weights
+in 32 bits. An operator DEQUANTIZE makes floats of half-precision or 8-bit
+weights; runtimes run it once, when they load the file. Weights that the forward
+file already has are shared. An integer file's map is then the map of its own
+integer weights.
 
 Uses LiteRT's own schema (`ai_edge_litert.schema_py_generated`).
 """
@@ -20,7 +20,7 @@ from keras_attr_preserve.export.tflite.schema import constant, operator_name
 __all__ = ["KINDS", "store_weights"]
 
 KINDS = ("float32", "float16", "int8")
-_LEAST = 128  # Numbers; below that an operator weighs more than it saves.
+_LEAST = 128  # Numbers. With fewer, an operator adds more than it saves.
 _CHANNELS = {"CONV_2D": 0, "TRANSPOSE_CONV": 0, "FULLY_CONNECTED": 0,
              "DEPTHWISE_CONV_2D": 3}
 _TYPES = schema.TensorType
@@ -32,14 +32,14 @@ def store_weights(
     operators: Sequence[schema.OperatorT],
     kind: str,
 ) -> None:
-  """Stores the constants that some operators read; changes the model.
+  """Stores the constants that operators read; changes the model.
 
   Args:
     model: the file.
     graph: one of its subgraphs, which ends in the operators.
-    operators: those whose float constants are stored. Constants of operators
-      before them are what is shared.
-    kind: "float32"; "float16", half precision; "int8", weights of linear
+    operators: their float constants are stored. Constants of earlier operators
+      are shared.
+    kind: "float32"; "float16", half precision; or "int8": weights of linear
       operators in 255 steps for each output channel, other constants in half
       precision.
 
@@ -58,7 +58,7 @@ def store_weights(
 
 
 class _Store:
-  """The constants of a subgraph, and what dequantizes them."""
+  """The constants of a subgraph, and the operators that dequantize them."""
 
   def __init__(self, model, graph, operators):
     self._model, self._graph = model, graph
@@ -70,8 +70,8 @@ class _Store:
         int(i) for operator in before for i in operator.inputs
         if i >= 0 and self._data(int(i)) is not None))
     self._matrices: dict[int, int] = {}
-    # Without those of forward operators: XNNPACK takes an operator's weights
-    # for constants where it has all the readers of what dequantizes them.
+    # The forward operators' DEQUANTIZE outputs are not shared. XNNPACK treats
+    # weights as constants only if it runs all readers of their DEQUANTIZE.
     self._floats: dict[int, int] = {}
 
   def _data(self, tensor: int):
@@ -79,27 +79,27 @@ class _Store:
     return data if data is not None and len(data) else None
 
   def fold(self, operator) -> None:
-    """Computes a QUANTIZE of a constant, as of a quantizer's weights, now."""
+    """Replaces a QUANTIZE of a constant, such as a weight, by its result."""
     source, target = int(operator.inputs[0]), int(operator.outputs[0])
     if self._data(source) is None:
       return
     tensor = self._graph.tensors[target]
     values = constant(self._model, self._graph.tensors[source])
     tensor.shape = np.int32(values.shape)  # The converter may leave it empty.
-    if tensor.type == _TYPES.UINT8:  # As a converter without a mode writes it.
+    if tensor.type == _TYPES.UINT8:  # A converter without a mode writes UINT8.
       tensor.type = _TYPES.INT8
       tensor.quantization.zeroPoint = np.asarray(
           tensor.quantization.zeroPoint) - 128
     scale, zero_point = _per_channel(tensor)
     steps = values / scale
-    # Halves away from zero, as the kernel rounds.
+    # The kernel rounds halves away from zero.
     steps = np.trunc(steps + np.copysign(0.5, steps)) + zero_point
     self._fill(tensor, np.clip(steps, -128, 127).astype(np.int8))
     self._graph.operators.remove(operator)
     self._operators.remove(operator)
 
   def float_constants(self) -> Iterator[tuple[int, int | None]]:
-    """Yields float32 constants, with the axis of a kernel's channels."""
+    """Yields float32 constants; for kernels also the axis of the channels."""
     seen = set()
     for operator in self._operators:
       name = operator_name(self._model, operator)
@@ -111,16 +111,16 @@ class _Store:
         yield i, _CHANNELS.get(name) if position == 1 else None
 
   def store(self, tensor: int, kind: str, axis: int | None) -> None:
-    """Lets a constant be read from the forward file, or stores it small."""
+    """Shares a constant with the forward file, or stores it in few bytes."""
     values = constant(self._model, self._graph.tensors[tensor])
-    found = self._equal_one(values, kind)
-    if found is None and axis == 0 and (
+    stored = self._equal_one(values, kind)
+    if stored is None and axis == 0 and (
         self._multiply_by_transposed(tensor, values, kind)):
       return
-    if found is None and kind != "float32":
-      found = self._stored(tensor, values, kind, axis)
-    if found is not None:
-      self._replace(tensor, self._float(found))
+    if stored is None and kind != "float32":
+      stored = self._stored(tensor, values, kind, axis)
+    if stored is not None:
+      self._replace(tensor, self._float(stored))
 
   def _float(self, stored: int) -> int:
     """Returns the tensor that holds a constant's values as floats."""
@@ -134,7 +134,7 @@ class _Store:
       self._graph.tensors.append(new)
       self._floats[stored] = len(self._graph.tensors) - 1
       operator = schema.OperatorT()
-      # Version 5 knows a scale for each channel.
+      # Version 5 has a scale for each channel.
       operator.opcodeIndex = self._code(schema.BuiltinOperator.DEQUANTIZE, 5)
       operator.inputs = np.int32([stored])
       operator.outputs = np.int32([self._floats[stored]])
@@ -143,12 +143,12 @@ class _Store:
     return self._floats[stored]
 
   def _equal_one(self, values: np.ndarray, kind: str) -> int | None:
-    """Finds a constant of the forward file that stands for these values."""
-    wanted = {"int8": _TYPES.INT8, "float16": _TYPES.FLOAT16,
+    """Finds a constant of the forward file that has these values."""
+    number_type = {"int8": _TYPES.INT8, "float16": _TYPES.FLOAT16,
               "float32": _TYPES.FLOAT32}[kind]
     for other in self._forward:
       tensor = self._graph.tensors[other]
-      if tensor.type != wanted or tuple(tensor.shape) != values.shape:
+      if tensor.type != number_type or tuple(tensor.shape) != values.shape:
         continue
       slack = {"int8": lambda: 0.51 * _per_channel(tensor)[0],  # noqa: B023
                "float16": lambda: np.maximum(np.abs(values) / 2**11, 2**-24),
@@ -161,10 +161,10 @@ class _Store:
       self, weights: int, values: np.ndarray, kind: str) -> bool:
     """Lets the backward pass of a linear layer read the layer's own weights.
 
-    Such a pass is a linear layer, or a transposed convolution by one pixel, of
-    weights that stand in the forward file transposed: a product with those.
+    Such a pass is a linear layer or a transposed convolution by one pixel. The
+    forward file has its weights transposed, so it becomes a matrix product.
     """
-    readers = [one for one in self._operators if weights in one.inputs]
+    readers = [reader for reader in self._operators if weights in reader.inputs]
     operator = readers[0]
     name = operator_name(self._model, operator)
     options = operator.builtinOptions
@@ -176,20 +176,20 @@ class _Store:
                 place == 2 and (options.strideH, options.strideW) != (1, 1)):
       return False
     matrix = values.reshape(len(values), -1).T
-    found = self._equal_one(matrix, kind)
-    if found is None:
-      found = self._equal_one(matrix[:, None, None], kind)
-      if found is None:
+    stored = self._equal_one(matrix, kind)
+    if stored is None:
+      stored = self._equal_one(matrix[:, None, None], kind)
+      if stored is None:
         return False
-      found = self._as_matrix(found)
+      stored = self._as_matrix(stored)
     operator.opcodeIndex = self._code(schema.BuiltinOperator.BATCH_MATMUL, 1)
-    operator.inputs = np.int32([operator.inputs[place], self._float(found)])
+    operator.inputs = np.int32([operator.inputs[place], self._float(stored)])
     operator.builtinOptionsType = schema.BuiltinOptions.BatchMatMulOptions
     operator.builtinOptions = schema.BatchMatMulOptionsT()
     return True
 
   def _as_matrix(self, kernel: int) -> int:
-    """Returns another view of a kernel of one pixel."""
+    """Returns a view of a one-pixel kernel as a matrix."""
     if kernel not in self._matrices:
       view = copy.copy(self._graph.tensors[kernel])
       view.shape = np.int32([view.shape[0], view.shape[-1]])
@@ -198,7 +198,7 @@ class _Store:
     return self._matrices[kernel]
 
   def _stored(self, tensor, values, kind, axis) -> int:
-    """Adds a constant of these values; returns its number."""
+    """Adds a constant with these values; returns its number."""
     old = self._graph.tensors[tensor]
     new = schema.TensorT()
     new.name = bytes(old.name) + b"/stored"
@@ -235,7 +235,7 @@ class _Store:
       if (code.builtinCode, code.version) == (builtin, version):
         return i
     code = schema.OperatorCodeT()
-    # The older field ends at 127.
+    # The deprecated field ends at 127.
     code.builtinCode, code.version = builtin, version
     code.deprecatedBuiltinCode = min(builtin, 127)
     self._model.operatorCodes.append(code)
@@ -243,10 +243,10 @@ class _Store:
 
 
 def _per_channel(tensor: schema.TensorT) -> tuple[np.ndarray, np.ndarray]:
-  """Returns scale and zero point, so shaped that they meet the values."""
+  """Returns scale and zero point, shaped to broadcast with the values."""
   shape = [1] * len(tensor.shape)
   quantization = tensor.quantization
   if len(quantization.scale) > 1:
     shape[quantization.quantizedDimension] = -1
-  return tuple(np.asarray(one, np.float32).reshape(shape) for one in (
+  return tuple(np.asarray(values, np.float32).reshape(shape) for values in (
       quantization.scale, quantization.zeroPoint))

@@ -1,1 +1,1 @@
-"""Explaining files that other programs made."""
+"""Explains files that other programs made."""

@@ -1,7 +1,7 @@
-"""Where a .tflite file of somebody else's has its class scores.
+"""Finds the class scores in a third party's .tflite file.
 
-Such files have one or several outputs, mostly behind a softmax, and now and
-then one class more than the model they were made from: "background".
+Such a file has one or several outputs, mostly behind a softmax. Some files have
+one class more than their model: "background".
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from keras_attr_preserve.export.tensors.file_tensors import (
 
 __all__ = ["ClassScores", "find_scores", "follow", "likely_preprocess"]
 
-# Operators on the way from logits to an output that keep the order of classes.
+# These operators keep the order of the classes.
 _COPIES = frozenset({"QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE"})
 _SQUASHES = frozenset({"SOFTMAX", "LOGISTIC", "LOG_SOFTMAX"})
-# What follows these are scores of their own.
+# The outputs of these operators are new scores.
 _WEIGHTED = frozenset({
     "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
 
@@ -39,10 +39,11 @@ class ClassScores:
   """The class scores of a file.
 
   Attributes:
-    output: the file's output, after a softmax or sigmoid if it has one.
-    logits: what goes into that; the output itself where it has none.
-    classes: how many there are.
-    squash: the operator between the two, such as "SOFTMAX"; "" for none.
+    output: the file's output, after a softmax or sigmoid if the file has one.
+    logits: the input of the softmax or sigmoid; without one, the output.
+    classes: the number of classes.
+    squash: the operator between logits and output, such as "SOFTMAX"; "" for
+      none.
   """
 
   output: FileTensor
@@ -64,17 +65,17 @@ def find_scores(
 
   Args:
     file: the file.
-    classes: how many the teacher has, None where it is not known; the file may
+    classes: the number of the teacher's classes, None if unknown; the file may
       have one more.
-    output: the output with the class scores, by its tensor's number or name;
-      None where only one fits.
+    output: number or name of the output tensor with the class scores; None
+      where only one output fits.
 
   Returns:
-    Where they are.
+    The class scores.
 
   Raises:
-    ValueError: no output fits, or several; or it is computed from
-      probabilities, so that it has no logits.
+    ValueError: no output fits, or several; or the output is computed from
+      probabilities and has no logits.
   """
   if output is not None:
     chosen = [file.find(output)]
@@ -82,10 +83,11 @@ def find_scores(
     fits = [file.tensors[index] for index in file.outputs
             if index in file.tensors
             and _classes(file.tensors[index]) is not None]
-    chosen = [one for one in fits if classes in (None, _classes(one))] or [
-        one for one in fits if _classes(one) == classes + 1]
+    chosen = [
+        tensor for tensor in fits if classes in (None, _classes(tensor))] or [
+            tensor for tensor in fits if _classes(tensor) == classes + 1]
   if len(chosen) != 1 or _classes(chosen[0]) is None:
-    listed = [f"{one} {list(one.spec.shape)}" for one in (
+    listed = [f"{tensor} {list(tensor.spec.shape)}" for tensor in (
         file.tensors[index] for index in file.outputs
         if index in file.tensors)]
     want = "" if classes is None else f" for {classes} classes"
@@ -97,55 +99,57 @@ def find_scores(
 
 
 def follow(scores: np.ndarray, reference: np.ndarray) -> float:
-  """Correlates two nets' logits by what is special to an image and a class.
+  """Correlates the logits of two models.
+
+  Each image's mean and each class's mean are subtracted first.
 
   Args:
     scores: `[images, classes]`.
     reference: the same shape.
 
   Returns:
-    The correlation, -1..1, of what is left when each image's and each class's
-    mean are taken away; NaN where the images are too few to tell (fewer than
+    The correlation, -1..1. NaN where the images are too few to tell (fewer than
     four more numbers than means), or all alike.
   """
   images, classes = scores.shape
   if (images - 1) * max(classes - 1, 1) < 4:
     return float("nan")
-  ours, theirs = (_centred(np.asarray(one, np.float64))
-                  for one in (scores, reference))
-  size = np.linalg.norm(ours) * np.linalg.norm(theirs)
-  return float((ours * theirs).sum() / size) if size else float("nan")
+  residuals, expected = (_centred(np.asarray(logits, np.float64))
+                         for logits in (scores, reference))
+  size = np.linalg.norm(residuals) * np.linalg.norm(expected)
+  return float((residuals * expected).sum() / size) if size else float("nan")
 
 
 def likely_preprocess(
     run: Callable[[np.ndarray], np.ndarray], images: np.ndarray,
     reference: np.ndarray, least: float,
 ) -> str | None:
-  """Looks for what makes a file's scores follow the teacher's.
+  """Finds the preprocessing for which a file's scores follow the teacher's.
 
   Args:
-    run: images in the file's range to its logits; a ValueError says that they
-      are not in that range.
-    images: in the teacher's range.
+    run: maps images in the file's range to the file's logits; raises ValueError
+      for images out of that range.
+    images: images in the teacher's range.
     reference: the teacher's logits.
-    least: the correlation that is taken for a hit.
+    least: the least correlation that counts.
 
   Returns:
-    A Python expression of `images`; None where none of the usual ones does.
+    A Python expression of `images`; None where no usual one reaches `least`.
   """
-  found = {}
+  correlations = {}
   for text, change in _RANGES.items():
     try:
-      found[text] = follow(run(change(images)), reference)
-    except ValueError:  # Out of the file's range: not this one.
+      correlations[text] = follow(run(change(images)), reference)
+    except ValueError:  # The images are out of the file's range.
       continue
-  best = max(found, key=lambda text: np.nan_to_num(found[text], nan=-1),
+  best = max(correlations,
+             key=lambda text: np.nan_to_num(correlations[text], nan=-1),
              default=None)
-  return best if best and found[best] >= least else None
+  return best if best and correlations[best] >= least else None
 
 
 def _classes(tensor: FileTensor) -> int | None:
-  """Returns how many classes a tensor could have scores of, if any."""
+  """Returns the number of classes that a tensor scores; None for no scores."""
   sizes = [size for size in tensor.spec.shape[1:] if size != 1]
   if len(tensor.spec.shape) < 2 or len(sizes) > 1:
     return None
@@ -174,13 +178,13 @@ def _before_squash(
 
 
 def _from_probabilities(file: FileTensors, tensor: FileTensor) -> bool:
-  """Says whether all that a tensor is computed from is behind a squash."""
+  """Returns whether every source of a tensor lies behind a squash."""
   if tensor.operator in _SQUASHES:
     return True
   sources = file.sources(tensor.index)
   return bool(sources) and tensor.operator not in _WEIGHTED and all(
-      _classes(one) is not None and _from_probabilities(file, one)
-      for one in sources)
+      _classes(source) is not None and _from_probabilities(file, source)
+      for source in sources)
 
 
 def _centred(scores: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Explaining .tflite files that others have made.
+"""Explains .tflite files of third parties.
 
-Such a file has no signatures of ours: where its features and class scores are
-must be found, and the road that leads to a map be chosen. `source` tells both.
+Such a file has none of this library's signatures. This module finds its
+features and class scores, and chooses the road to a map. `source` tells both.
 """
 
 import functools
@@ -60,53 +60,51 @@ def explainer(
     runtime: str = "xnnpack",
     signature: str | None = None,
 ) -> "ForeignExplainer":
-  """Prepares to explain a classifier that somebody else has converted.
+  """Prepares to explain a classifier that a third party has converted.
 
       foreign = kap.export.explainer(
-          "vww_96_int8.tflite", teacher=net, wcam=wcam, images=images)
+          "vww_96_int8.tflite", teacher=model, wcam=wcam, images=images)
       maps, logits = foreign.explain(images)
       print(foreign.source)
 
-  Roads, the first that is open:
+  The function takes the first road that is open:
 
-  - With a teacher, the tensor of the WCAM's layer is found by its numbers (see
-    `find_tensor`), and the map is put together from the file's own features
-    and the weights of its own head. Where more than pooling and linear layers
-    follows, the sensitivity is that of the teacher's tail, in floats, at the
-    file's features.
-  - Without one, or if the file is of another training, the file's last features
-    before its head are taken, with the weights of that head.
-  - Without a teacher, where no head can be read: black box, by occlusion.
+  - With a teacher, it finds the tensor of the WCAM's layer by its numbers (see
+    `find_tensor`). The map comes from the file's features and the weights of
+    the file's head. Where other layers than pooling and linear ones follow, the
+    sensitivity is the teacher's tail's, in floats, at the file's features.
+  - Without a teacher, or for a file of another training, it takes the file's
+    last features before the head, and the weights of that head.
+  - Without a teacher and a readable head: black box, by occlusion.
 
   Args:
     tflite_model: the file's bytes or path.
-    teacher: the `tf_keras` model it is held against; not changed.
-    wcam: the teacher's layer, the first one counts, and the method; None for
-      the last features and "swa", only without a teacher. A file that `convert`
-      made says layer and method itself, and no others may be given.
-    images: `[images, ...]`, eight real ones or more, in the teacher's range, by
-      whose numbers tensors are found; needed with a teacher.
-    tensor: the number or name of the tensor with the features, in place of the
+    teacher: the `tf_keras` model to compare with; not changed.
+    wcam: names the teacher's layer (the first one counts) and the method. None
+      means the last features and "swa", only without a teacher. A file made by
+      `convert` names layer and method, and no others may be given.
+    images: `[images, ...]`, eight real images or more, in the teacher's range.
+      Their numbers identify tensors; needed with a teacher.
+    tensor: the number or name of the tensor with the features; replaces the
       search.
     output: the number or name of the output with the class scores; needed where
-      several could be.
-    black_box: "occlusion" or "rise", to ask for that road.
-    preprocess: turns images as the caller has them into what the file stands
-      for; see `FileTensors`.
-    class_offset: which of the file's classes is the teacher's class 0; None to
-      find it out.
+      several outputs fit.
+    black_box: "occlusion" or "rise", to choose that road.
+    preprocess: turns the caller's images into the file's; see `FileTensors`.
+    class_offset: the file's class that is the teacher's class 0; None to search
+      for it.
     runtime: see `Interpreter`.
-    signature: which way to call the file; None for the only one.
+    signature: the name of the file's signature; None for the only one.
 
   Returns:
-    What explains the file.
+    The file's explainer.
 
   Raises:
     OSError: the path cannot be read.
     TypeError, ValueError: an argument is not as above; the runtime refuses the
       file; its class scores are not found or do not follow the teacher's; or no
       road is open.
-    ImportError: runtime "tflm" without the package tflite-micro.
+    ImportError: runtime "tflm" needs the package tflite-micro.
   """
   if black_box is not None and black_box not in BLACK_BOXES:
     raise ValueError(
@@ -120,20 +118,20 @@ def explainer(
     check_wcam(wcam)
   if isinstance(tflite_model, (str, os.PathLike)):
     tflite_model = Path(tflite_model).read_bytes()
-  ours = file_metadata(tflite_model)
-  if ours is not None and tensor is None and black_box is None:
+  facts = file_metadata(tflite_model)
+  if facts is not None and tensor is None and black_box is None:
     if wcam is None and teacher is None:
       raise ValueError(
           "tflite_model was made by kap.export.convert and says itself that it "
-          f"explains layer {ours['layer']!r}: take kap.export.Interpreter, or "
+          f"explains layer {facts['layer']!r}: take kap.export.Interpreter, or "
           "name a tensor or a black_box.")
-    wcam = known_wcam(ours, wcam)
+    wcam = known_wcam(facts, wcam)
   if wcam is None and teacher is not None and black_box is None:
     raise ValueError("wcam must say which of the teacher's layers is "
                      "explained; got None.")
   file = FileTensors(tflite_model, runtime=runtime, signature=signature,
                      preprocess=preprocess)
-  file.load(file.outputs[:1])  # A runtime that refuses the file says so now.
+  file.load(file.outputs[:1])  # Raises now if the runtime refuses the file.
   scores = shared_scores(file, teacher, images, output, class_offset)
   method = "swa" if wcam is None else wcam.method
   if black_box is not None:
@@ -150,19 +148,19 @@ def explainer(
 
 
 class ForeignExplainer:
-  """Explains a file of somebody else's, floats in and out.
+  """Explains a third party's file, floats in and out.
 
-  Made by `explainer`; it has the methods of `Interpreter`.
+  `explainer` makes it. It has the methods of `Interpreter`.
 
   Attributes:
-    source: where maps and scores come from, in words.
+    source: the origin of maps and scores, in words.
     road: "head", "teacher's tail", "features" (of method "ewa") or
       "black box".
     method: "swa" or "ewa"; or "occlusion" or "rise".
-    features: the tensor the maps are made of; None for a black box.
-    classes: how many scores there are.
-    logit_step: what the last bit of a logit is worth; 0 where it is a float.
-    facts: all of it, and what the file's input can hold, for a report.
+    features: the tensor that the maps are made from; None for a black box.
+    classes: the number of scores.
+    logit_step: the value of a logit's last bit; 0 for a float logit.
+    facts: mode, method, road, source, runtime and input range, for a report.
   """
 
   def __init__(
@@ -192,7 +190,7 @@ class ForeignExplainer:
 
   @property
   def input(self) -> ImageInput:
-    """What the file takes."""
+    """The file's input."""
     return self._file.image_input
 
   @property
@@ -204,13 +202,12 @@ class ForeignExplainer:
     """Runs the file.
 
     Args:
-      images: `[images, ...]`, in the teacher's range, or else in the one that
-        the file stands for.
+      images: `[images, ...]`, in the teacher's range; without a teacher, in the
+        file's.
       logits: whether to return the scores before a softmax or sigmoid.
 
     Returns:
-      Scores, float32 `[images, classes]`: the teacher's classes, where there is
-      one.
+      Scores, float32 `[images, classes]`; with a teacher, of its classes.
 
     Raises:
       TypeError, ValueError: images of another shape or range, or with NaN.
@@ -228,23 +225,23 @@ class ForeignExplainer:
         `[images]`, or float weights of the logits `[images, classes]`.
 
     Returns:
-      Maps, in the size of the features or, of a black box, of the images; and
-      logits.
+      Maps and logits. Maps have the size of the features; those of a black box,
+      the size of the images.
 
     Raises:
       TypeError, ValueError: an argument is not as above.
     """
     images = self.input.entry(images)
-    wanted = [self._scores.file.logits.index]
+    indices = [self._scores.file.logits.index]
     if self._road is not None:
-      wanted.append(self._road.features.index)
-    values = self._file.read(images, wanted)
+      indices.append(self._road.features.index)
+    values = self._file.read(images, indices)
     for index, numbers in values.items():
       if not np.isfinite(numbers).all():
         raise ValueError(
             f"tflite_model computes NaN or infinity from these images, in "
             f"{self._file.tensors[index]}, so that there is no map of it.")
-    logits = self._scores.shared(values[wanted[0]])
+    logits = self._scores.shared(values[indices[0]])
     if targets is None:
       targets = top_classes(logits, True)
     weights = class_weights(targets, *logits.shape)
@@ -253,11 +250,11 @@ class ForeignExplainer:
           functools.partial(self.predict, logits=True), images, weights,
           logits=True, data_format=self.input.data_format)
     else:
-      maps = self._map(values[wanted[1]], weights, images)
+      maps = self._map(values[indices[1]], weights, images)
     return Explanation(np.maximum(maps, 0).astype(np.float32), logits)
 
   def _map(self, features, weights, images):
-    if features.ndim != 4:  # A size of 1 that the converter took out.
+    if features.ndim != 4:  # The converter dropped a size of 1.
       features = features.reshape(len(features), *self._road.shape)
     if self.method == "ewa":
       return np.mean(features**2, axis=-1)

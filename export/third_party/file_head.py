@@ -1,5 +1,4 @@
-"""The features that a .tflite file's own head looks at."""
-
+"""Reads the head of a .tflite file, and the features before it."""
 
 from keras_attr_preserve.export.tensors.extra_outputs import with_outputs
 from keras_attr_preserve.export.tensors.file_tensors import (
@@ -19,7 +18,7 @@ _BEFORE_FEATURES = frozenset({
 def file_head(
     file: FileTensors, features: FileTensor, logits: FileTensor
 ) -> Head | None:
-  """Reads what a file computes from features to logits.
+  """Reads the layers of a file between features and logits.
 
   Args:
     file: the file.
@@ -27,7 +26,7 @@ def file_head(
     logits: the class scores before their softmax.
 
   Returns:
-    The head; None where it is not one that `read_head` reads.
+    The head; None where `read_head` cannot read it.
   """
   if len(features.spec.shape) != 4:
     return None
@@ -45,8 +44,8 @@ def last_features(
     logits: the class scores before their softmax.
 
   Returns:
-    The tensor: what the head pools or flattens. None where there is none, or
-    the way to it leads through other operators than a head's.
+    The tensor that the head pools or flattens; None for no such tensor, or
+    where an operator that no head has lies behind it.
   """
   tensor = logits
   while tensor is not None:

@@ -1,4 +1,4 @@
-"""The roads to a map of somebody else's .tflite file."""
+"""The roads to a map of a third party's .tflite file."""
 
 import dataclasses
 from collections.abc import Callable
@@ -41,10 +41,10 @@ class Road:
   Attributes:
     name: "features", "head" or "teacher's tail".
     features: the tensor.
-    shape: height, width and channels of it.
-    sensitivity: from features, weights of the logits, in the shared classes,
-      and images to `[images, channels]`; None where no class matters.
-    source: the same, in words.
+    shape: height, width and channels of the features.
+    sensitivity: maps features, weights of the logits in the shared classes, and
+      images to `[images, channels]`; None where no class matters.
+    source: the road in words.
   """
 
   name: str
@@ -69,8 +69,8 @@ def road_by_teacher(
     scores: its class scores.
     teacher: a `tf_keras` model.
     wcam: its layer and the method.
-    images: in the teacher's range; the first ones are used.
-    tensor: the features, where they are not to be searched for.
+    images: images in the teacher's range; the first 16 identify the tensor.
+    tensor: the tensor of the features; None to search for it.
 
   Returns:
     The road.
@@ -91,12 +91,12 @@ def road_by_teacher(
   if match is None:
     return _at_the_same_place(file, scores, teacher, wcam, images, numbers)
   shape = tuple(layer_output(*locate(teacher, layer)).shape[1:])
-  found = f"features: {match}"
+  source = f"features: {match}"
   if wcam.method == "ewa":
-    return Road("features", match.tensor, shape, None, found)
+    return Road("features", match.tensor, shape, None, source)
   head = file_head(file, match.tensor, scores.file.logits)
   if head is not None:
-    return _head_road(match.tensor, head, scores, found)
+    return _head_road(match.tensor, head, scores, source)
   try:
     tail = TeacherTail(teacher, layer)
   except (TypeError, ValueError) as error:
@@ -107,7 +107,7 @@ def road_by_teacher(
     ) from error
   return Road(
       "teacher's tail", match.tensor, shape, tail.sensitivity,
-      f"{found}; sensitivity: of the teacher's tail, in floats, at the file's "
+      f"{source}; sensitivity: of the teacher's tail, in floats, at the file's "
       "features")
 
 
@@ -115,19 +115,19 @@ def road_by_place(
     file: FileTensors, scores: ClassScores, method: str,
     tensor: int | str | None,
 ) -> Road | None:
-  """Chooses the road of a file that stands alone.
+  """Chooses the road of a file without a teacher.
 
   Args:
     file: the file.
     scores: its class scores.
     method: "swa" or "ewa".
-    tensor: the features, where they are not to be searched for.
+    tensor: the tensor of the features; None to search for it.
 
   Returns:
-    The road; None where only a black box is left.
+    The road; None where only a black box remains.
 
   Raises:
-    ValueError: no road leads from the tensor that was given.
+    ValueError: no road leads from the given tensor.
   """
   if tensor is not None:
     return _by_own_head(file, SharedScores(scores, scores.classes), method,
@@ -138,13 +138,13 @@ def road_by_place(
   try:
     return _by_own_head(file, SharedScores(scores, scores.classes), method,
                         features, "the last before the head", "")
-  except ValueError:  # No head that can be read: scores alone are left.
+  except ValueError:  # The head cannot be read; only scores remain.
     return None
 
 
 def _at_the_same_place(
     file, scores, teacher, wcam, images, why: str) -> Road:
-  """The file's last features, for a file of another training."""
+  """Takes the last features of a file that comes from another training."""
   layer = unwrapped_name(wcam.layers[0])
   features = last_features(file, scores.file.logits)
   if layer != last_spatial_layer(teacher) or features is None:
@@ -164,10 +164,10 @@ def _at_the_same_place(
       "so the file is of another training, or takes another range", why)
 
 
-def _by_own_head(file, scores, method, features, found: str, why: str) -> Road:
-  """Features whose map the file's own head gives, whatever a teacher has."""
+def _by_own_head(file, scores, method, features, how: str, why: str) -> Road:
+  """Chooses the road from features without a teacher: by the file's head."""
   shape = features.spec.shape[1:]
-  source = f"features: {features}, {found}"
+  source = f"features: {features}, {how}"
   if len(shape) != 3:
     raise ValueError(
         f"tensor must be [1, height, width, channels]; {features} is "

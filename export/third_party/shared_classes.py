@@ -1,4 +1,4 @@
-"""Bringing a file's class scores to its teacher's classes."""
+"""Selects a teacher's classes from a file's class scores."""
 
 import dataclasses
 
@@ -16,12 +16,12 @@ from keras_attr_preserve.models.tap import Tap
 
 __all__ = ["SharedScores", "other_range", "shared_scores"]
 
-# Measured on MLPerf Tiny's nets: of files that are the teacher's .9 or more,
-# int8 too; of another training of one net above .5; of wrong classes below .3.
-# A wrong range can stay as high as .96: `other_range` looks for that.
+# Correlations measured on MLPerf Tiny's models: .9 or more for the teacher's
+# own files, int8 too; above .5 for another training; below .3 for wrong
+# classes. A wrong range can reach .96; `other_range` detects that.
 _LEAST = 0.4
-_HIT = 0.8  # The correlation that says which range is meant,
-_BETTER = 0.1  # and by how much another range must be better to be meant.
+_HIT = 0.8  # This correlation identifies the right range.
+_BETTER = 0.1  # The right range correlates better by this much.
 _IMAGES = 32
 
 
@@ -30,10 +30,11 @@ class SharedScores:
   """A file's scores, in the classes that it shares with its teacher.
 
   Attributes:
-    file: where they are in the file.
-    classes: how many there are.
+    file: the file's class scores.
+    classes: the number of shared classes.
     offset: the file's class that is class 0.
-    correlation: with the teacher's, as `follow` says; NaN without one.
+    correlation: correlation with the teacher's scores, by `follow`; NaN without
+      a teacher.
   """
 
   file: ClassScores
@@ -51,7 +52,7 @@ class SharedScores:
     return text
 
   def shared(self, values: np.ndarray) -> np.ndarray:
-    """Cuts the shared classes out of the file's, `[images, classes]`."""
+    """Selects the shared classes from the file's, `[images, classes]`."""
     flat = values.reshape(len(values), -1)
     return flat[:, self.offset:self.offset + self.classes]
 
@@ -68,22 +69,22 @@ def shared_scores(
     output: int | str | None,
     class_offset: int | None,
 ) -> SharedScores:
-  """Finds a file's class scores and holds them against the teacher's.
+  """Finds a file's class scores and compares them with the teacher's.
 
   Args:
     file: the file.
     teacher: a `tf_keras` model, or None.
-    images: in the teacher's range; the first ones are used.
+    images: images in the teacher's range; the first 32 are used.
     output: see `find_scores`.
-    class_offset: the file's class that is the teacher's class 0; None to find
-      out.
+    class_offset: the file's class that is the teacher's class 0; None to search
+      for it.
 
   Returns:
     The scores.
 
   Raises:
-    TypeError, ValueError: they are not found; the file has fewer classes, or
-      several more; or they do not follow the teacher's.
+    TypeError, ValueError: the scores are not found, or do not follow the
+      teacher's; or the file has fewer classes, or several more.
   """
   if teacher is None:
     scores = find_scores(file, None, output)
@@ -94,7 +95,7 @@ def shared_scores(
   images = tap.input.check(images)[:_IMAGES]
   scores = find_scores(file, tap.classes, output)
   spare = scores.classes - tap.classes
-  most = 1 if tap.classes > 1 else 0  # A sigmoid's score is no softmax's.
+  most = 1 if tap.classes > 1 else 0  # A sigmoid has no spare class.
   if (class_offset is None and not 0 <= spare <= most) or (
       class_offset is not None and not 0 <= class_offset <= spare):
     raise ValueError(
@@ -110,34 +111,38 @@ def shared_scores(
                            else class_offset, images, reference, _HIT)
     raise ValueError(f"{error}{better}") from error
   offsets = range(spare + 1) if class_offset is None else [class_offset]
-  found = {offset: follow(logits[:, offset:offset + tap.classes], reference)
-           for offset in offsets}
-  offset = max(found, key=lambda one: np.nan_to_num(found[one], nan=-1))
-  if len(found) > 1 and not found[offset] >= 0.1 + min(found.values()):
+  correlations = {
+      offset: follow(logits[:, offset:offset + tap.classes], reference)
+      for offset in offsets}
+  offset = max(correlations, key=lambda start: np.nan_to_num(
+      correlations[start], nan=-1))
+  if len(correlations) > 1 and not (
+      correlations[offset] >= 0.1 + min(correlations.values())):
     raise ValueError(
         f"class_offset must be given: tflite_model has {scores.classes} "
         f"classes, the teacher {tap.classes}, and the scores do not tell which "
-        f"of the file's is the teacher's first; correlations {found}.")
-  if found[offset] < _LEAST:
+        f"of the file's is the teacher's first; correlations "
+        f"{correlations}.")
+  if correlations[offset] < _LEAST:
     raise ValueError(_unlike(
-        file, scores, offset, images, reference, found[offset]))
-  return SharedScores(scores, tap.classes, offset, found[offset])
+        file, scores, offset, images, reference, correlations[offset]))
+  return SharedScores(scores, tap.classes, offset, correlations[offset])
 
 
 def other_range(
     file: FileTensors, shared: SharedScores, teacher: keras.Model,
     images: np.ndarray,
 ) -> str:
-  """Says whether a file's scores follow a teacher's better in another range.
+  """Checks whether a file's scores follow a teacher's better in another range.
 
   Args:
     file: the file.
     shared: its scores.
     teacher: a `tf_keras` model.
-    images: in the teacher's range; the first ones are used.
+    images: images in the teacher's range; the first 32 are used.
 
   Returns:
-    A sentence, or nothing.
+    A sentence that names the better range; "" for none.
   """
   images = images[:_IMAGES]
   reference = Tap(teacher)(tf.convert_to_tensor(images)).logits.numpy()
@@ -163,7 +168,7 @@ def _read(file, scores, images) -> np.ndarray:
 
 
 def _unlike(file, scores, offset, images, reference, correlation) -> str:
-  """Says what is amiss where scores do not follow the teacher's."""
+  """Returns an error text for scores that do not follow the teacher's."""
   return (
       "tflite_model is not this teacher's, or takes images of another range, "
       f"or has its classes in another order: its scores ({scores}) correlate "

@@ -1,4 +1,4 @@
-"""The sensitivity of a teacher's tail at features that are not its own."""
+"""The sensitivity of a teacher's tail at another model's features."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ _BATCH_SIZE = 64
 
 
 class TeacherTail:
-  """What follows a layer of a Keras model, run on features from elsewhere."""
+  """Runs the layers after one layer of a Keras model, on given features."""
 
   def __init__(self, teacher: keras.Model, layer: str):
     """Cuts the tail off a copy; the teacher is not changed.
@@ -26,13 +26,13 @@ class TeacherTail:
 
     Raises:
       TypeError, ValueError: the model cannot be copied, or the layer or the
-        head lies in a model nested in it.
+        head lies in a nested model.
     """
     if locate(teacher, layer)[0] is not teacher:
       raise ValueError(
           f"layer {layer!r} lies in a model nested in {teacher.name!r}, whose "
           "tail cannot be cut off.")
-    # Cutting adds nodes to the layers, which a teacher's must not get.
+    # Cutting adds nodes to the layers, so cut a copy.
     copy = clone_model(teacher)
     features = layer_output(copy, locate(copy, layer)[1])
     self._head = find_head(copy)
@@ -40,7 +40,7 @@ class TeacherTail:
       raise ValueError(
           f"the head of {teacher.name!r} lies in a model nested in it, so that "
           "its tail cannot be cut off.")
-    # The images are needed, too, where a way leads around the layer.
+    # A connection around the layer needs the images, too.
     self._tail = keras.Model(
         [features, *self._bypass(copy, features)], self._head.tensor)
     self.shape = tuple(features.shape[1:])
@@ -49,12 +49,13 @@ class TeacherTail:
       self, features: np.ndarray, class_weights: np.ndarray,
       images: np.ndarray,
   ) -> np.ndarray:
-    """Differentiates scores by the features, at these features.
+    """Differentiates scores with respect to the features, at these features.
 
     Args:
       features: `[images, height, width, channels]`.
-      class_weights: `[images, classes]`, each image's score as a sum of logits.
-      images: `[images, ...]`, used where a way leads around the layer.
+      class_weights: `[images, classes]`, the weights of the logits in each
+        image's score.
+      images: `[images, ...]`, used where a connection leads around the layer.
 
     Returns:
       `[images, channels]`: `sum_{h,w} d score / d features_c`.
@@ -76,9 +77,9 @@ class TeacherTail:
     return (tf.reduce_sum(gradient, [1, 2]),)
 
   def _bypass(self, model, features):
-    """Returns the model's input where the head needs it beside the features."""
+    """Returns the model's inputs if the head needs them, else no inputs."""
     try:
       keras.Model(features, self._head.tensor)
-    except ValueError:  # "Graph disconnected": a way leads around the layer.
+    except ValueError:  # "Graph disconnected": a connection skips the layer.
       return model.inputs
     return []

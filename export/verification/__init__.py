@@ -1,1 +1,1 @@
-"""Holding a file against the model it was made from."""
+"""Compares a file with its Keras model."""

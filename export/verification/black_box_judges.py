@@ -1,4 +1,4 @@
-"""Judges that look at scores alone, run through any runtime and the teacher."""
+"""Judges see scores alone; they run on any runtime and on the teacher."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ __all__ = ["JUDGES", "Judges", "checked_judges", "judged_maps"]
 Judge = Callable[[Predict, np.ndarray, np.ndarray], np.ndarray]
 Judges = Sequence[str] | Mapping[str, Judge]
 
-# Of two models' logits only the centred maps can be compared; see `rise`.
+# Only centred maps of two models' logits can be compared; see `rise`.
 JUDGES = {
     "occlusion": occlusion,
     "rise": functools.partial(rise, masks=500, centred=True),
@@ -25,14 +25,14 @@ _BATCH_NUMBERS = 2**24  # 64 MiB of float32.
 
 
 def checked_judges(judges: Judges) -> dict[str, Judge | None]:
-  """Returns each judge's function by its name, None for one of `JUDGES`.
+  """Returns each judge's function by its name, None for a name of `JUDGES`.
 
   Args:
-    judges: names out of `JUDGES`; or functions by names of their own, which
-      take a function of images, images and class numbers, and return maps.
+    judges: names of `JUDGES`; or a mapping of new names to functions. Each
+      takes a function of images, images and class numbers, and returns maps.
 
   Raises:
-    TypeError, ValueError: anything else.
+    TypeError, ValueError: `judges` is neither.
   """
   if isinstance(judges, Mapping):
     for name, judge in judges.items():
@@ -44,7 +44,7 @@ def checked_judges(judges: Judges) -> dict[str, Judge | None]:
         raise ValueError(f"judges: a name must be an identifier; got {name!r}.")
     return dict(judges)
   unknown = [judges] if isinstance(judges, str) else [
-      one for one in judges if one not in JUDGES]
+      entry for entry in judges if entry not in JUDGES]
   if unknown:
     raise ValueError(
         f"judges must be a sequence of {tuple(JUDGES)}, or functions by names; "
@@ -61,33 +61,33 @@ def judged_maps(
     progress: Progress = None,
     data_format: str | None = None,
 ) -> dict[str, np.ndarray]:
-  """Asks every judge.
+  """Makes the maps of every judge.
 
   Args:
-    predict: images to logits.
+    predict: maps images to logits.
     images: `[images, height, width, channels]`.
     targets: class numbers `[images]`.
-    judges: as `checked_judges` returns them.
-    whose: what `predict` runs, for the lines of progress.
-    progress: True for a line a judge on stderr; or a function of pictures run
-      and to be run, called anew for each judge.
-    data_format: of the images, for `JUDGES`; see `occlusion`.
+    judges: the result of `checked_judges`.
+    whose: name of the model that `predict` runs, for the lines of progress.
+    progress: True for a line per judge on stderr; or a function of two numbers,
+      images done and images in all, called anew for each judge.
+    data_format: data format of the images, for `JUDGES`; see `occlusion`.
 
   Returns:
-    For each judge its maps, `[images, any height, any width]`.
+    Each judge's maps, `[images, any height, any width]`.
 
   Raises:
-    ValueError: a judge returns no such maps.
+    ValueError: a judge returns other shapes.
   """
   size = int(np.clip(_BATCH_NUMBERS // images[0].size, 16, 1024))
-  # A file refuses pictures that span next to nothing of its input, as a batch
-  # of masked ones may: the one that spans most goes along with each.
+  # A file refuses a batch that spans little of its input range, as masked
+  # images may. So each batch also carries the image that spans most.
   along = images[[np.ptp(images.reshape(len(images), -1), axis=1).argmax()]]
 
   def scores(batch: np.ndarray) -> np.ndarray:
     return predict(np.concatenate([batch, along]))[:-1]
 
-  scores.gives_logits = True  # The black boxes ask for it.
+  scores.gives_logits = True  # The black boxes require it.
   maps = {}
   for name, judge in judges.items():
     if judge is None:
@@ -104,7 +104,7 @@ def judged_maps(
 
 
 def _line(name: str) -> Callable[[int, int], None]:
-  """A function of progress that prints a line; it learns the total later."""
+  """Returns a function that prints progress; its calls give the total."""
   lines = {}
 
   def show(done: int, total: int) -> None:

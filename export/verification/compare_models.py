@@ -1,4 +1,4 @@
-"""Any models and files, methods and scores, in one table."""
+"""Compares models and files, by methods and scores, in one table."""
 
 import functools
 import os
@@ -40,38 +40,38 @@ def compare_models(
     layer: str | Mapping[str, str] | None = None,
     masks: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-  """Explains the same images by every model and every method, and scores them.
+  """Explains images by every model and method, and scores the maps.
 
       import pandas as pd
       rows = kap.compare_models(
-          {"teacher": net, "student": student, "shipped": "net.tflite"},
+          {"teacher": teacher, "student": student, "shipped": "model.tflite"},
           images, ("grad_cam", "lrp", "occlusion"), ("cosine", "roc_auc"),
           masks=masks)
       pd.DataFrame(rows).pivot_table("mean", "model", ["method", "score"])
 
   Args:
-    models: by name, `tf_keras` models or .tflite files, by bytes or path, that
-      `convert` made; the first is the reference, a model.
-    images: `[images, height, width, channels]`, in the range the models take.
-    methods: names out of `kap.attribution`; or functions by names of their own,
-      `(model, images, targets) -> maps`, which see no files. A file has the map
-      it was converted for, "grad_cam" or "equal_weighted", and the black boxes,
+    models: a mapping of names to `tf_keras` models or .tflite files of
+      `convert`, by bytes or path. The first is the reference, a model.
+    images: `[images, height, width, channels]`, in the models' range.
+    methods: names of `kap.attribution`; or a mapping of new names to functions,
+      `(model, images, targets) -> maps`, called for no file. A file has the map
+      of its conversion, "grad_cam" or "equal_weighted", and the black boxes,
       "occlusion" and "rise".
-    scores: of `evaluation.agreement`, with the reference's maps of the same
-      method, which are brought to the smaller of two sizes; or, with masks, of
-      `evaluation.localization`, magnitudes where a map has a sign.
-    targets: as for `grad_cam`; None for the reference's top class, for all.
-    layer: the layer explained; by model's name where it differs. A file is
-      explained at the layer it was converted for, and no other may be given for
-      it. None for that layer in all models, and where there is no file for the
-      last one with a spatial map.
+    scores: scores of `evaluation.agreement` compare with the reference's maps
+      of the same method, in the smaller of both sizes. Scores of
+      `evaluation.localization` need masks, and take magnitudes of signed maps.
+    targets: as for `grad_cam`; None for the reference's top class, in all
+      models.
+    layer: the explained layer, or a mapping of models' names to layers. A file
+      allows only the layer of its conversion. None takes that layer in all
+      models; without files, the last layer with a spatial map.
     masks: bool `[images, height, width]`, one for each image, for scores of
       localization.
 
   Returns:
-    For every model, method and score that there is a row: "model", "method",
+    A row for every possible model, method and score: "model", "method",
     "score", "mean", "low" and "high" (a 95 % bootstrap interval of the mean),
-    "median", "p5", "worst", "images". Pairs that cannot be, such as a file's
+    "median", "p5", "worst", "images". Impossible pairs, such as a file's
     gradient of its input, have no row.
 
   Raises:
@@ -83,24 +83,24 @@ def compare_models(
   if targets is None:
     targets = top_classes(_logits(tap, images), True)
   methods = {
-      name: functools.partial(one, data_format=tap.input.data_format)
-      if one in (attribution.occlusion, attribution.rise) else one
-      for name, one in methods.items()}
+      name: functools.partial(call, data_format=tap.input.data_format)
+      if call in (attribution.occlusion, attribution.rise) else call
+      for name, call in methods.items()}
   sides = _sides(models, layer)
   rows = []
   for method, function in methods.items():
-    wanted = sides[reference].maps(method, function, images, targets)
+    expected = sides[reference].maps(method, function, images, targets)
     for name, side in sides.items():
-      maps = wanted if name == reference else side.maps(
+      maps = expected if name == reference else side.maps(
           method, function, images, targets)
       if maps is not None:
         rows += [_row(name, method, score, values) for score, values in
-                 _scored(wanted, maps, scores, masks).items()]
+                 _scored(expected, maps, scores, masks).items()]
   return rows
 
 
 class _Side:
-  """One model or file, with what it can be explained by."""
+  """One model or file, and its methods."""
 
   def __init__(self, model: Model, layer: str | None):
     self._model = model if isinstance(model, keras.Model) else None
@@ -109,11 +109,11 @@ class _Side:
 
   @property
   def metadata(self) -> Mapping[str, Any] | None:
-    """What a file of ours says of itself; None of all else."""
+    """The metadata of a file made by `convert`; None for all others."""
     return None if self._file is None else self._file.metadata
 
   def maps(self, method, function, images, targets) -> np.ndarray | None:
-    """The maps of a method; None where it cannot be had."""
+    """Returns the maps of a method; None where the method is impossible."""
     if method in _BLACK_BOXES:
       return function(self._predict, images, targets, logits=True)
     if self._model is None:
@@ -137,16 +137,16 @@ class _Side:
 
 
 def _sides(models: Mapping[str, Model], layer: Any) -> dict[str, _Side]:
-  """Opens models and files, and settles which layer each is explained at."""
+  """Opens models and files, and chooses each one's explained layer."""
   sides = {name: _Side(
       model, layer.get(name) if isinstance(layer, Mapping) else layer)
            for name, model in models.items()}
   known = {name: side.metadata["layer"] for name, side in sides.items()
            if side.metadata is not None}
-  for name, own in known.items():
+  for name, file_layer in known.items():
     if sides[name].layer is not None:
-      check_layer({"layer": own}, sides[name].layer, f"the file {name!r}",
-                  "layer is")
+      check_layer({"layer": file_layer}, sides[name].layer,
+                  f"the file {name!r}", "layer is")
   missing = [name for name, side in sides.items() if side.layer is None]
   if known and missing:
     if len(set(known.values())) > 1 and set(missing) - set(known):
@@ -173,7 +173,7 @@ def _checked(models, methods, scores, masks):
   if local and masks is None:
     raise ValueError(f"masks must be given for the scores {local}.")
   if isinstance(methods, Mapping):
-    return reference, {name: _wrapped(one) for name, one in methods.items()}
+    return reference, {name: _wrapped(call) for name, call in methods.items()}
   unknown = [name for name in methods if name not in _method_names()]
   if unknown:
     raise ValueError(
@@ -200,17 +200,18 @@ def _logits(tap: Tap, images: np.ndarray) -> np.ndarray:
                          for i in range(0, len(images), 64)])
 
 
-def _scored(wanted, maps, scores, masks) -> dict[str, np.ndarray]:
-  found = {}
+def _scored(expected, maps, scores, masks) -> dict[str, np.ndarray]:
+  values = {}
   names = [name for name in scores if name not in _LOCALIZATION]
   if names:
-    pair = same_size(tf.convert_to_tensor(wanted), tf.convert_to_tensor(maps))
-    found |= agreement(*(one.numpy() for one in pair), scores=names)
+    pair = same_size(
+        tf.convert_to_tensor(expected), tf.convert_to_tensor(maps))
+    values |= agreement(*(tensor.numpy() for tensor in pair), scores=names)
   local = [name for name in scores if name in _LOCALIZATION]
   if local:
     judged = localization(np.abs(maps), np.asarray(masks))
-    found |= {name: judged[name] for name in local}
-  return {name: found[name] for name in scores}
+    values |= {name: judged[name] for name in local}
+  return {name: values[name] for name in scores}
 
 
 def _row(model, method, score, values) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who explains: the two sides that `verify` holds against each other."""
+"""The explainers of the two sides that `verify` compares."""
 
 import os
 from collections.abc import Mapping
@@ -36,31 +36,31 @@ _BATCH_SIZE = 64
 
 
 class Explainer(Protocol):
-  """What `verify` asks either side for; `Interpreter` is one.
+  """The methods that `verify` calls on each side; `Interpreter` has them.
 
   Attributes:
-    input: what either side takes.
+    input: the side's input.
   """
 
   input: ImageInput
 
   def predict(
       self, images: np.ndarray, *, logits: bool = False) -> np.ndarray:
-    """Images to logits, float32 `[images, classes]`; `logits` is True."""
+    """Maps images to logits, float32 `[images, classes]`; `logits` is True."""
 
   def explain(self, images: np.ndarray, targets: Any = None) -> Explanation:
-    """Images and class numbers `[images]` to maps and logits."""
+    """Turns images and class numbers `[images]` into maps and logits."""
 
 
 class KerasExplainer:
   """Explains a Keras model by Grad-CAM or the equal-weighted map of a layer."""
 
   def __init__(self, model: keras.Model, layer: str, method: str = "swa"):
-    """Taps the model, which stays as it is.
+    """Taps the model; the model is not changed.
 
     Args:
       model: a `tf_keras` model, wrapped by tfmot or not.
-      layer: whose features are explained.
+      layer: the explained layer.
       method: "swa" or "ewa"; see `WCAM`.
 
     Raises:
@@ -79,21 +79,21 @@ class KerasExplainer:
     """Scores images.
 
     Args:
-      images: `[images, height, width, channels]`, in the range the model takes.
-      logits: must be True: the scores are those before a softmax.
+      images: `[images, height, width, channels]`, in the model's range.
+      logits: must be True: the scores come before a softmax.
 
     Returns:
       The logits, float32 `[images, classes]`.
     """
     if not logits:
       raise ValueError("logits must be True; got False.")
-    # Judges ask for what they make of images, which are no whole numbers.
+    # Judges change images, so values may be no whole numbers.
     scores, = run_batches(self._logits, self.input.check(images, whole=False),
                           batch_size=_BATCH_SIZE)
     return scores
 
   def explain(self, images: np.ndarray, targets: Any = None) -> Explanation:
-    """Explains each image's score; arguments as of `Interpreter.explain`."""
+    """Explains each image's score; see `Interpreter.explain`."""
     logits = self.predict(images)
     targets = top_classes(logits, True) if targets is None else targets
     maps = self._method(
@@ -104,7 +104,7 @@ class KerasExplainer:
 
 def file_content(
     tflite_model: bytes | str | os.PathLike) -> bytes:
-  """Returns a file's bytes, read if need be."""
+  """Returns a file's bytes; reads them from a path."""
   if isinstance(tflite_model, (str, os.PathLike)):
     return Path(tflite_model).read_bytes()
   return tflite_model
@@ -121,20 +121,20 @@ def file_explainer(
   Args:
     content: the file's bytes.
     wcam: its method must be the file's.
-    layer: whose layer the file's must be: the WCAM's first of the student, or
-      where the file stands in for the teacher of that.
+    layer: the layer that the file must explain. That is the WCAM's first
+      student layer, or its first layer for a file in the teacher's place.
     runtime: see `Interpreter`.
-    name: what the error calls the file.
-    teacher: by whose numbers a file of somebody else's is searched, if it is a
-      `tf_keras` model.
-    images: what the two are held against each other on.
-    foreign: settings of `explainer` for a file of somebody else's.
+    name: the file's name in errors.
+    teacher: a `tf_keras` model; its numbers identify the tensors of a third
+      party's file.
+    images: images on which the two are compared.
+    foreign: settings of `explainer` for a third party's file.
 
   Raises:
-    TypeError, ValueError: no such file, or it explains by another method or
-      another layer.
+    TypeError, ValueError: `content` is no such file, or it explains by another
+      method or another layer.
   """
-  # Checked first: a damaged file of ours is nobody else's.
+  # Checked first, so that a damaged file does not pass as a third party's.
   checked_model(content, runtime)
   if file_metadata(content) is None:
     return _foreign_explainer(
@@ -147,26 +147,26 @@ def file_explainer(
 
 def _foreign_explainer(
     content, wcam, runtime, name, teacher, images, settings):
-  """Opens a file that `convert` has not made."""
+  """Opens a third party's file."""
   if isinstance(teacher, keras.Model):
     settings.update(teacher=teacher, images=images)
-  found = explainer(content, wcam=wcam, runtime=runtime, **settings)
-  if found.method != wcam.method:
+  foreign = explainer(content, wcam=wcam, runtime=runtime, **settings)
+  if foreign.method != wcam.method:
     raise ValueError(
-        f"{name} can only be explained by its scores ({found.source}), which "
+        f"{name} can only be explained by its scores ({foreign.source}), which "
         f"is no match for method {wcam.method!r}. Compare maps of `explainer` "
         "with those of kap.attribution.occlusion.")
-  return found
+  return foreign
 
 
 def teacher_explainer(
     teacher: keras.Model | bytes | str | os.PathLike, wcam: WCAM
 ) -> KerasExplainer | Interpreter | ForeignExplainer:
-  """Opens the teacher: a model, or a .tflite file that is its stand-in.
+  """Opens the teacher: a model, or a .tflite file in its place.
 
   Args:
     teacher: a `tf_keras` model; or a file's bytes or path.
-    wcam: whose first layer and method are explained.
+    wcam: its first layer and its method are explained.
 
   Raises:
     OSError: the path cannot be read.
@@ -192,7 +192,7 @@ def check_classes(
   elif "explain" in file.signatures:
     got = file.signatures["explain"].outputs["logits"].shape[-1]
   else:
-    return  # `explain` says what is amiss.
+    return  # `explain` raises the error.
   if got != classes:
     raise ValueError(
         f"teacher must have the file's {got} classes; got {classes}.")
@@ -200,11 +200,11 @@ def check_classes(
 
 def file_facts(
     file: Interpreter | ForeignExplainer, wcam: WCAM) -> dict[str, Any]:
-  """What a report says of a file: what `convert` wrote into it, and ranges.
+  """Returns a report's facts about a file: metadata of `convert`, and ranges.
 
-  "runtime" is what ran it; "layer" is the teacher's, "file_layer" the file's
-  own; "input_range" is what its input can hold, None where it takes floats. Of
-  a file of somebody else's, what was found out.
+  "runtime" ran the file. "layer" is the teacher's, "file_layer" the file's.
+  "input_range" is the range of the file's input, None for floats. A third
+  party's file has the facts of `ForeignExplainer`.
   """
   if isinstance(file, ForeignExplainer):
     return {**file.facts, "layer": wcam.layers[0]}
@@ -219,7 +219,7 @@ def file_facts(
 
 
 def logit_step(file: Interpreter | ForeignExplainer) -> float:
-  """What the last bit of a file's logits is worth; 0 where they are floats."""
+  """Returns the value of the last bit of a file's logits; 0 for floats."""
   if isinstance(file, ForeignExplainer):
     return file.logit_step
   return float(file.signatures["predict"].outputs["logits"].scale)

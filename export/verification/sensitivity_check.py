@@ -1,4 +1,4 @@
-"""Whether a model's scores move as its sensitivities say."""
+"""Checks a model's sensitivities against measured changes of its scores."""
 
 from typing import Any
 
@@ -13,45 +13,45 @@ from keras_attr_preserve.models.tap import Tap, sensitivities
 __all__ = ["BAR", "check_sensitivities", "says_otherwise"]
 
 BAR = 0.95
-"""The least cosine of measured slopes and those that sensitivities say.
+"""The least cosine of measured slopes and the slopes from sensitivities.
 
-Right gradients have .99 and more: what is missing is curvature and the kinks of
-ReLU within a step. The faults that this is for had .4 to .9.
+Right gradients reach .99 and more; curvature and the kinks of ReLU within a
+step take the rest. Wrong gradients reached .4 to .9.
 """
 
 IMAGES = 4
 DIRECTIONS = 8
 STEP = 1e-2
-"""How far features are moved, in standard deviations of each image's own."""
+"""The change of features, in standard deviations of each image's features."""
 
 
 def check_sensitivities(
     model: keras.Model, layer: str, images: np.ndarray, classes: np.ndarray
 ) -> dict[str, Any]:
-  """Changes feature values a little and compares the scores with what is said.
+  """Compares sensitivities with slopes of scores at slightly changed features.
 
-  A sensitivity `a_c` says by how much a score grows where channel `c` grows by
-  one at every position. So for some directions `d` of the channels
+  A sensitivity `a_c` is the growth of a score where channel `c` grows by one at
+  every position. So for some directions `d` of the channels
 
-      (y(A + h d) - y(A - h d)) / 2h    is held against    sum_c a_c d_c
+      (y(A + h d) - y(A - h d)) / 2h    is compared with    sum_c a_c d_c
 
-  with the same numbers `d` added everywhere. Nothing but the scores is asked:
-  a fault in how gradients are computed shows.
+  with the same numbers `d` added everywhere. The measured slopes use scores
+  alone, so a fault in the computation of gradients shows.
 
   Args:
-    model: a built `tf_keras` model; left as it came.
-    layer: whose features are explained.
+    model: a built `tf_keras` model; not changed.
+    layer: the explained layer.
     images: `[images, height, width, channels]`; the first `IMAGES` are used.
     classes: each image's class, `[images]`.
 
   Returns:
-    `slopes`, how many were measured, and `cosine`, that of the measured slopes
-    and those said, each direction with its own step; 1 where both are all zero.
-    Or `reason`, why nothing was measured: a quantize-aware model's scores move
-    in steps.
+    `slopes`, the number of measured slopes, and `cosine`, the cosine of
+    measured and expected slopes; 1 where both are all zero. Each image has its
+    own step. Or `reason` alone: a quantize-aware model's scores move in steps,
+    and nothing is measured.
   """
-  if any(type(part).__name__.startswith("Quantize")
-         for part in model.submodules):
+  if any(type(module).__name__.startswith("Quantize")
+         for module in model.submodules):
     return {"reason": "the model is quantize-aware: its scores move in steps"}
   tap = Tap(model, [layer])
   images = tf.constant(images[:IMAGES])
@@ -67,16 +67,16 @@ def check_sensitivities(
       size=[DIRECTIONS, len(images), 1, 1, channels])
   spread = features.std(axis=(1, 2, 3), keepdims=True)
   step = STEP * np.where(spread > 0, spread, 1.0)
-  said = (directions * sensitivity.numpy()).sum((2, 3, 4))
+  expected = (directions * sensitivity.numpy()).sum((2, 3, 4))
   measured = np.stack([
-      _scores(tap, model, layer, images, step * one, weights)
-      - _scores(tap, model, layer, images, -step * one, weights)
-      for one in directions]) / (2 * step[:, 0, 0, 0])
-  return {"slopes": said.size, "cosine": _cosine(said, measured)}
+      _scores(tap, model, layer, images, step * direction, weights)
+      - _scores(tap, model, layer, images, -step * direction, weights)
+      for direction in directions]) / (2 * step[:, 0, 0, 0])
+  return {"slopes": expected.size, "cosine": _cosine(expected, measured)}
 
 
 def says_otherwise(check: dict[str, Any] | None) -> str | None:
-  """Returns a sentence where scores do not move as sensitivities say."""
+  """Returns a warning where scores do not move as sensitivities say."""
   if not check or check.get("cosine", 1.0) >= BAR:
     return None
   return (
@@ -86,7 +86,7 @@ def says_otherwise(check: dict[str, Any] | None) -> str | None:
 
 
 def _scores(tap, model, layer, images, added, weights) -> np.ndarray:
-  """The explained scores, float64 `[images]`, with changed features."""
+  """Returns the explained scores, float64 `[images]`, at changed features."""
   _, moved = locate(model, layer)
   added = tf.constant(added, moved.compute_dtype)
 
@@ -98,8 +98,8 @@ def _scores(tap, model, layer, images, added, weights) -> np.ndarray:
   return (logits.numpy().astype(np.float64) * weights).sum(1)
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-  norms = np.linalg.norm(one) * np.linalg.norm(other)
+def _cosine(slopes: np.ndarray, other: np.ndarray) -> float:
+  norms = np.linalg.norm(slopes) * np.linalg.norm(other)
   if not norms:
-    return float(not np.any(one) and not np.any(other))
-  return float((one * other).sum() / norms)
+    return float(not np.any(slopes) and not np.any(other))
+  return float((slopes * other).sum() / norms)

@@ -1,4 +1,4 @@
-"""Holding the maps of a shipped file against its teacher's."""
+"""Compares the maps of a shipped file with its teacher's."""
 
 import functools
 import hashlib
@@ -54,7 +54,7 @@ _EXAMPLES = 5
 
 
 class _Side(NamedTuple):
-  """What one side says of the images."""
+  """The maps and logits of one side."""
 
   maps: np.ndarray
   logits: np.ndarray
@@ -73,56 +73,56 @@ def verify(
     progress: Progress = None,
     foreign: Mapping[str, Any] | None = None,
 ) -> Report | Comparison:
-  """Compares what a file looks at with what its teacher looks at.
+  """Compares a file's attribution maps with its teacher's.
 
-  Both explain the teacher's top class of each image: the file by what
-  `Interpreter.explain` reads from its bytes, the teacher by Grad-CAM (or the
-  equal-weighted map) of the layer the WCAM names.
+  Both explain the teacher's top class of each image. The file's maps come from
+  `Interpreter.explain`. The teacher's maps are Grad-CAM (or equal-weighted
+  maps) of the WCAM's layer.
 
-  The teacher's own sensitivities are checked, too: some of its feature values
-  are changed a little, and its scores must move as the sensitivities say, or
-  the report's first line says that they do not (see `check_sensitivities`).
+  `check_sensitivities` also checks the teacher's sensitivities. It changes some
+  feature values a little and measures how the scores move. The report's first
+  line warns if they do not move as the sensitivities say.
 
-  Judges are methods that nothing was trained on, and that see scores alone.
-  They probe the first `judge_images` images through the file, on the very
-  runtime, and through the teacher, both by the logit of the teacher's top
+  Judges are methods that see scores alone; nothing was trained on them. They
+  probe the first `judge_images` images through the file, on each runtime, and
+  through the teacher. Both times the score is the logit of the teacher's top
   class. "occlusion" is `occlusion(predict, images, classes)` and costs some 225
-  runs an image on either side; "rise" is `rise(..., masks=500, centred=True)`,
-  500 runs an image; on "reference" and "tflm", which run small nets at 10 to 20
-  ms a picture, 20 images take minutes.
+  runs per image and side. "rise" is `rise(..., masks=500, centred=True)` and
+  costs 500 runs per image and side. "reference" and "tflm" run small models at
+  10 to 20 ms per image, so 20 images take minutes.
 
   Args:
-    tflite_model: the file's bytes or path, made by `convert`; or anybody's
-      classifier, whose features and scores are then found as `explainer` says.
-    teacher: the float model it is to agree with, which is not changed; or a
-      .tflite file in its stead, by its bytes or path, run on "xnnpack".
+    tflite_model: the file's bytes or path, made by `convert`; or a third
+      party's classifier, whose features and scores `explainer` finds.
+    teacher: the float model to agree with, not changed; or a .tflite file in
+      its place, by bytes or path, run on "xnnpack".
     wcam: names the teacher's layer and the method; the first layer is compared.
-      Of a file made by `convert` the student's layer and the method must be the
-      file's own; None takes both from the file.
-    images: `[images, height, width, channels]`, in the range the teacher takes;
-      pictures that neither training nor choosing has seen.
-    runtime: see `Interpreter`; several, to see them side by side; or "all" for
-      those that can run this file.
-    judges: names out of "occlusion" and "rise"; or functions by names of their
-      own, `{"fine": functools.partial(occlusion, patch=2)}`, which take a
-      function of images, images and class numbers, and return maps.
-    judge_images: how many images the judges see, 1 or more.
-    progress: of the judges; True for a line each on stderr, or a function of
-      the pictures run and to be run.
-    foreign: settings of `explainer` for a file that `convert` has not made,
-      such as `{"preprocess": lambda images: images * 255}`.
+      For a file made by `convert`, the student's layer and the method must be
+      the file's; None takes both from the file.
+    images: `[images, height, width, channels]`, in the teacher's range; images
+      used neither in training nor in model selection.
+    runtime: see `Interpreter`; several, for a comparison; or "all" for every
+      runtime that can run this file.
+    judges: names out of "occlusion" and "rise"; or a mapping of new names to
+      functions, `{"fine": functools.partial(occlusion, patch=2)}`. Each takes a
+      function of images, images and class numbers, and returns maps.
+    judge_images: the number of images for the judges, 1 or more.
+    progress: progress of the judges; True for a line each on stderr, or a
+      function of two numbers, images done and images in all.
+    foreign: settings of `explainer` for a third party's file, such as
+      `{"preprocess": lambda images: images * 255}`.
 
   Returns:
     For one runtime its report; for several, or "all", a `Comparison` of
-    reports. Where the two maps differ in size the larger is brought down to the
+    reports. Where two maps differ in size, the larger is resized to the
     smaller. A judge's scores carry its name: "occlusion_cosine".
 
   Raises:
     OSError: a path cannot be read.
     TypeError, ValueError: an argument is not as above; the file explains by
-      another method or another layer, or has other classes; a runtime asked
-      for by name refuses it, or all of them do.
-    ImportError: "tflm" was asked for by name and is not installed.
+      another method or another layer, or has other classes; a named runtime
+      refuses the file, or all runtimes do.
+    ImportError: "tflm" was named and is not installed.
   """
   names = _runtimes(runtime)
   judges = checked_judges(judges)
@@ -141,7 +141,7 @@ def verify(
         images[:judge_images], top[:judge_images], judges, whose, progress,
         original.input.data_format))
 
-  # Opened before anything is run, so that a wrong file is known at once.
+  # Opening comes before any run, so that a wrong file fails at once.
   files, refused = _each(
       names, lambda name: file_explainer(
           content, wcam, wcam.student_layers[0], name, teacher=teacher,
@@ -164,14 +164,14 @@ def verify(
   if isinstance(runtime, str) and runtime != ALL_RUNTIMES:
     return reports[runtime]
   return Comparison(reports, refused | more, {
-      (one, other): apart(
-          sides[one].maps, sides[one].logits, sides[other].maps,
-          sides[other].logits, logit_step(files[one]))
-      for one, other in itertools.combinations(sides, 2)})
+      (name, other): apart(
+          sides[name].maps, sides[name].logits, sides[other].maps,
+          sides[other].logits, logit_step(files[name]))
+      for name, other in itertools.combinations(sides, 2)})
 
 
 def _sensitivity_check(teacher, wcam, images, top) -> dict[str, Any]:
-  """Measures slopes of the teacher's scores, or says why not."""
+  """Checks the teacher's sensitivities, or returns why that is impossible."""
   if wcam.method != "swa":
     return {"reason": f"maps of method {wcam.method!r} have no sensitivity"}
   if not isinstance(teacher, keras.Model):
@@ -180,7 +180,7 @@ def _sensitivity_check(teacher, wcam, images, top) -> dict[str, Any]:
 
 
 def _doubts(facts: Mapping[str, Any]) -> list[str]:
-  """Says what puts a report's figures in doubt."""
+  """Returns the warnings about a report's figures."""
   doubt = says_otherwise(facts["sensitivity_check"])
   return [] if doubt is None else [doubt]
 
@@ -190,7 +190,7 @@ def _digest(content: bytes) -> str:
 
 
 def _runtimes(runtime: str | Sequence[str]) -> tuple[str, ...]:
-  """Returns the runtimes asked for, checked."""
+  """Checks and returns the runtimes' names."""
   if runtime == ALL_RUNTIMES:
     return RUNTIMES
   names = (runtime,) if isinstance(runtime, str) else tuple(runtime)
@@ -205,10 +205,10 @@ def _runtimes(runtime: str | Sequence[str]) -> tuple[str, ...]:
 def _each(
     names: Iterable[str], do: Callable[[str], Any], runtime: Any
 ) -> tuple[dict[str, Any], dict[str, str]]:
-  """Does a thing for each runtime; of "all", those that refuse may be few.
+  """Calls a function for each runtime; for "all", runtimes may refuse.
 
   Returns:
-    What was done, by runtime, and the reason of each that refused.
+    The results by runtime, and the reasons by runtime that refused.
   """
   done, refused = {}, {}
   for name in names:
@@ -229,8 +229,8 @@ def _report(
     taken: ImageInput, facts: Mapping[str, Any],
 ) -> Report:
   """Scores a file's side against the teacher's."""
-  ours, maps = _same_size(reference.maps, side.maps)
-  scores = agreement(ours, maps)
+  expected, maps = _same_size(reference.maps, side.maps)
+  scores = agreement(expected, maps)
   scores["same_class"] = (
       top_classes(side.logits, True) == top).astype(float)
   for name, judged in side.judged.items():
@@ -239,20 +239,20 @@ def _report(
         *_same_size(reference.judged[name], judged)).items():
       scores[f"{name}_{score}"] = np.pad(
           values, (0, len(images) - len(judged)), constant_values=np.nan)
-  alive = ~dead_maps(ours)
+  alive = ~dead_maps(expected)
   dead = dead_maps(maps)[alive].mean() if alive.any() else 0.0
   worst = worst_numbers(scores["cosine"], _EXAMPLES)
   return Report(scores, dead, {
       **facts,
       "images_range": [float(images.min()), float(images.max())],
       "teacher_dead": float(1 - alive.mean()),
-  }, Examples(worst, taken.pixels(images[worst]), ours[worst], maps[worst],
-              (float(images.min()), float(images.max())))
+  }, Examples(worst, taken.pixels(images[worst]), expected[worst],
+              maps[worst], (float(images.min()), float(images.max())))
               if taken.is_picture else None, _doubts(facts))
 
 
 def _same_size(
-    one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
+    expected: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
   return tuple(maps.numpy() for maps in same_size(
-      tf.convert_to_tensor(one, tf.float32),
+      tf.convert_to_tensor(expected, tf.float32),
       tf.convert_to_tensor(other, tf.float32)))

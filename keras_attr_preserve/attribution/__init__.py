@@ -2,11 +2,11 @@
 
     maps = grad_cam(model, images, targets=None, layer=None)
 
-`maps` is float32 `[images, height, width]`. All of them work on plain, wrapped
-and stripped `tf_keras` models, for a class of its own for each image.
+`maps` is float32 `[images, height, width]`. Every method works on plain,
+wrapped and stripped `tf_keras` models. Each image can have its own class.
 
-`occlusion` and `rise` take, in a model's place, any function from images to
-scores: a .tflite file's too.
+`occlusion` and `rise` also take any function from images to scores instead of a
+model, such as that of a .tflite file.
 """
 
 from keras_attr_preserve.attribution.cam import cam

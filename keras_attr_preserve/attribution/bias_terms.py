@@ -1,8 +1,8 @@
-"""Where a net's score gets what it does not get from the pixels.
+"""The share of a model's score that comes from biases, not from pixels.
 
-A net of linear layers and ReLUs is, around one picture, an affine function of
-it: the score is the gradient times the pixels, plus what every bias on the way
-adds by the gradient at its place. This module lists the second kind.
+A model of linear layers and ReLUs is an affine function around one image. Its
+score is the gradient times the pixels, plus a term for every bias: the bias
+times the gradient at its place. This module lists the terms of the biases.
 """
 
 from collections.abc import Iterator
@@ -22,19 +22,20 @@ def bias_terms(
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
   """Lists what biases add to a score, layer by layer from the images on.
 
-  Biases are those of layers, the shifts of inference-mode batch normalization
-  and of preprocessing, and the bound of a ReLU6 or a clip where it is reached.
-  To be called where the forward pass is being traced into a graph.
+  Biases include layers' biases, and the shifts of inference-mode batch
+  normalization and of preprocessing. The bound of a ReLU6 or a clip counts as a
+  bias where it is reached. Call this while the forward pass is traced into a
+  graph.
 
   Args:
-    images: where the forward pass started.
+    images: the tensor where the forward pass started.
     scores: `[batch, classes]`.
-    seed: the score explained, as weights of the scores.
+    seed: the explained score, as weights of the scores.
 
   Yields:
-    For each bias the tensor that it is added to, and its gradient times its
-    value, of that shape. Their sum is the score's part that is not in the
-    pixels.
+    For each bias, the tensor to which it is added, and the bias times its
+    gradient, in that tensor's shape. These products sum to the share of the
+    score that does not come from the pixels.
   """
   order = operations_between(images, scores)
   shifts = [(op.outputs[0], shift) for op, shift in channelwise_terms(

@@ -1,4 +1,4 @@
-"""What the black-box methods share: a callable's scores."""
+"""Scores of a callable, for the black-box methods."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -28,26 +28,27 @@ __all__ = ["Predict", "Scorer", "probed"]
 _OF_MODELS = ("__call__", "call", "predict", "predict_on_batch")
 
 Predict = Callable[[np.ndarray], Any]
-"""Float32 images, laid out as those given, to scores `[n, classes]`."""
+"""Maps float32 images, in the caller's layout, to scores `[n, classes]`."""
 
 
 def probed(
     predict: Predict, images: Any, data_format: str | None
 ) -> tuple[ImageInput, np.ndarray]:
-  """Says what a function takes, and checks images that it is to be given.
+  """Finds the input layout of a function, and checks images for it.
 
   Args:
     predict: see `Predict`.
     images: `[images, height, width, channels]`, `[images, channels, height,
-      width]` or `[images, height, width]`; for a model also a dict of them.
-    data_format: which of the first two; None to tell it by a model's layers, or
-      by the images' shape (see `shape_input`).
+      width]` or `[images, height, width]`; for a model also a dict of such
+      arrays.
+    data_format: "channels_last" or "channels_first"; None to take it from a
+      model's layers, or from the images' shape (see `shape_input`).
 
   Returns:
-    What it takes, and the images as it takes them, float32.
+    The function's input layout, and the images in that layout, float32.
 
   Raises:
-    TypeError, ValueError: images that are no pictures, or do not tell.
+    TypeError, ValueError: `images` are not images, or their layout is unclear.
   """
   if isinstance(predict, keras.Model) and has_graph(predict):
     taken = model_input(predict)
@@ -67,31 +68,31 @@ def probed(
 
 
 class Scorer:
-  """Runs a callable and gives each image's explained score.
+  """Runs a callable and returns the explained score of each image.
 
   Attributes:
-    plain: the scores of the images as they are, float64 `[images]`.
+    plain: the explained scores of the unchanged images, float64 `[images]`.
   """
 
   def __init__(
       self, predict: Predict, images: np.ndarray, targets: Any, batch_size: int,
       taken: ImageInput, logits: bool | None = None,
   ):
-    """Runs the images as they are, once.
+    """Runs the unchanged images once.
 
     Args:
       predict: see `Predict`.
-      images: checked ones, channels last.
-      targets: None for the top class of each image, or as `class_weights`
-        takes them; see `scores.py` for one column.
-      batch_size: images a call.
-      taken: what `predict` takes.
-      logits: whether scores are logits; None where that is not known. It
-        matters for one column alone.
+      images: checked images, channels last.
+      targets: None for the top class of each image, or targets as for
+        `class_weights`; see `scores.py` for scores of one column.
+      batch_size: images per call.
+      taken: the input layout of `predict`.
+      logits: whether scores are logits; None if unknown. It matters only for
+        scores of one column.
 
     Raises:
       TypeError, ValueError: an argument is not as above; or one column of
-        scores could be either.
+        scores could be logits or probabilities.
     """
     if not callable(predict):
       raise TypeError(
@@ -110,7 +111,7 @@ class Scorer:
     if targets is None:
       targets = top_classes(scores, logits)
     self._weights = class_weights(targets, *scores.shape)
-    # Of class 1 alone a logit and a probability are explained alike.
+    # For class 1 alone, logits and probabilities get the same explanation.
     self._logits = bool((self._weights >= 0).all()) or are_logits(
         scores, logits)
     self.plain = explained_scores(scores, self._weights, self._logits)
@@ -120,7 +121,8 @@ class Scorer:
 
     Args:
       batch: `[n, height, width, channels]`.
-      which: the image that each was made from, `[n]`, or one for all.
+      which: for each changed image, the number of its original, `[n]`; or one
+        number for all.
 
     Returns:
       The explained scores, float64 `[n]`.
@@ -139,7 +141,7 @@ class Scorer:
           f"predict must return scores [{len(batch)}, classes] for images "
           f"{list(batch.shape)}; got {list(scores.shape)}.")
     if scores.dtype == tf.bfloat16.as_numpy_dtype:
-      scores = scores.astype(np.float32)  # NumPy knows it for no number.
+      scores = scores.astype(np.float32)  # NumPy: not a number.
     if scores.dtype.kind not in "fiub":
       raise TypeError(
           f"predict must return numbers; got an array of {scores.dtype}.")
@@ -149,7 +151,7 @@ class Scorer:
 
 
 def _known(predict: Predict, logits: bool | None) -> bool | None:
-  """Says whether a callable gives logits, as it or the caller knows."""
+  """Returns whether a callable gives logits, if it or the caller knows."""
   known = _gives_logits(predict)
   if None not in (known, logits) and known != logits:
     raise ValueError(
@@ -159,7 +161,7 @@ def _known(predict: Predict, logits: bool | None) -> bool | None:
 
 
 def _gives_logits(predict: Predict) -> bool | None:
-  """What models and files know of their scores; None of other functions."""
+  """Returns whether a model or file gives logits; None for other functions."""
   settings: dict[str, Any] = {}
   while isinstance(predict, functools.partial):
     predict, settings = predict.func, {**predict.keywords, **settings}
@@ -169,7 +171,7 @@ def _gives_logits(predict: Predict) -> bool | None:
     if owner is predict or method in _OF_MODELS:
       try:
         return kept(owner, "gives logits", lambda: Tap(owner).gives_logits)
-      except (TypeError, ValueError):  # Not traced to its head: a function.
+      except (TypeError, ValueError):  # The head is not in the graph.
         return None
     return None
   if settings.get("logits"):
@@ -178,7 +180,7 @@ def _gives_logits(predict: Predict) -> bool | None:
 
 
 def _as_graph(predict: Predict, images: np.ndarray) -> Predict:
-  """Runs a model as a graph, which takes small nets a part of the time."""
+  """Returns a model as a graph, which runs small models faster."""
   if not isinstance(predict, keras.Model) or not has_graph(predict):
     return predict
   floats = FloatImages(predict)

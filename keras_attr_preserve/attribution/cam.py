@@ -1,4 +1,4 @@
-"""CAM: a class's own weights, for nets that end in an average and one layer."""
+"""CAM, for models that end in a global average and one linear layer."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def cam(
     *,
     batch_size: int | None = None,
 ) -> np.ndarray:
-  """Explains a score by features weighted by the class's own weights.
+  """Explains a score by features, weighted by the class's own weights.
 
       M = sum_c w_kc A_c,   score_k = mean_{h,w} M + bias
 
@@ -28,12 +28,12 @@ def cam(
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: a layer's name; None for the last layer with a spatial map.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
-    Maps with their sign, float32 `[images, layer height, layer width]`; their
-    mean is the score without the bias.
+    Signed maps, float32 `[images, layer height, layer width]`. A map's mean is
+    the score without the bias.
 
   Raises:
     TypeError, ValueError: an argument is not as above; or more than a global
@@ -54,17 +54,17 @@ def cam(
 
 
 def _check_head(model, images, layer) -> None:
-  """Raises ValueError unless the gradient is one number for each channel."""
+  """Raises ValueError unless each channel has one gradient everywhere."""
   def spread(_, gradients):
     first = gradients[:1, :1, :1]
     return tf.reduce_max(tf.abs(gradients - first), -1) / (
         tf.reduce_max(tf.abs(gradients)) + 1e-20)
   tap = KnownTap(model)
-  some = tap.input.probes(3, tap.input.check(images))
+  probes = tap.input.probes(3, tap.input.check(images))
   classes = tap.classes
-  found = at_layer(model, some, np.zeros(3, int) if classes > 1 else 1, layer,
-                   "spread", spread, 3)
-  if found.max() > 1e-4:
+  spreads = at_layer(model, probes, np.zeros(3, int) if classes > 1 else 1,
+                     layer, "spread", spread, 3)
+  if spreads.max() > 1e-4:
     raise ValueError(
         f"layer {layer!r}: CAM needs a global average and one linear layer "
         "after the features; here the score's gradient differs from place to "

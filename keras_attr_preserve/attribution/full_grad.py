@@ -24,21 +24,21 @@ def full_grad(
     *,
     batch_size: int = 32,
 ) -> np.ndarray:
-  """Explains a score by pixels and biases, which together make it up.
+  """Explains a score by pixels and biases, which add up to it.
 
       M = psi(x * d score / dx) + sum over layers and channels psi(b * g_b)
-      psi(m) = |m|, enlarged to the picture, its least value 0 and largest 1
+      psi(m) = |m|, scaled to 0..1 and enlarged to the image
 
-  b is a convolution's bias, or the shift of a batch normalization at inference;
-  g_b the score's gradient at each position it is added to. Biases of dense
-  layers have no place in a picture, and are left out.
+  b is a convolution's bias, or the shift of a batch normalization at inference.
+  g_b is the score's gradient at each position where b is added. Biases of dense
+  layers have no place in an image, and are left out.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: accepted as every method does; must be None, the input is explained.
-    batch_size: images a batch.
+    layer: must be None, as the input is explained; every method takes it.
+    batch_size: images per batch.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative.
@@ -62,12 +62,12 @@ def full_grad(
       as_taken = laid_out_as_taken(pictures, logits, tap.input)
       biases = [tap.input.pixels(term) if tensor.ref() in as_taken else term
                 for tensor, term in bias_terms(pictures, logits, seed)]
-      biases = [one for one in biases if one.shape.rank == 4]
+      biases = [bias for bias in biases if bias.shape.rank == 4]
     size = tf.shape(pictures)[1:3]
-    parts = tf.cast(gradient, tf.float32) * pictures
-    total = tf.reduce_sum(_even(parts, size), -1)
-    for one in biases:
-      total += tf.reduce_sum(_even(one, size), -1)
+    products = tf.cast(gradient, tf.float32) * pictures
+    total = tf.reduce_sum(_even(products, size), -1)
+    for bias in biases:
+      total += tf.reduce_sum(_even(bias, size), -1)
     return total
 
   return at_pictures(model, images, targets, "full_grad", explain, batch_size,
@@ -75,7 +75,7 @@ def full_grad(
 
 
 def _even(maps: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-  """Magnitudes in 0..1 for each channel, at the picture's size."""
+  """Scales each channel's magnitudes to 0..1, at the image's size."""
   maps = tf.abs(maps)
   maps -= tf.reduce_min(maps, [1, 2], keepdims=True)
   maps = tf.math.divide_no_nan(maps, tf.reduce_max(maps, [1, 2], keepdims=True))

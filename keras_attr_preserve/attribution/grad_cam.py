@@ -1,4 +1,4 @@
-"""Grad-CAM, as float maps, batched, for a class of its own for each image."""
+"""Grad-CAM as float maps, in batches, with a class for each image."""
 
 from typing import Any
 
@@ -23,8 +23,8 @@ def grad_cam(
 
       M = ReLU(sum_c w_c A_c),   w_c = mean_{h,w} d score / dA_c
 
-  The score is the logit, also where the head ends in a softmax or sigmoid.
-  Quantizers of a quantization-aware model are transparent to the gradient, so a
+  The score is the logit, even where the head ends in a softmax or sigmoid.
+  Quantizers of a quantization-aware model pass the gradient on unchanged, so a
   clipped score does not blank its map.
 
   Args:
@@ -32,8 +32,8 @@ def grad_cam(
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: None for each image's top class, a class number, class numbers
       `[images]`, or float weights of the logits `[images, classes]`.
-    layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: a layer's name; None for the last layer with a spatial map.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative, in units

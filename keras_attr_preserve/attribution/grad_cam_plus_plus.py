@@ -18,20 +18,20 @@ def grad_cam_plus_plus(
     *,
     batch_size: int | None = None,
 ) -> np.ndarray:
-  """Explains a score by features, several objects of a class alike.
+  """Explains a score by features; several objects of a class count alike.
 
       M = ReLU(sum_c w_c A_c),   w_c = sum_{h,w} alpha_c ReLU(g_c)
       alpha_c = g_c^2 / (2 g_c^2 + sum_{h,w} A_c g_c^3),   g_c = d score / dA_c
 
-  The score is read as the exponential of the logit, as in the paper, so that
-  higher derivatives are powers of the first; alpha is 0 where the gradient is.
+  The score is the exponential of the logit, as in the paper. Its higher
+  derivatives are therefore powers of the first. alpha is 0 where g_c is 0.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: a layer's name; None for the last layer with a spatial map.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative.
@@ -45,9 +45,9 @@ def grad_cam_plus_plus(
   """
   def combine(features, gradients):
     square = gradients**2
-    below = 2 * square + tf.reduce_sum(
+    denominator = 2 * square + tf.reduce_sum(
         features, [1, 2], keepdims=True) * square * gradients
-    alpha = tf.math.divide_no_nan(square, below)
+    alpha = tf.math.divide_no_nan(square, denominator)
     weights = tf.reduce_sum(
         alpha * tf.nn.relu(gradients), [1, 2], keepdims=True)
     return tf.nn.relu(tf.reduce_sum(features * weights, -1))

@@ -1,4 +1,4 @@
-"""What the gradient methods share: a forward and a backward pass in batches."""
+"""A forward and a backward pass in batches, for the gradient methods."""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -21,7 +21,7 @@ __all__ = ["at_layer", "at_pictures", "largest", "last_layer", "no_layer",
            "score_gradient", "score_weights"]
 
 def _frozen_batch_norm(op: tf.Operation, grad: tf.Tensor, *_):
-  """Leaves out the gradients by the weights, which nobody asks for."""
+  """Leaves out the gradients of the weights, which no method uses."""
   if op.get_attr("is_training") or has_tanh(
       tf.compat.v1.get_default_graph()):
     return NotImplemented
@@ -46,17 +46,17 @@ def at_layer(
     combine: Combine,
     batch_size: int | None,
 ) -> np.ndarray:
-  """Makes maps of a layer's features and the gradient of a score by them.
+  """Makes maps from a layer's features and a score's gradient by them.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`.
     targets: as for `grad_cam`.
-    layer: a layer's name; None for the last one with a spatial map.
+    layer: a layer's name; None for the last layer with a spatial map.
     key: the method's name; see `run_model`.
     combine: `(features, gradients) -> maps`; both float32 `[batch, height,
       width, channels]`.
-    batch_size: images a batch; None as in `full_batch`.
+    batch_size: images per batch; None as in `full_batch`.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`.
@@ -96,18 +96,18 @@ def at_pictures(
     *arrays: np.ndarray,
     flat: bool = False,
 ) -> np.ndarray:
-  """Makes maps of pictures and what a model gives for changed ones.
+  """Makes maps of the images' size by a method's own function.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`.
-    targets: as for `grad_cam`; the top class is that of the picture as it is.
+    targets: as for `grad_cam`; the top class is that of the unchanged image.
     key: the method's name and settings; see `run_model`.
-    explain: `(tap, pictures, class weights, *arrays) -> maps`; pictures have
+    explain: `(tap, images, class weights, *arrays) -> maps`; the images have
       their channels last.
-    batch_size: images a batch; None as in `full_batch`.
+    batch_size: images per batch; None as in `full_batch`.
     *arrays: further arrays with a row for each image.
-    flat: whether the method needs pictures of a height and a width.
+    flat: whether the method needs images with a height and a width.
 
   Returns:
     Maps, float32 `[images, height, width]`.
@@ -132,15 +132,15 @@ def at_pictures(
 
 def score_gradient(
     tap: KnownTap, pictures: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-  """Differentiates a score by the pictures; quantizers are transparent.
+  """Differentiates a score by the images; quantizers pass gradients on.
 
   Args:
     tap: runs the model.
-    pictures: `[batch, height, width, channels]`.
+    pictures: the images, `[batch, height, width, channels]`.
     seed: class weights `[batch, classes]`.
 
   Returns:
-    Gradients of the pictures' shape.
+    Gradients of the images' shape.
   """
   with tf.GradientTape() as tape:
     tape.watch(pictures)
@@ -155,14 +155,14 @@ def score_weights(
     model: keras.Model, tap: KnownTap, images: np.ndarray, targets: Any,
     batch_size: int | None,
 ) -> np.ndarray:
-  """Says which score of each image is explained, before it is.
+  """Returns the weights of the score to explain, for each image.
 
   Args:
-    model: what the tap runs.
+    model: the model that the tap runs.
     tap: runs the model.
-    images: checked ones.
+    images: checked images.
     targets: as for `grad_cam`.
-    batch_size: images a batch; None as in `full_batch`.
+    batch_size: images per batch; None as in `full_batch`.
 
   Returns:
     Weights of the logits, float32 `[images, classes]`.
@@ -182,7 +182,7 @@ def largest(pictures: tf.Tensor) -> tf.Tensor:
   """Returns each pixel's largest channel, `[batch, height, width]`."""
   if pictures.shape[-1] > 4:
     return tf.reduce_max(pictures, -1)
-  # Of a few channels a reduction takes twice as long.
+  # For few channels a reduction takes twice as long.
   return functools.reduce(tf.maximum, tf.unstack(pictures, axis=-1))
 
 
@@ -193,7 +193,7 @@ def last_layer(model: keras.Model) -> str:
 
 
 def no_layer(layer: str | None) -> None:
-  """Raises ValueError where a method of the input is given a layer."""
+  """Raises ValueError if a method that explains the input gets a layer."""
   if layer is not None:
     raise ValueError(
         f"layer must be None, the input is explained; got {layer!r}.")

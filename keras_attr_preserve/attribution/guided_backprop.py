@@ -38,18 +38,18 @@ def guided_backprop(
     *,
     batch_size: int | None = None,
 ) -> np.ndarray:
-  """Explains a score by a gradient that keeps positive parts alone.
+  """Explains a score by a gradient whose negative values are dropped.
 
-  Each ReLU on the way back lets through what is positive and met a positive
-  activation. The result sharpens edges; it is known to depend little on the
-  class (Adebayo et al. 2018).
+  On the way back, each ReLU passes the positive gradients of positive
+  activations only. The result sharpens edges. It is known to depend little on
+  the class (Adebayo et al. 2018).
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: accepted as every method does; must be None, the input is explained.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: must be None, as the input is explained; every method takes it.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative: the largest magnitude

@@ -22,15 +22,15 @@ def hires_cam(
 
       M = ReLU(sum_c d score / dA_c * A_c)
 
-  Behind a global average and a linear layer it is Grad-CAM; elsewhere it points
-  to the positions that the score itself depends on.
+  The map is Grad-CAM's where a global average and a linear layer follow.
+  Elsewhere it shows the positions that the score itself depends on.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: a layer's name; None for the last layer with a spatial map.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative.

@@ -15,10 +15,10 @@ __all__ = ["Completeness", "integrated_gradients",
 
 
 class Completeness(NamedTuple):
-  """How well maps add up to what they explain.
+  """How well maps add up to the scores they explain.
 
   Attributes:
-    difference: `[images]`, the score of the image less that of the baseline.
+    difference: `[images]`, the image's score minus the baseline's score.
     total: `[images]`, the sum of the map.
   """
 
@@ -27,7 +27,7 @@ class Completeness(NamedTuple):
 
   @property
   def residual(self) -> np.ndarray:
-    """What the sum of the map misses, `[images]`, in units of the score."""
+    """Difference minus total, `[images]`, in units of the score."""
     return self.difference - self.total
 
 
@@ -42,31 +42,31 @@ def integrated_gradients(
     batch_size: int | None = None,
     progress: Progress = None,
 ) -> np.ndarray:
-  """Explains a score by its gradient along the way from a baseline.
+  """Explains a score by its gradient along the path from a baseline.
 
       M = sum_c (x_c - b_c) int_0^1 d score(b + t (x - b)) / dx_c dt
 
-  The integral is taken by the trapezoid rule over `steps` intervals.
+  The trapezoid rule approximates the integral over `steps` intervals.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`; the top class is that of the image.
-    layer: accepted as every method does; must be None, the input is explained.
-    baseline: the picture that shows nothing: a number, or an array that
-      broadcasts to `[images, height, width, channels]`.
-    steps: intervals, 1 or more; a picture runs once more than that.
-    batch_size: pictures that run at once, all of them or several points of the
-      way of each; memory holds
-      no more. None for 64, of images under 96x96 more.
-    progress: True for a line on stderr, False for none; None for one on a
-      terminal where it takes long; or a function, called with the number of
-      pictures run and the number of all.
+    layer: must be None, as the input is explained; every method takes it.
+    baseline: an image that shows nothing: a number, or an array that broadcasts
+      to `[images, height, width, channels]`.
+    steps: intervals, 1 or more; each image runs `steps + 1` times.
+    batch_size: points of the paths that run at once, which bounds memory; if
+      there are fewer images, several points of each. None for 64, or more for
+      images under 96x96.
+    progress: True for a line on stderr, False for none; None for a line if it
+      runs long on a terminal; or a function, called with the number of runs
+      done and the number of all runs.
 
   Returns:
-    Maps with their sign, float32 `[images, height, width]`, in units of the
-    score. A map's sum is the score less the baseline's, but for the rule's
-    error, which `integrated_gradients_completeness` reports.
+    Signed maps, float32 `[images, height, width]`, in units of the score. A
+    map's sum is the score minus the baseline's score, up to the rule's error.
+    `integrated_gradients_completeness` reports that error.
 
   Raises:
     TypeError, ValueError: an argument is not as above.
@@ -107,10 +107,10 @@ def integrated_gradients_completeness(
     batch_size: int | None = None,
     progress: Progress = None,
 ) -> Completeness:
-  """Says how near the maps of `integrated_gradients` come to their sum.
+  """Compares sums of `integrated_gradients` maps with the scores' differences.
 
   Args:
-    model: as for `integrated_gradients`, and so are all others.
+    model: see `integrated_gradients`.
     images: see `integrated_gradients`.
     targets: see `integrated_gradients`.
     baseline: see `integrated_gradients`.
@@ -119,7 +119,7 @@ def integrated_gradients_completeness(
     progress: see `integrated_gradients`.
 
   Returns:
-    For each image what is to be explained, and what the map holds of it.
+    The score's difference and the map's sum, for each image.
 
   Raises:
     TypeError, ValueError: an argument is not as above.
@@ -139,7 +139,7 @@ def integrated_gradients_completeness(
 
 
 def _with_baseline(model, images, baseline):
-  """Checked images, and the baseline of each with its channels last."""
+  """Returns checked images, and their baselines with channels last."""
   taken = KnownTap(model).input
   images = taken.check(images)
   baseline = np.asarray(baseline, np.float32)

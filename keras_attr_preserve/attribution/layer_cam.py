@@ -22,14 +22,14 @@ def layer_cam(
 
       M = ReLU(sum_c ReLU(d score / dA_c) * A_c)
 
-  Made for early layers, too, whose gradients differ from place to place.
+  It also suits early layers, whose gradients differ from place to place.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: a layer's name; None for the last one with a spatial map.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: a layer's name; None for the last layer with a spatial map.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
     Maps, float32 `[images, layer height, layer width]`, not negative.

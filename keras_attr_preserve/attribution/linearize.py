@@ -1,4 +1,4 @@
-"""Instance-wise linearization: what a net is, around one picture."""
+"""Instance-wise linearization: a model's affine form around one image."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,28 +28,28 @@ class _Affine(NamedTuple):
 
 
 class Linearization(_Affine):
-  """The affine form that a net takes at each picture.
+  """The affine form of a model at each image.
 
       scores = sum(weights * images) + offset + residual
 
   Attributes:
     weights: W, float32 `[images, classes, height, width, channels]`, or with
-      the axes of images that have others.
-    offset: b, what the net's biases add, float32 `[images, classes]`.
+      the images' own axes if they have others.
+    offset: b, the sum of the biases' terms, float32 `[images, classes]`.
     scores: the logits themselves, float32 `[images, classes]`.
-    residual: what the affine form misses, float32 `[images, classes]`: mere
-      rounding where the net is piecewise linear (convolutions, dense layers,
+    residual: the affine form's error, float32 `[images, classes]`. It is only
+      rounding where the model is piecewise linear (convolutions, dense layers,
       ReLU, ReLU6, leaky ReLU, pooling, inference-mode normalization).
   """
 
-  # What the net takes: of images [height, width, channels] in floats no word.
+  # The model's input layout; None means [height, width, channels] in floats.
   _taken: ImageInput | None = None
 
   def contributions(self, images: np.ndarray) -> np.ndarray:
-    """Gives each pixel's share in every score.
+    """Returns each pixel's share in every score.
 
     Args:
-      images: those that were linearized.
+      images: the linearized images.
 
     Returns:
       W x summed over channels, float32 `[images, classes, height, width]`.
@@ -69,16 +69,16 @@ def linearize(
     *,
     batch_size: int = 16,
 ) -> Linearization:
-  """Reads the exact affine form F(x) = W x + b of a net at each picture.
+  """Reads the exact affine form F(x) = W x + b of a model at each image.
 
-  W is the gradient of each score; b is added up from the net's own biases, not
-  from what is left over, so that `residual` is a check.
+  W is the gradient of each score. b is the sum of the model's own bias terms,
+  not the remainder, so `residual` is a check.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
-    classes: the scores wanted, in this order; None for all.
-    batch_size: images a batch.
+    classes: numbers of the scores to read, in this order; None for all.
+    batch_size: images per batch.
 
   Returns:
     The affine forms.
@@ -92,9 +92,10 @@ def linearize(
   check_keras(model)
   tap = KnownTap(model)
   images = tap.pixels(images)
-  wanted = np.arange(tap.classes) if classes is None else np.asarray(classes)
-  if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu" or (
-      wanted.min() < 0 or wanted.max() >= tap.classes):
+  numbers = np.arange(tap.classes) if classes is None else np.asarray(classes)
+  if (numbers.ndim != 1 or not len(numbers)
+      or numbers.dtype.kind not in "iu"
+      or (numbers.min() < 0 or numbers.max() >= tap.classes)):
     raise ValueError(
         f"classes must be numbers of scores in 0..{tap.classes - 1}; got "
         f"{classes}.")
@@ -103,29 +104,30 @@ def linearize(
     batch = tf.identity(batch)
     logits = tap(batch).logits
     rows, offsets = [], []
-    for number in wanted:
+    for number in numbers:
       seed = tf.zeros_like(logits) + tf.one_hot(
           number, tap.classes, dtype=logits.dtype)
       with gradient_rules(STRAIGHT_THROUGH):
         gradient, = tf.gradients(logits, batch, grad_ys=seed,
                                  unconnected_gradients="zero")
-        parts = [_by_image(one) for _, one in bias_terms(batch, logits, seed)]
+        terms = [_by_image(term)
+                 for _, term in bias_terms(batch, logits, seed)]
       rows.append(tf.cast(gradient, tf.float32))
-      offsets.append(tf.add_n(parts) if parts else tf.zeros_like(
+      offsets.append(tf.add_n(terms) if terms else tf.zeros_like(
           logits[:, 0], tf.float32))
     return (tf.stack(rows, 1), tf.stack(offsets, 1),
-            tf.cast(tf.gather(logits, wanted, axis=1), tf.float32))
+            tf.cast(tf.gather(logits, numbers, axis=1), tf.float32))
 
   weights, offset, scores = run_model(
-      model, ("linearize", *wanted.tolist()), read, images,
+      model, ("linearize", *numbers.tolist()), read, images,
       batch_size=batch_size)
   count = len(images)
   reached = np.einsum(
       "ikp,ip->ik", weights.reshape(*offset.shape, -1).astype(np.float64),
       images.reshape(count, -1)) + offset
-  own = tap.input.own(weights.reshape(-1, *weights.shape[2:]))
+  laid_out = tap.input.own(weights.reshape(-1, *weights.shape[2:]))
   form = Linearization(
-      own.reshape(count, -1, *own.shape[1:]), offset, scores,
+      laid_out.reshape(count, -1, *laid_out.shape[1:]), offset, scores,
       (scores - reached).astype(np.float32))
   form._taken = tap.input
   return form

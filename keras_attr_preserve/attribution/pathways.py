@@ -97,7 +97,7 @@ def select_pathway(
     method: "mct" or "intgrad".
     keep: share of the units, above 0 and at most 1.
     steps: N of "intgrad", 1 or more.
-    batch_size: images a batch.
+    batch_size: images per batch.
 
   Returns:
     The pathway of each image.
@@ -138,7 +138,7 @@ def pathway_gradient(
     model: as for `select_pathway`.
     images: as for `select_pathway`.
     targets: as for `grad_cam`.
-    layer: accepted as every method does; must be None, the input is explained.
+    layer: must be None, as the input is explained; every method takes it.
     method: see `select_pathway`.
     keep: see `select_pathway`.
     steps: see `select_pathway`.

@@ -31,8 +31,8 @@ def saliency(
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: accepted as every method does; must be None, the input is explained.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: must be None, as the input is explained; every method takes it.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative.
@@ -66,8 +66,8 @@ def gradient_x_input(
     images: `[images, height, width, channels]`, in the range the model takes; 0
       is taken for "nothing there".
     targets: as for `grad_cam`.
-    layer: accepted as every method does; must be None, the input is explained.
-    batch_size: images a batch; None for 64, of images under 96x96 more.
+    layer: must be None, as the input is explained; every method takes it.
+    batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
     Maps with their sign, float32 `[images, height, width]`, in units of the

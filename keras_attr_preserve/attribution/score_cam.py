@@ -38,7 +38,7 @@ def score_cam(
     images: `[images, height, width, channels]`, in the range the model takes; 0
       is taken for "nothing there".
     targets: as for `grad_cam`.
-    layer: a layer's name; None for the last one with a spatial map.
+    layer: a layer's name; None for the last layer with a spatial map.
     batch_size: pictures that run at once, all of them or several channels of
       each; memory holds
       no more. None for 64, of images under 96x96 more.

@@ -33,7 +33,7 @@ def smooth_grad(
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`; the top class is that of the clean picture.
-    layer: accepted as every method does; must be None, the input is explained.
+    layer: must be None, as the input is explained; every method takes it.
     samples: noisy copies of each picture, 1 or more.
     noise: the noise's standard deviation as a share of the picture's own range,
       0 or more.

@@ -40,11 +40,11 @@ def tf_explain(
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
-    layer: accepted as every method does; must be None, the input is explained.
+    layer: must be None, as the input is explained; every method takes it.
     method: "integrated_gradients", "vanilla_gradients" or "gradients_inputs";
       named as tf-explain's modules.
     steps: of "integrated_gradients".
-    batch_size: images a batch.
+    batch_size: images per batch.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative: the sum of magnitudes
@@ -100,7 +100,7 @@ def integrated_gradients(
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`; 0 is taken for "nothing there".
     targets: as for `grad_cam`.
-    layer: accepted as every method does; must be None, the input is explained.
+    layer: must be None, as the input is explained; every method takes it.
     steps: scalings of each image, 2 or more.
     batch_size: images a batch; `batch_size * steps` run at once.
 

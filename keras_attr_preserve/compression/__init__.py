@@ -1,1 +1,1 @@
-"""Taking weights and filters away, and preparing a model for 8 bits."""
+"""Removing weights and filters, and preparing a model for 8 bits."""

@@ -14,44 +14,43 @@ from keras_attr_preserve.utils.left_whole import tell_left_whole
 __all__ = ["calibrate_quantizers"]
 
 _quantizers = tfmot.quantization.keras.quantizers
-# What tfmot 0.8.1 quantizes activations and pictures with. Both are called as
+# tfmot 0.8.1 quantizes activations and images with these. Both are called as
 # `quantizer(inputs, training, weights)`, its documented interface.
 _KINDS = (_quantizers.MovingAverageQuantizer, _quantizers.AllValuesQuantizer)
 
 
 def calibrate_quantizers(
     model: keras.Model, images: np.ndarray, *, batch_size: int = 32) -> None:
-  """Gives a quantize-aware model the ranges of what it meets, in place.
+  """Sets a quantize-aware model's ranges to the values it computes, in place.
 
       student = tfmot.quantization.keras.quantize_model(start)
       calibrate_quantizers(student, x_train[:512])
       student.compile(...)
 
-  `quantize_model` starts activations' ranges at -6..6, whatever comes, and
-  training moves it by a thousandth of the way a step: after 300 steps three
-  quarters of that are left. Until then a layer that gives values of 0..0.5 has
-  some ten steps in place of 256 for them, one that gives 20 is cut off, and the
-  net learns to live with it. Here each range becomes what training would in the
-  end make of it: the mean over batches of their least and greatest value, with
-  0 in between, as the net computes without quantizing activations. Ranges of
-  kernels become those of the kernels.
+  `quantize_model` starts the range of every activation at -6..6. Training moves
+  it by a thousandth of the way a step: after 300 steps three quarters of the
+  way are left. Until then outputs in 0..0.5 use some ten steps of 256. An
+  output of 20 is clipped. The model learns to live with both.
 
-  Training goes on from there, as before; ranges still move.
+  This function sets each range to its final value: the mean over batches of the
+  least and the greatest value. The range includes 0. Activations are not
+  quantized meanwhile. Ranges of kernels become those of the kernels.
+
+  Training still moves the ranges afterwards.
 
   Args:
     model: a built quantize-aware `tf_keras` model, of any of tfmot's schemes.
-      Nothing but its ranges is changed. Those of quantizers per channel or
-      symmetric ones of activations, which tfmot's schemes do not have, stay.
-      Layers with kernels that are not quantize-aware are named in a warning, a
-      `kap.LayersLeftWhole`.
-    images: `[count, height, width, channels]`, some hundred of those to train
-      on, in the range the model takes.
-    batch_size: how many to run at a time; as in training at best. While they
-      run, no other thread may run quantize-aware models.
+      Only its ranges change. Activation quantizers that are per channel or
+      symmetric keep theirs; tfmot's schemes have none. A warning,
+      `kap.LayersLeftWhole`, names layers whose kernels are not quantize-aware.
+    images: `[count, height, width, channels]`, some hundred training images, in
+      the range the model takes.
+    batch_size: images a batch; best as in training. Meanwhile no other thread
+      may run quantize-aware models.
 
   Raises:
     TypeError, ValueError: an argument is not as above, the model has no range
-      of activations, or it computes what is not finite; it is left as it came.
+      of activations, or a value is not finite. The model is then unchanged.
 
   References:
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.1: ranges as
@@ -62,7 +61,7 @@ def calibrate_quantizers(
              for start in range(0, len(images), batch_size)]
   before = [weight.numpy() for weight in model.weights]
   try:
-    # Ranges of kernels are taken where a model trains.
+    # A model updates the ranges of kernels only in training.
     model(batches[0], training=True)
     for weight, value in zip(model.weights, before, strict=True):
       if not _is_range(weight):
@@ -76,8 +75,8 @@ def calibrate_quantizers(
           f"model {model.name!r} has no quantizer of activations: it must be "
           "quantize-aware, made by tfmot.quantization.keras.quantize_model or "
           "another scheme.")
-    for one in seen.values():
-      one.settle(model)
+    for value_range in seen.values():
+      value_range.settle(model)
   except BaseException:
     for weight, value in zip(model.weights, before, strict=True):
       weight.assign(value)
@@ -93,7 +92,7 @@ def _is_range(weight: Any) -> bool:
 
 
 class _Range:
-  """What arrives at one quantizer."""
+  """The least and greatest inputs of one quantizer, batch by batch."""
 
   def __init__(self, quantizer: Any, weights: dict[str, Any]):
     self._weights = weights
@@ -120,7 +119,7 @@ class _Range:
 
 @contextlib.contextmanager
 def _observing(seen: dict[int, _Range]) -> Iterator[None]:
-  """Has quantizers note what arrives, by variable, and hand it on as it is."""
+  """Makes quantizers record their inputs, by variable, and return them."""
   plain = {kind: kind.__call__ for kind in _KINDS}
   try:
     for kind in _KINDS:

@@ -1,10 +1,11 @@
-"""Finding which channels of a model live and die together.
+"""Finding which channels of a model can only be removed together.
 
-A filter can leave a convolution only together with everything that reads its
-channel: the normalization after it, the columns of the next layer, and, across
-a residual sum, the filters it is added to. Here each channel of each
-convolution and Dense layer gets a number, the numbers are followed through the
-graph, and those that a layer forces to stay together are tied.
+Removing a filter also removes everything that reads its channel: the
+normalization after it and the columns of the next layer. Across a residual sum
+it also removes the filters it is added to.
+
+Each channel of each convolution and Dense layer gets a number. The numbers are
+followed through the graph. Channels that a layer keeps together are tied.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from keras_attr_preserve.models.layer_calls import calls, refuse_wrapped
 __all__ = ["BORDER", "MIXERS", "ChannelGraph", "Group", "Use"]
 
 _layers, _act = keras.layers, keras.activations
-# Layers that make new channels, each out of all that they read.
+# Layers that compute each output channel from all input channels.
 MIXERS = (_layers.Conv2D, _layers.Conv2DTranspose, _layers.SeparableConv2D,
           _layers.Dense)
 # Layers whose output channel c comes from input channel c alone.
@@ -35,31 +36,31 @@ _CHANNELWISE = (
 _MERGES = (_layers.Add, _layers.Average, _layers.Maximum, _layers.Minimum,
            _layers.Multiply, _layers.Subtract)
 _RESHAPES = (_layers.Flatten, _layers.Reshape)
-# Activations that see one value at a time; a softmax sees its neighbours.
+# Activations of one value at a time; a softmax mixes channels.
 _POINTWISE = (
     None, _act.elu, _act.exponential, _act.gelu, _act.hard_sigmoid,
     _act.linear, _act.mish, _act.relu, _act.selu, _act.sigmoid, _act.softplus,
     _act.softsign, _act.swish, _act.tanh, tf.nn.elu, tf.nn.gelu,
     tf.nn.leaky_relu, tf.nn.relu, tf.nn.relu6, tf.nn.selu, tf.nn.sigmoid,
     tf.nn.silu, tf.nn.softplus, tf.nn.softsign, tf.nn.tanh)
-# Functions of tensors that Keras turned into layers (`x * 0.5`), as it names
-# them in the layer's config.
+# Functions of tensors that Keras turned into layers (`x * 0.5`), by their names
+# in the layer's config.
 _POINTWISE_FUNCTIONS = (
     "__operators__.add", "math.add", "math.divide", "math.maximum",
     "math.minimum", "math.multiply", "math.sigmoid", "math.subtract",
     "math.tanh", "math.truediv", "nn.elu", "nn.gelu", "nn.leaky_relu",
     "nn.relu", "nn.relu6", "nn.silu", "nn.softplus")
-# Why a channel of the model's input or output stays, in words for a reader.
+# Why a channel of the model's input or output stays, for messages.
 BORDER = ("are tied to the model's input", "reach the model's output")
 
 
 class Use(NamedTuple):
-  """The channels that a layer meets on the last axis.
+  """The channels of a layer's input and output, on the last axis.
 
   Attributes:
-    inputs: number of each channel it reads (of its first tensor).
-    outputs: number of each channel it gives. A channel may stand there several
-      times, as after Flatten.
+    inputs: number of each input channel (of its first tensor).
+    outputs: number of each output channel. A channel may occur several times,
+      as after Flatten.
   """
 
   inputs: np.ndarray
@@ -67,10 +68,10 @@ class Use(NamedTuple):
 
 
 class Group(NamedTuple):
-  """Channels that the same layers make.
+  """Channels that the same layers compute.
 
   Attributes:
-    layers: names of the convolutions and Dense layers that make them together.
+    layers: names of the convolutions and Dense layers that compute them.
     channels: their numbers, in the order of the first layer's filters.
   """
 
@@ -81,15 +82,14 @@ class Group(NamedTuple):
 class ChannelGraph:
   """The channels of a model, numbered and tied.
 
-  Whatever a layer does that is not known here (Lambda, a custom layer, a nested
-  model, a convolution in groups) may mix channels, so those that reach it are
-  held: they stay.
+  An unknown layer (Lambda, a custom layer, a nested model, a convolution in
+  groups) may mix channels. Channels that reach it are held: they stay.
 
   Attributes:
     uses: by layer name, for the layers known here.
-    groups: the channels that are free to go; each in one group.
-    held: by name of a convolution or Dense layer, why channels of it stay.
-    count: how many numbers there are.
+    groups: the removable channels; each in one group.
+    held: by name of a convolution or Dense layer, why its channels stay.
+    count: how many channel numbers there are.
   """
 
   def __init__(self, model: keras.Model):
@@ -109,36 +109,37 @@ class ChannelGraph:
     uses: dict[str, Use] = {}
     makers = {}
     for layer, node in calls(model):
-      inputs = [self._channels(one) for one in node.keras_inputs]
+      inputs = [self._channels(tensor) for tensor in node.keras_inputs]
       outputs = self._follow(layer, node, inputs, uses)
       if outputs is None:
         why = (f"reach layer {layer.name!r} ({type(layer).__name__}), which "
                "may mix them")
         self._hold(inputs, why)
-        for one in tf.nest.flatten(node.outputs):
-          self._tensors[id(one)] = self._new(_width(one), why)
+        for value in tf.nest.flatten(node.outputs):
+          self._tensors[id(value)] = self._new(_width(value), why)
         continue
       self._tensors[id(node.outputs)] = outputs
       uses.setdefault(layer.name, Use(inputs[0], outputs))
       if type(layer) in MIXERS:
         makers[layer.name] = outputs
     for channel in np.concatenate(
-        [self._channels(one) for one in model.outputs]):
+        [self._channels(value) for value in model.outputs]):
       self._held[self._root(int(channel))] = BORDER[1]
     self.count = len(self._parents)
     self.uses = {name: Use(*map(self._roots, use))
                  for name, use in uses.items()}
-    makers = {name: self._roots(one) for name, one in makers.items()}
+    makers = {name: self._roots(value) for name, value in makers.items()}
     self.groups = _groups(makers, self._held)
     self.held = {
-        name: next(self._held[one] for one in channels if one in self._held)
+        name: next(
+            self._held[value] for value in channels if value in self._held)
         for name, channels in makers.items()
-        if any(one in self._held for one in channels)}
+        if any(value in self._held for value in channels)}
 
   def _follow(
       self, layer: keras.layers.Layer, node: Any, inputs: list[np.ndarray],
       uses: dict[str, Use]) -> np.ndarray | None:
-    """Numbers a call's output; None if what it does is not known."""
+    """Numbers the channels of a call's output; None for an unknown layer."""
     kind = type(layer)
     if (not inputs or isinstance(node.outputs, (list, tuple, dict))
         or getattr(layer, "data_format", None) == "channels_first"):
@@ -154,7 +155,7 @@ class ChannelGraph:
       return None
     first = uses.get(layer.name)
     if first is not None and (layer.weights or kind is _layers.Reshape):
-      # Called again: it has one set of weights for both.
+      # A second call uses the same weights.
       if len(first.inputs) != len(inputs[0]):
         self._hold([first.inputs], f"reach layer {layer.name!r}, which reads "
                    "tensors of several widths")
@@ -180,7 +181,7 @@ class ChannelGraph:
   def _mix(
       self, layer: keras.layers.Layer, inputs: np.ndarray, first: Use | None
   ) -> np.ndarray:
-    """New channels, or those of the layer's first call."""
+    """Returns new channels, or the channels of the layer's first call."""
     if first is not None:
       return first.outputs
     name = f"layer {layer.name!r}"
@@ -195,11 +196,12 @@ class ChannelGraph:
     return outputs
 
   def _merge(self, inputs: list[np.ndarray], width: int) -> np.ndarray | None:
-    """Ties the channels that meet at the same place."""
-    whole = [one for one in inputs if len(one) == width]
-    # A single channel that meets many needs no tie: it is the only one of its
-    # layers, and of those one always stays.
-    if not whole or any(len(one) not in (1, width) for one in inputs):
+    """Ties the channels at the same place of several tensors."""
+    whole = [channels for channels in inputs if len(channels) == width]
+    # A single channel that is broadcast needs no tie: its layers have no other,
+    # and a layer's last channel always stays.
+    if not whole or any(
+        len(channels) not in (1, width) for channels in inputs):
       return None
     self._tie(whole)
     return whole[0]
@@ -225,15 +227,15 @@ class ChannelGraph:
     return channel
 
   def _roots(self, channels: np.ndarray) -> np.ndarray:
-    return np.array([self._root(int(one)) for one in channels], int)
+    return np.array([self._root(int(channel)) for channel in channels], int)
 
   def _hold(self, several: Sequence[np.ndarray], why: str) -> None:
     for channel in np.unique(np.concatenate([*several, np.array([], int)])):
       self._held.setdefault(self._root(int(channel)), why)
 
   def _tie(self, several: Sequence[np.ndarray]) -> None:
-    for one, other in itertools.pairwise(several):
-      for pair in zip(one.tolist(), other.tolist(), strict=True):
+    for first, second in itertools.pairwise(several):
+      for pair in zip(first.tolist(), second.tolist(), strict=True):
         root, gone = sorted(map(self._root, pair))
         if root == gone:
           continue
@@ -244,7 +246,7 @@ class ChannelGraph:
 
 def _groups(
     makers: dict[str, np.ndarray], held: dict[int, str]) -> list[Group]:
-  """Sorts the free channels by the layers that make them."""
+  """Groups the free channels by the layers that compute them."""
   made_by: dict[int, list[str]] = {}
   for name, channels in makers.items():
     for channel in dict.fromkeys(channels.tolist()):
@@ -262,10 +264,10 @@ def _width(tensor: Any) -> int:
 
 
 def _is_channelwise(layer: keras.layers.Layer, node: Any) -> bool:
-  """Looks at the settings that would make such a layer something else."""
+  """Says whether a layer's settings keep its channels separate."""
   rank = len(node.keras_inputs[0].shape)
   if type(layer) is _layers.BatchNormalization:
-    return [one % rank for one in np.ravel(layer.axis)] == [rank - 1]
+    return [axis % rank for axis in np.ravel(layer.axis)] == [rank - 1]
   if type(layer) is _layers.Rescaling:
     return not np.ndim(layer.scale) and not np.ndim(layer.offset)
   noise_shape = getattr(layer, "noise_shape", None)
@@ -273,19 +275,20 @@ def _is_channelwise(layer: keras.layers.Layer, node: Any) -> bool:
 
 
 def _is_pointwise(layer: keras.layers.Layer, node: Any) -> bool:
-  """Says whether a function joins its tensors value by value."""
+  """Says whether a function works value by value."""
   tensors = node.keras_inputs
-  others = [one for one in tf.nest.flatten([node.call_args, node.call_kwargs])
-            if not any(one is tensor for tensor in tensors)]
+  others = [value
+            for value in tf.nest.flatten([node.call_args, node.call_kwargs])
+            if not any(value is tensor for tensor in tensors)]
   return (layer.get_config()["function"] in _POINTWISE_FUNCTIONS
-          and all(np.ndim(one) == 0 for one in others)
-          and len({len(one.shape) for one in tensors}) == 1)
+          and all(np.ndim(value) == 0 for value in others)
+          and len({len(tensor.shape) for tensor in tensors}) == 1)
 
 
 def _reshape(
     channels: np.ndarray, old: Sequence[int | None], new: Sequence[int | None]
 ) -> np.ndarray | None:
-  """Follows the channels where they stay, all of them, on the last axis."""
+  """Follows the channels if all of them stay on the last axis."""
   if None in tuple(old) or None in tuple(new) or not len(new):
     return None
   rows = np.broadcast_to(channels, tuple(old)).reshape(-1, new[-1])

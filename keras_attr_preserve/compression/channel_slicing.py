@@ -18,12 +18,12 @@ def slice_model(
   """Builds the architecture without some channels, with fresh weights.
 
   Args:
-    model: a built `tf_keras` model; it is left as it came.
+    model: a built `tf_keras` model; it is not changed.
     graph: its channels.
     removed: `[graph.count]`, bool, by channel number.
 
   Returns:
-    A new, uncompiled model; its layers have the names of the old ones.
+    A new, uncompiled model with the old layer names.
   """
   def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
     config = layer.get_config()
@@ -40,13 +40,13 @@ def slice_model(
 def slice_weights(
     model: keras.Model, graph: ChannelGraph, removed: np.ndarray,
     target: keras.Model) -> None:
-  """Carries over the weights of the channels that stay.
+  """Copies the weights of the channels that stay.
 
   Args:
-    model: where they come from.
+    model: the source of the weights.
     graph: its channels.
     removed: `[graph.count]`, bool, by channel number.
-    target: what `slice_model` made of these.
+    target: the result of `slice_model` for these.
   """
   for layer in model.layers:
     if not layer.weights:
@@ -62,7 +62,7 @@ def slice_weights(
 def _narrow(
     layer: keras.layers.Layer, config: dict[str, Any], use: Use,
     removed: np.ndarray) -> None:
-  """Writes the new number of channels where a config holds the old one."""
+  """Writes the new number of channels to a layer's config."""
   width = int((~removed[use.outputs]).sum())
   if type(layer) is _layers.Dense:
     config["units"] = width
@@ -81,19 +81,19 @@ def _cut(
     kernel, *bias = weights
     if getattr(layer, "groups", 1) == 1:
       kernel = kernel[..., inputs, :]
-    return [kernel[..., outputs], *(one[outputs] for one in bias)]
+    return [kernel[..., outputs], *(weight[outputs] for weight in bias)]
   if kind is _layers.Conv2DTranspose:
     kernel, *bias = weights
     return [kernel[..., outputs, :][..., inputs],
-            *(one[outputs] for one in bias)]
+            *(weight[outputs] for weight in bias)]
   if kind is _layers.DepthwiseConv2D:
     kernel, *bias = weights
-    return [kernel[..., inputs, :], *(one[outputs] for one in bias)]
+    return [kernel[..., inputs, :], *(weight[outputs] for weight in bias)]
   if kind is _layers.SeparableConv2D:
     depthwise, pointwise, *bias = weights
     spread = np.repeat(inputs, layer.depth_multiplier)
     return [depthwise[..., inputs, :], pointwise[..., spread, :][..., outputs],
-            *(one[outputs] for one in bias)]
-  # Normalization, PReLU: a value a channel, or one for all of them.
-  return [one[..., outputs] if one.shape[-1] == len(outputs) else one
-          for one in weights]
+            *(weight[outputs] for weight in bias)]
+  # Normalization, PReLU: one value per channel, or one for all channels.
+  return [weight[..., outputs] if weight.shape[-1] == len(outputs) else weight
+          for weight in weights]

@@ -1,4 +1,4 @@
-"""Kernels whose channels one quantization step suits all."""
+"""Scaling kernels so that one quantization step suits all their channels."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,58 +19,57 @@ from keras_attr_preserve.utils.left_whole import tell_left_whole
 __all__ = ["equalize_kernels"]
 
 _layers = keras.layers
-# Layers whose output channels each have a part of the kernel of their own, with
-# how many axes of it, the last ones, number them.
+# Layers whose kernel has a slice per output channel. The value counts the last
+# axes of the kernel that number the channels.
 _CHANNEL_AXES = {_layers.Conv2D: 1, _layers.Dense: 1,
                  _layers.DepthwiseConv2D: 2}
-# What a scaled kernel might no longer meet.
+# A scaled kernel might violate these.
 _CONSTRAINTS = ("kernel_constraint", "depthwise_constraint", "bias_constraint")
 _UNPAIRED = "no batch normalization with a scale alone takes what it gives"
-# A channel is scaled up by no more: what is nearly zero may stay so.
+# The largest factor: nearly zero channels may stay small.
 _MOST = 1e4
 
 
 def equalize_kernels(model: keras.Model) -> keras.Model:
-  """Scales every channel of a kernel to the same size; the net does the same.
+  """Scales all channels of a kernel to the same size; outputs do not change.
 
       student = tfmot.quantization.keras.quantize_model(
           equalize_kernels(teacher))
 
-  `quantize_model` quantizes a kernel as it stands before the batch
-  normalization behind it; that of a depthwise convolution or a Dense layer
-  with one step for all channels. Where one channel's weights are a hundred
-  times another's, as in many a depthwise convolution, the other is left two or
-  three values. Here each output channel `c` of a kernel `W` is multiplied by
+  `quantize_model` quantizes a kernel without the batch normalization after it.
+  In a depthwise convolution or a Dense layer one step serves all channels. One
+  channel's weights may be a hundred times another's, as in many a depthwise
+  convolution. Then the smaller channel is left two or three values. Here each
+  output channel `c` of a kernel `W`, and its bias, is multiplied by
 
       s_c = max |W| / max |W_c|
 
-  and its bias too; the batch normalization divides by it. Its moving mean `m`
-  and variance `v` become `s m` and `s^2 v`, and its scale `g`
+  The batch normalization divides by it. Its moving mean `m` and variance `v`
+  become `s m` and `s^2 v`. Its scale `g` becomes
 
       g sqrt((s^2 v + epsilon) / (v + epsilon)) / s
 
-  so that the net computes what it did, in inference for any input, and in
-  training where batches have such a variance. In the file the two are one
+  The model's outputs stay the same: in inference for any input, and in training
+  where batches have the moving variance. In the file the two layers are one
   kernel, the same as before.
 
   Args:
     model: a built `tf_keras` model, stripped of tfmot's wrappers, before
-      `quantize_model`; left as it came. Conv2D, DepthwiseConv2D and Dense
-      without an activation or a constraint are scaled, where nothing but one
-      batch normalization, of the last axis and with a scale, takes what they
-      give; others stay, and but for the last one, which gives the scores, are
-      named in a warning, a `kap.LayersLeftWhole`.
+      `quantize_model`; not changed. Conv2D, DepthwiseConv2D and Dense layers
+      are scaled if they have no activation and no constraint. Their output must
+      go only to one batch normalization, of the last axis and with a scale.
+      Other layers stay. A warning, `kap.LayersLeftWhole`, names them, except
+      the layer of the scores.
 
   Returns:
     A new, uncompiled model of the same layers.
 
   Raises:
-    TypeError, ValueError: it is not such a model, or has weights that are not
-      finite.
+    TypeError, ValueError: it is not such a model, or a weight is not finite.
 
   References:
-    Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.1, who scale
-    a layer against the next one; here the normalization between takes it up.
+    Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.1. They scale
+    a layer against the next layer; here the normalization compensates.
   """
   copy = clone_model(check_model(model))
   scaled = set()
@@ -78,17 +77,18 @@ def equalize_kernels(model: keras.Model) -> keras.Model:
     for layer, norm in _pairs(graph):
       _equalize(layer, norm)
       scaled.add(layer)
-  outputs = {id(one) for one in copy.outputs}
+  outputs = {id(tensor) for tensor in copy.outputs}
   for graph in graphs_in(copy):
     tell_left_whole("equalize_kernels", graph, lambda layer: (
         _why_not_scaled(layer) if layer not in scaled else None), known=[
             layer.name for layer, node in calls(graph)
-            if outputs & {id(one) for one in tf.nest.flatten(node.outputs)}])
+            if outputs & {
+                id(tensor) for tensor in tf.nest.flatten(node.outputs)}])
   return copy
 
 
 def _why_not_scaled(layer: keras.layers.Layer) -> str | None:
-  """Says why a layer that was not scaled was not; None for a graph's own."""
+  """Says why a layer was not scaled; None for a nested model with a graph."""
   if isinstance(layer, keras.Model) and has_graph(layer):
     return None
   if type(layer) not in _CHANNEL_AXES:
@@ -105,16 +105,16 @@ def _why_not_scaled(layer: keras.layers.Layer) -> str | None:
 def _pairs(
     graph: keras.Model
 ) -> Iterator[tuple[keras.layers.Layer, keras.layers.BatchNormalization]]:
-  """Yields layers with the normalization that alone takes what they give."""
-  made = [*calls(graph)]
-  times = Counter(id(layer) for layer, _ in made)
-  taken = Counter(id(one) for one in graph.outputs)
+  """Yields each layer with the normalization that alone reads its output."""
+  layer_calls = [*calls(graph)]
+  times = Counter(id(layer) for layer, _ in layer_calls)
+  taken = Counter(id(tensor) for tensor in graph.outputs)
   takes = {}
-  for layer, node in made:
-    for one in node.keras_inputs:
-      taken[id(one)] += 1
-      takes[id(one)] = layer
-  for layer, node in made:
+  for layer, node in layer_calls:
+    for tensor in node.keras_inputs:
+      taken[id(tensor)] += 1
+      takes[id(tensor)] = layer
+  for layer, node in layer_calls:
     if _why_not_scaled(layer) != _UNPAIRED:
       continue
     output = tf.nest.flatten(node.outputs)[0]
@@ -127,12 +127,12 @@ def _pairs(
 def _takes_up(layer: keras.layers.Layer, rank: int) -> bool:
   return (type(layer) is _layers.BatchNormalization and layer.scale
           and layer.gamma_constraint is None
-          and [one % rank for one in np.ravel(layer.axis)] == [rank - 1])
+          and [axis % rank for axis in np.ravel(layer.axis)] == [rank - 1])
 
 
 def _equalize(
     layer: keras.layers.Layer, norm: keras.layers.BatchNormalization) -> None:
-  kernel, *bias = (one.astype(np.float64) for one in layer.get_weights())
+  kernel, *bias = (weight.astype(np.float64) for weight in layer.get_weights())
   channels = kernel.reshape(
       -1, np.prod(kernel.shape[-_CHANNEL_AXES[type(layer)]:]))
   sizes = np.abs(channels).max(axis=0)
@@ -142,9 +142,9 @@ def _equalize(
   by = np.where(
       sizes > 0, largest / np.maximum(sizes, largest / _MOST or 1.0), 1.0)
   layer.set_weights([(channels * by).reshape(kernel.shape),
-                     *(one * by for one in bias)])
+                     *(weight * by for weight in bias)])
   scale, *offset, mean, variance = (
-      one.astype(np.float64) for one in norm.get_weights())
+      weight.astype(np.float64) for weight in norm.get_weights())
   wider = np.square(by) * variance
   norm.set_weights([
       scale * np.sqrt((wider + norm.epsilon) / (variance + norm.epsilon)) / by,

@@ -1,4 +1,4 @@
-"""How much a model's score, or its map, rests on each of its channels."""
+"""How much a model's score, or its attribution map, depends on each channel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,23 +29,23 @@ def score_contributions(
 ) -> np.ndarray:
   """Estimates how far a score moves when a channel is removed.
 
-  Every channel has a gate g_c, which is 1, wherever a layer reads it:
+  Every channel has a gate g_c = 1 wherever a layer reads it:
 
       contribution_c = mean over images |d score / d g_c|
                      = mean over images |sum_{h,w} A_c * d score / dA_c|
 
-  the first-order Taylor term of closing the gate, all places where the channel
-  is read together. Where only pooling by the mean and a linear layer follow,
-  it is exact, and it is the size of the channel's share in the sum of the (not
-  rectified) sensitivity-weighted map, but for the number of positions.
+  This is the first-order Taylor term of closing the gate, over all readers of
+  the channel. It is exact if only mean pooling and a linear layer follow. It is
+  then the channel's share in the sum of the (not rectified)
+  sensitivity-weighted map, but for the number of positions.
 
   Args:
-    model: a built `tf_keras` model of pictures; it is left as it came.
+    model: a built `tf_keras` model of images; it is not changed.
     graph: its channels.
     images: `[images, height, width, colours]`, in the range the model takes.
-    targets: the scores (logits), as for `attribution.grad_cam`: None for each
-      image's top class, a class number, class numbers `[images]`, or float
-      weights of the logits `[images, classes]`.
+    targets: the scores (logits), as for `attribution.grad_cam`. None explains
+      each image's top class. Else a class number, class numbers `[images]`, or
+      float weights of the logits `[images, classes]`.
     batch_size: images a batch.
 
   Returns:
@@ -57,9 +57,9 @@ def score_contributions(
 
   References:
     Molchanov et al. 2017, https://arxiv.org/abs/1611.06440, section 2.2 (the
-    criterion; there the mean over positions); Molchanov et al. 2019,
-    https://arxiv.org/abs/1906.10771 (gates, and channels tied by residual sums
-    taken together). Both take the training loss where this takes the score.
+    criterion; there the mean over positions). Molchanov et al. 2019,
+    https://arxiv.org/abs/1906.10771 (gates, and channels tied by residual
+    sums). Both use the training loss in place of the score.
   """
   gates = _Gates(graph.count)
   tap = _tap(model, graph, gates)
@@ -89,13 +89,14 @@ def map_contributions(
 
       contribution_c = mean over images |d u / d g_c|^2 / 2
 
-  with the gates of `score_contributions` and the unit map u of the layer, as
-  Grad-CAM gives it. A distance 1 - cos(u, u') has no slope where the maps are
-  still equal, so this is its second-order (Gauss-Newton) term for one channel.
-  The norm of the Jacobian's column is estimated without building the Jacobian:
-  it is the variance of v . du/dg_c for directions v drawn from a normal
-  distribution, four for each image (the same in every call), one backward pass
-  for each. Of n images the relative error is about 1 / sqrt(2 n).
+  g are the gates of `score_contributions`; u is the layer's unit Grad-CAM map.
+  The distance 1 - cos(u, u') has no slope at equal maps. This is therefore its
+  second-order (Gauss-Newton) term for one channel.
+
+  The norm of the Jacobian's column is estimated without the Jacobian. It is the
+  variance of v . du/dg_c for directions v of a normal distribution. Each image
+  has four directions (the same in every call), at one backward pass each. For n
+  images the relative error is about 1 / sqrt(2 n).
 
   Args:
     model: as for `score_contributions`, and likewise `graph`, `images`,
@@ -113,9 +114,9 @@ def map_contributions(
     TypeError, ValueError: see there.
 
   References:
-    As the squared gradients of gates of Molchanov et al. 2019
-    (https://arxiv.org/abs/1906.10771), here for the distance of maps of Park et
-    al. 2020 (https://arxiv.org/abs/2010.15054, equation 1).
+    Molchanov et al. 2019, https://arxiv.org/abs/1906.10771 (squared gradients
+    of gates); Park et al. 2020, https://arxiv.org/abs/2010.15054, equation 1
+    (the distance of maps).
   """
   gates = _Gates(graph.count)
   tap = _tap(model, graph, gates, [layer or last_spatial_layer(model)])
@@ -135,8 +136,8 @@ def map_contributions(
       along = [tf.reduce_sum(unit * tf.random.stateless_normal(
           tf.shape(unit), [draw, 0], dtype=unit.dtype), [1, 2])
           for draw in range(_DRAWS)]
-    return (tf.add_n([tf.square(outer.gradient(one, gates.value))
-                      for one in along]) / (2 * _DRAWS),)
+    return (tf.add_n([tf.square(outer.gradient(product, gates.value))
+                      for product in along]) / (2 * _DRAWS),)
 
   return _mean(contributions, tap, images, targets, batch_size)
 
@@ -151,7 +152,7 @@ def _tap(
 def _mean(
     contributions: Callable[..., Any], tap: Tap, images: np.ndarray,
     targets: Any, batch_size: int) -> np.ndarray:
-  """Runs it over all images."""
+  """Averages the contributions over all images."""
   images = tap.input.check(images)
   weights = () if targets is None else (
       class_weights(targets, len(images), tap.classes),)
@@ -176,7 +177,7 @@ class _Gates:
 
 
 class _Gated(keras.layers.Wrapper):
-  """Runs a layer on channels that went through their gates."""
+  """A layer whose input channels are multiplied by their gates."""
 
   def __init__(
       self, layer: keras.layers.Layer, channels: np.ndarray, gates: _Gates):
@@ -193,7 +194,7 @@ class _Gated(keras.layers.Wrapper):
 
 def _gated_copy(
     model: keras.Model, graph: ChannelGraph, gates: _Gates) -> keras.Model:
-  """Copies a model, with gates before each layer that mixes channels."""
+  """Copies a model and puts gates before each layer that mixes channels."""
   def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
     copy = type(layer).from_config(layer.get_config())
     if type(layer) in MIXERS and layer.name in graph.uses:

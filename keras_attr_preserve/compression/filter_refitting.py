@@ -1,7 +1,8 @@
-"""Which channels the layers that read them do without, and how they do it.
+"""Ranking channels by how well their readers replace them, and refitting those.
 
-Optimal Brain Surgeon a channel at a time: what a layer reads of a channel goes,
-and the rest of its kernel takes over in least squares.
+This is Optimal Brain Surgeon for whole channels. A reader is a layer that takes
+the channel as input. It loses the channel's kernel rows, and least squares fits
+the other rows.
 """
 
 import math
@@ -31,12 +32,12 @@ __all__ = ["rank_channels", "reader_moments", "refit_readers"]
 
 
 class _Reader(NamedTuple):
-  """What a layer that reads channels loses without some of them.
+  """A layer that reads channels, and its loss without some of them.
 
   Attributes:
-    channels: the number of the channel of each row of its kernel, `[rows]`.
+    channels: the channel number of each row of its kernel, `[rows]`.
     inverse: of the sums over its inputs.
-    weights: its kernel, in units of what it gives, `[rows, outputs]`.
+    weights: its kernel, in units of its output, `[rows, outputs]`.
   """
 
   channels: np.ndarray
@@ -44,18 +45,18 @@ class _Reader(NamedTuple):
   weights: np.ndarray
 
   def costs(self, channels: Sequence[int]) -> np.ndarray:
-    """The part of what it gives that no other row makes up for, of each."""
-    found = np.zeros(len(channels))
+    """Returns the share of the output that each channel alone provides."""
+    losses = np.zeros(len(channels))
     for number, channel in enumerate(channels):
-      mine = np.flatnonzero(self.channels == channel)
-      if len(mine):
-        own = self.weights[mine]
-        found[number] = np.sum(
-            own * np.linalg.solve(self.inverse.block(mine), own))
-    return found
+      rows = np.flatnonzero(self.channels == channel)
+      if len(rows):
+        weights = self.weights[rows]
+        losses[number] = np.sum(
+            weights * np.linalg.solve(self.inverse.block(rows), weights))
+    return losses
 
   def without(self, channels: Iterable[int]) -> "_Reader":
-    """The reader when they are gone and the others have taken over."""
+    """Returns the reader without these channels, its other rows refitted."""
     gone = np.isin(self.channels, [*channels])
     if not gone.any():
       return self
@@ -70,33 +71,31 @@ def rank_channels(
     count: int,
     moments: Mapping[str, Moments],
 ) -> tuple[np.ndarray, np.ndarray] | None:
-  """Ranks channels by how well the layers that read them make up for them.
+  """Ranks channels by how well their readers replace them.
 
-  In rounds, of a tenth of what is left each, those go that cost least,
+  Each round removes a tenth of the remaining channels, at least cost:
 
       cost_c = sum over readers of tr(W_c^T ((H^-1)_cc)^-1 W_c) / tr(W^T H W)
 
-  with `H` the sum of the products of what the reader takes, over positions of
-  the images, `W` its kernel, and `c` the rows of both that read the channel:
-  the share of what it gives that least squares does not bring back. Then the
-  other rows take over, and costs are counted again.
+  `H` sums the products of the reader's inputs over positions of the images. `W`
+  is its kernel, and `c` the rows of both that read the channel. The cost is the
+  share of the output that least squares cannot restore. After each round the
+  other rows are refitted and costs are computed again.
 
   Args:
     model: as for `ChannelGraph`.
     graph: its channels.
-    channels: the numbers of those to rank.
-    count: how many go; the others have no rank.
+    channels: the numbers of the channels to rank.
+    count: how many to remove; the others have no rank.
     moments: by layer name, as `reader_moments` gives.
 
   Returns:
-    The numbers of those that go, `[count]`, first ones first, and the cost of
-    each when its turn comes. None if no Conv2D of one group, nor Dense, reads
-    any.
+    The numbers of the removed channels in order, `[count]`, and the cost of
+    each at its removal. None if no Conv2D of one group and no Dense reads any.
 
   References:
     Hassibi and Stork 1992, "Optimal Brain Surgeon"; Frantar and Alistarh 2022,
-    https://arxiv.org/abs/2208.11580, section 5, for a block of weights instead
-    of one.
+    https://arxiv.org/abs/2208.11580, section 5, for a block of weights.
   """
   readers = [_reader(graph, layer, moments[layer.name])
              for layer in _readers(model, graph, channels)]
@@ -104,11 +103,11 @@ def rank_channels(
     return None
   left, gone, paid = np.array(channels), [], []
   while len(gone) < count:
-    costs = np.sum([one.costs(left) for one in readers], axis=0)
+    costs = np.sum([reader.costs(left) for reader in readers], axis=0)
     now = np.argsort(costs, kind="stable")[
         :min(count - len(gone), max(1, round(ROUND_SHARE * len(left))))]
     gone, paid = [*gone, *left[now]], [*paid, *costs[now]]
-    readers = [one.without(left[now]) for one in readers]
+    readers = [reader.without(left[now]) for reader in readers]
     left = np.delete(left, now)
   return np.array(gone, int), np.array(paid)
 
@@ -122,38 +121,40 @@ def refit_readers(
     batch_size: int,
     progress: Progress = None,
 ) -> None:
-  """Refits the layers that read removed channels to what they computed.
+  """Refits the readers of removed channels to their old outputs.
 
-  One after another, from the pictures on, from what those before it now give.
+  Layers are refitted from input to output. Each is fitted on the outputs that
+  the refitted layers before it give.
 
   Args:
     model: as for `ChannelGraph`.
     graph: its channels.
     removed: `[graph.count]`, bool, by channel number.
-    pruned: the model without them; its Conv2D layers of one group, and Dense,
-      are changed in place, but for biases.
+    pruned: the model without them. Kernels of its Conv2D layers of one group
+      and of Dense layers change in place; biases stay.
     images: checked, in the range the model takes.
-    batch_size: how many to run at a time.
+    batch_size: images a batch.
     progress: see `Progress`; in layers.
 
   References:
     He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural
     Networks", https://arxiv.org/abs/1707.06168, section 3.
   """
-  wanted, taken = (
-      StagedInputs(one, images, batch_size) for one in (model, pruned))
+  teacher_inputs, student_inputs = (
+      StagedInputs(network, images, batch_size) for network in (model, pruned))
   layers = [*_readers(model, graph, np.flatnonzero(removed))]
   report = reporter(progress, "prune_filters", len(layers), "layers refitted")
   for done, layer in enumerate(layers, 1):
     other = pruned.get_layer(layer.name)
     moments = input_moments(
-        taken.batches(layer.name), wanted.batches(layer.name), other)
+        student_inputs.batches(layer.name), teacher_inputs.batches(layer.name),
+        other)
     kernel, *rest = other.get_weights()
     stays = ~removed[graph.uses[layer.name].outputs]
     fitted = moments.refitted(_matrix(layer)[:, stays], _matrix(other))
     weights = [fitted.reshape(kernel.shape), *rest]
     other.set_weights(weights)
-    taken.set_weights(layer.name, weights)
+    student_inputs.set_weights(layer.name, weights)
     report(done)
 
 
@@ -163,16 +164,16 @@ def reader_moments(
     images: np.ndarray,
     batch_size: int,
 ) -> dict[str, Moments]:
-  """Sums the products of what the layers take that read free channels.
+  """Sums the products of the inputs of layers that read free channels.
 
   Args:
     model: as for `ChannelGraph`.
     graph: its channels.
     images: checked, in the range the model takes.
-    batch_size: how many to run at a time.
+    batch_size: images a batch.
 
   Returns:
-    By name of each Conv2D of one group, and Dense.
+    The sums by name of each Conv2D of one group and each Dense.
   """
   free = np.concatenate(
       [np.array([], int), *(group.channels for group in graph.groups)])
@@ -195,7 +196,7 @@ def _reader(graph: ChannelGraph, layer: keras.layers.Layer,
 def _readers(
     model: keras.Model, graph: ChannelGraph, channels: np.ndarray
 ) -> Iterator[keras.layers.Layer]:
-  """Yields the layers that read any of them and can be refitted, in order."""
+  """Yields the refittable layers that read any of the channels, in order."""
   for layer in model.layers:
     use = graph.uses.get(layer.name)
     if (use is not None and is_fittable(layer)
@@ -204,12 +205,12 @@ def _readers(
 
 
 def _rows(layer: keras.layers.Layer, graph: ChannelGraph) -> np.ndarray:
-  """The channel that each row of the layer's matrix reads."""
+  """Returns the channel that each row of the layer's matrix reads."""
   inputs = graph.uses[layer.name].inputs
   return np.tile(inputs, len(_matrix(layer)) // len(inputs))
 
 
 def _matrix(layer: keras.layers.Layer) -> np.ndarray:
-  """The kernel, `[rows, outputs]`, channels moving fastest down the rows."""
+  """Returns the kernel, `[rows, outputs]`; channels vary fastest in rows."""
   kernel = layer.get_weights()[0]
   return kernel.reshape(-1, kernel.shape[-1]).astype(np.float64)

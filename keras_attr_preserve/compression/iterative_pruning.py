@@ -1,4 +1,4 @@
-"""Pruning in rounds, a share of what is left in each."""
+"""Pruning in rounds, a share of the remaining weights in each."""
 
 import numbers
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["IterativePruning"]
 
 @keras.utils.register_keras_serializable("keras_attr_preserve")
 class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
-  """Removes a share of the weights that are left in each of several rounds.
+  """Removes a share of the remaining weights in each of several rounds.
 
   After round r the sparsity of every prunable kernel is
 
@@ -28,24 +28,23 @@ class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
           tfmot.sparsity.keras.UpdatePruningStep(),
           PreserveAttribution(teacher, wcam)])
 
-  The masks are made anew once a round, at its first step, so that every round
-  ends in training. Steps are counted as tfmot counts them: the first training
-  step is number 1, and a second `fit` goes on counting.
+  The masks are computed once a round, at its first step, so every round ends in
+  training. Steps are counted as in tfmot: the first training step is number 1,
+  and a second `fit` goes on counting.
 
-  What is pruned stays pruned in a `fit` with `PreserveAttribution`, which sets
-  it to zero after every step. By tfmot alone it does where the rounds begin
-  with an epoch, that is where `begin_step` and `steps_per_round` are multiples
-  of the steps of an epoch. `UpdatePruningStep` sets the pruned weights to zero
-  when an epoch ends; inside an epoch the last optimizer step has moved them
-  when tfmot compares magnitudes, and one that came to exceed a surviving weight
-  takes its place.
+  `PreserveAttribution` sets pruned weights to zero after every step, so they
+  stay pruned. tfmot alone sets them to zero when an epoch ends. Inside an epoch
+  the optimizer moves them, and one may exceed a surviving weight. The next mask
+  would then take it instead. Without `PreserveAttribution`, rounds must
+  therefore begin with an epoch: make `begin_step` and `steps_per_round`
+  multiples of the steps of an epoch.
 
   A saved model loads within `tfmot.sparsity.keras.prune_scope()` once this
   module is imported; the schedule is registered with Keras.
 
   Attributes:
     rounds: how many.
-    share: of the remaining weights, removed in each.
+    share: of the remaining weights, removed in each round.
     steps_per_round: training steps from one round's start to the next.
     begin_step: training steps before the first round.
     end_step: the last step that belongs to a round.
@@ -63,8 +62,8 @@ class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
 
     Args:
       rounds: how many, 1 or more.
-      share: of the weights that are left, removed in each round; between 0 and
-        1, both excluded.
+      share: of the remaining weights, removed in each round; between 0 and 1,
+        both excluded.
       steps_per_round: training steps of a round, 1 or more.
       begin_step: training steps before the first round, 0 or more.
 
@@ -86,7 +85,7 @@ class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
   def reaching(
       cls, sparsity: float, *, rounds: int, steps_per_round: int,
       begin_step: int = 0) -> "IterativePruning":
-    """Makes the schedule that reaches a sparsity in so many rounds.
+    """Makes the schedule that reaches a sparsity in a number of rounds.
 
     Args:
       sparsity: after the last round, between 0 and 1, both excluded.
@@ -95,7 +94,7 @@ class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
       begin_step: as above.
 
     Returns:
-      A schedule; each of its rounds removes the same share of what is left.
+      A schedule; each round removes the same share of the remaining weights.
 
     Raises:
       TypeError, ValueError: a setting is not one of the above.
@@ -115,14 +114,14 @@ class IterativePruning(tfmot.sparsity.keras.PruningSchedule):
     return self.begin_step + self.rounds * self.steps_per_round
 
   def __call__(self, step: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Says whether a step begins a round, and its round's sparsity.
+    """Says whether a step begins a round, and the round's sparsity.
 
     Args:
       step: the training step, from 1 on; an integer or a scalar tensor.
 
     Returns:
-      Whether the masks are made anew in it, bool; and the sparsity, float32,
-      0 before the first round and the last round's after it.
+      Whether the step computes new masks, bool; and the sparsity, float32. It
+      is 0 before the first round and stays after the last.
     """
     step = tf.cast(step, tf.int64)
     since = step - 1 - self.begin_step

@@ -1,8 +1,8 @@
-"""How much of each layer to prune, and pruning each layer by as much.
+"""Choosing a sparsity for each layer, and pruning each layer to it.
 
-The same sparsity in every layer starves the small ones: of a MobileNet's first
-pointwise convolution, 128 weights, 90 % sparsity leaves 13 for all that later
-layers see, while the last one, 500 times as large, could spare far more.
+The same sparsity in every layer starves small layers. A MobileNet's first
+pointwise convolution has 128 weights; 90 % sparsity leaves 13 of them. The last
+convolution is 500 times as large and could spare far more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +20,21 @@ __all__ = ["NESTED", "check_sparsities", "is_prunable", "lamp_scores",
 
 _KINDS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense)
 _OTHERS = (keras.layers.Conv1DTranspose, keras.layers.DepthwiseConv2D)
-# Of the layers with kernels those that tfmot 0.8.1 prunes; others it refuses,
-# or wraps and leaves.
+# The layers with kernels that tfmot 0.8.1 prunes. It refuses others, or wraps
+# them without pruning.
 _PRUNED = tuple(getattr(keras.layers, name) for name in (
     "Conv1D", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "Dense",
     "Embedding", "GRU", "LSTM", "LocallyConnected1D", "LocallyConnected2D",
     "MultiHeadAttention", "RNN", "SeparableConv1D", "SeparableConv2D",
     "SimpleRNN"))
 NESTED = "a model; kap.unnest puts its layers in its place"
-"""Why the layers of a model that another holds are left."""
+"""Why the layers of a nested model are not pruned."""
 
 
 def is_prunable(layer: keras.layers.Layer) -> bool:
-  """Says whether it is a Conv1D, Conv2D, Conv2DTranspose or Dense.
+  """Says whether a layer is a Conv1D, Conv2D, Conv2DTranspose or Dense.
 
-  Of these tfmot prunes the kernel, which is the first of their weights.
+  tfmot prunes the kernel of these, which is their first weight.
   """
   return isinstance(layer, _KINDS) and not isinstance(layer, _OTHERS)
 
@@ -48,10 +48,9 @@ def _why_not_counted(layer: keras.layers.Layer) -> str | None:
 
 
 def lamp_scores(kernel: np.ndarray) -> np.ndarray:
-  """Scores weights by what removing them, and all smaller ones, costs a layer.
+  """Scores weights by the layer's cost of removing them and all smaller ones.
 
-      score_i = w_i^2 / sum of w_j^2 over all w_j that are left when w_i's turn
-      comes, smallest first: those of w_i's magnitude and above
+      score_i = w_i^2 / sum of w_j^2 over all |w_j| >= |w_i|
 
   Scores are comparable between layers, whatever the scale of their weights.
 
@@ -60,7 +59,7 @@ def lamp_scores(kernel: np.ndarray) -> np.ndarray:
 
   Returns:
     Scores of the same shape, 0..1; a layer's largest weight has 1. A kernel of
-    zeros has zeros.
+    zeros has zeros. Of equal weights the later ones go first.
 
   References:
     Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning",
@@ -80,25 +79,25 @@ def layer_sparsities(
     *,
     exclude: str | Sequence[str] = (),
 ) -> dict[str, float]:
-  """Shares a sparsity out among layers, by layer-adaptive magnitudes (LAMP).
+  """Divides a sparsity among layers, by layer-adaptive magnitudes (LAMP).
 
-  Of all kernels together the weights of least `lamp_scores` go.
+  Over all kernels together, the weights of least `lamp_scores` are removed.
 
       shares = layer_sparsities(teacher, 0.9, exclude=["conv1", "logits"])
       student = prune_layers(teacher, shares, lambda share: PolynomialDecay(
           0.0, share, begin_step=0, end_step=400))
 
   Args:
-    model: a built `tf_keras` model, stripped of tfmot's wrappers; left as it
-      came. Kernels of Conv1D, Conv2D, Conv2DTranspose and Dense layers are
-      counted. Those of other layers (depthwise, separable, recurrent) and of
-      nested models (see `unnest`) are not; unless excluded they are named in a
-      warning, a `LayersLeftWhole`, which has them in `layers`.
-    sparsity: share of those weights to remove in all, above 0 and below 1.
+    model: a built `tf_keras` model, stripped of tfmot's wrappers; not changed.
+      Kernels of Conv1D, Conv2D, Conv2DTranspose and Dense layers are counted.
+      Other layers (depthwise, separable, recurrent) and nested models (see
+      `unnest`) are not counted. Unless excluded, a warning, `LayersLeftWhole`,
+      names them in its `layers`.
+    sparsity: share of the counted weights to remove, above 0 and below 1.
     exclude: names of layers to leave whole; their weights are not counted.
 
   Returns:
-    Each layer's own sparsity by name, at least one weight of each stays.
+    Each layer's sparsity by name. At least one weight of each layer stays.
 
   Raises:
     TypeError, ValueError: an argument is not as above, or no layer is left.
@@ -122,16 +121,19 @@ def layer_sparsities(
         "layer left to prune.")
   tell_left_whole(
       "layer_sparsities", model, _why_not_counted, known=exclude)
-  wrong = [name for name, one in kernels.items() if not np.isfinite(one).all()]
+  wrong = [name for name, kernel in kernels.items()
+           if not np.isfinite(kernel).all()]
   if wrong:
     raise ValueError(
         f"model {model.name!r}: layer {wrong[0]!r} has weights that are not "
         "finite.")
-  scores = {name: lamp_scores(one) for name, one in kernels.items()}
-  every = np.sort(np.concatenate([np.ravel(one) for one in scores.values()]))
+  scores = {name: lamp_scores(kernel) for name, kernel in kernels.items()}
+  every = np.sort(
+      np.concatenate([np.ravel(values) for values in scores.values()]))
   threshold = every[min(round(sparsity * len(every)), len(every) - 1)]
-  return {name: min(int(np.sum(one < threshold)), one.size - 1) / one.size
-          for name, one in scores.items()}
+  return {
+      name: min(int(np.sum(values < threshold)), values.size - 1) / values.size
+      for name, values in scores.items()}
 
 
 def check_sparsities(
@@ -157,19 +159,19 @@ def prune_layers(
   """Wraps a copy of a model for pruning, each layer to its own sparsity.
 
   Args:
-    model: a built `tf_keras` model; left as it came.
-    sparsities: by layer name, 0 or more and below 1; layers that are not named,
-      or have 0, stay whole. Kernels that tfmot cannot prune, or of models held
-      as layers, are warned of, as by `layer_sparsities`, unless named with 0.
+    model: a built `tf_keras` model; not changed.
+    sparsities: by layer name, 0 or more and below 1. Layers without a name here
+      or with 0 stay whole. A warning, as by `layer_sparsities`, names kernels
+      that tfmot cannot prune and nested models, unless they are given 0.
     schedule: makes tfmot's pruning schedule for a sparsity.
 
   Returns:
-    A new, uncompiled model to train with `tfmot.sparsity.keras
-    .UpdatePruningStep`, and to strip.
+    A new, uncompiled model. Train it with
+    `tfmot.sparsity.keras.UpdatePruningStep`, then strip it.
 
   Raises:
     TypeError, ValueError: an argument is not as above, or tfmot prunes nothing
-      of a layer that is named.
+      of a named layer.
   """
   check_sparsities(model, sparsities)
   for layer in model.layers:
@@ -197,6 +199,6 @@ def _why_not_pruned(layer: keras.layers.Layer) -> str | None:
 
 def _pruned_by_tfmot(layer: keras.layers.Layer) -> bool:
   """Says whether tfmot prunes a kernel of such a layer."""
-  # tfmot's interface for a layer of one's own, which it gives to others too.
+  # tfmot's interface for custom layers; its own layers have it too.
   prunable = getattr(layer, "get_prunable_weights", None)
   return bool(prunable()) if prunable else type(layer) in _PRUNED

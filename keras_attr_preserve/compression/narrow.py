@@ -1,4 +1,4 @@
-"""The same architecture, a fraction as wide, to be taught from scratch."""
+"""The same architecture with fewer channels, to be trained from scratch."""
 
 import numpy as np
 
@@ -12,26 +12,26 @@ __all__ = ["narrow"]
 def narrow(model: keras.Model, width: float) -> keras.Model:
   """Builds a fresh copy of an architecture whose hidden layers are narrower.
 
-  The students of Park et al. 2020's distillation: a VGG of a half, a quarter
-  or an eighth of the teacher's channels.
+  Park et al. 2020 distill to such students: a VGG with a half, a quarter or an
+  eighth of the teacher's channels.
 
       student = narrow(teacher, 1 / 4)
 
   Args:
-    model: a built `tf_keras` model, channels last; it is left as it came.
-    width: the factor, above 0 and at most 1, of the number of filters of each
-      hidden convolution and of the neurons of each hidden Dense layer. The
-      product is rounded and at least 1. The input and the classes stay.
+    model: a built `tf_keras` model, channels last; it is not changed.
+    width: factor of the number of filters of each hidden convolution and of the
+      units of each hidden Dense layer, above 0 and at most 1. The product is
+      rounded and at least 1. The input and the classes stay.
 
   Returns:
-    A new, uncompiled model with the layer names of the old one. Its weights are
-    freshly drawn by each layer's initializers; only the mean and variance that
-    `Normalization` layers measured on the data are carried over.
+    A new, uncompiled model with the old layer names. Each layer's initializers
+    draw its weights. Only the mean and variance of `Normalization` layers,
+    measured on the data, are copied.
 
   Raises:
-    TypeError, ValueError: an argument is not as above, or the model has a layer
-      whose width is bound to something unknown (a Lambda, a custom layer, a
-      nested model, a convolution in groups, a Reshape that splits channels).
+    TypeError, ValueError: an argument is not as above, or a layer's width
+      depends on something unknown (a Lambda, a custom layer, a nested model, a
+      convolution in groups, a Reshape that splits channels).
 
   References:
     Park et al. 2020, https://arxiv.org/abs/2010.15054, the experiments.
@@ -56,8 +56,8 @@ def narrow(model: keras.Model, width: float) -> keras.Model:
     raise ValueError(f"model {model.name!r} has no hidden layer to narrow.")
   removed = np.zeros(graph.count, bool)
   for group in graph.groups:
-    kept = max(1, round(width * len(group.channels)))
-    removed[group.channels[kept:]] = True
+    filters = max(1, round(width * len(group.channels)))
+    removed[group.channels[filters:]] = True
   narrowed = slice_model(model, graph, removed)
   for layer in model.layers:
     if isinstance(layer, keras.layers.Normalization):

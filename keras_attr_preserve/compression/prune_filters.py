@@ -1,4 +1,4 @@
-"""Removing whole filters: a smaller dense model out of a larger one."""
+"""Removing whole filters: a smaller dense model from a larger one."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -57,11 +57,10 @@ def prune_filters(
 ) -> keras.Model | tuple[keras.Model, dict[str, np.ndarray]]:
   """Removes the least important filters of each convolution.
 
-  The result is an ordinary smaller model with the layer names of the old one.
-  It computes what the old one would if the removed channels were zero wherever
-  a layer reads them. With `reconstruct` the layers that read them are refitted
-  besides, so that far less is lost. Train it on, with the old one as its
-  teacher:
+  The result is an ordinary smaller model with the old layer names. Its outputs
+  are the old model's with the removed channels set to zero wherever a layer
+  reads them. `reconstruct` also refits the layers that read them, so that far
+  less is lost. Train it further, with the old model as teacher:
 
       shares = filter_sparsities(teacher, 0.5, x_train[:512])
       student = prune_filters(teacher, shares, criterion="obs",
@@ -69,54 +68,58 @@ def prune_filters(
       student.compile(...)
       student.fit(..., callbacks=[PreserveAttribution(teacher, wcam)])
 
-  Channels that a residual sum, a product or a depthwise convolution ties go
-  together, and are ranked among each other: layer by layer, in one shot. What
-  stays whole: the channels of the model's input and output, convolutions in
-  groups, and whatever reaches a layer that may mix channels in ways not known
-  here (Lambda, custom layers, nested models, LayerNormalization). Where one
-  share is asked of all, layers with kernels that stay so are named in a
-  warning, a `kap.LayersLeftWhole`, unless excluded.
+  A residual sum, a product or a depthwise convolution ties channels. Tied
+  channels are ranked and removed together, layer by layer, in one shot.
+
+  Some channels stay: the model's input and output, and convolutions in groups.
+  Channels that reach a layer that may mix them stay as well (Lambda, custom
+  layers, nested models, LayerNormalization). If `sparsity` is one number, a
+  warning, `kap.LayersLeftWhole`, names such layers with kernels unless
+  excluded.
 
   Args:
     model: a built `tf_keras` model, channels last; stripped of tfmot's
-      wrappers. It is left as it came.
-    sparsity: share of filters to remove, 0 or more and below 1: one for every
-      convolution, or by layer name, where the others stay; see
-      `filter_sparsities`. The name of a hidden Dense layer removes its neurons.
-      The number removed is rounded.
-    criterion: what a filter is worth. "l1": the sum of its absolute weights. Of
-      tied filters these norms add up, each divided by the mean norm of its
-      layer, so that a 3x3 kernel does not outvote the 1x1 shortcut beside it.
-      "taylor": how far the score of the class explained moves when the channel
-      goes, to first order. "map": how far the attribution map turns, to second
-      order (see `channel_gates`). "obs": how far the layers that read the
-      channel move when all else they read makes up for it (see
-      `rank_channels`); of those, Conv2D of one group and Dense count, and
-      where none reads a channel, "l1" says.
-    reconstruct: whether to refit these layers in least squares to what they
-      computed before, from the pictures on, one after another, each from what
-      those before it now give. Without labels; biases and other layers stay.
+      wrappers. It is not changed.
+    sparsity: share of filters to remove, 0 or more and below 1. One number for
+      every convolution, or numbers by layer name, where other layers stay; see
+      `filter_sparsities`. For a hidden Dense layer it removes units. The number
+      removed is rounded.
+    criterion: how important a filter is.
+      "l1": the sum of its absolute weights. The norms of tied filters add up,
+      each divided by its layer's mean norm. A 3x3 kernel therefore does not
+      outvote the 1x1 shortcut beside it.
+      "taylor": how far the explained class's score moves without the channel,
+      to first order.
+      "map": how far the attribution map turns, to second order (see
+      `map_contributions`).
+      "obs": how far the outputs of the channel's readers move after least
+      squares on their other inputs (see `rank_channels`). Readers are Conv2D of
+      one group and Dense; a channel without one is ranked by "l1".
+    reconstruct: whether to refit these readers by least squares to their old
+      outputs, from input to output. Each is fitted on the outputs of the
+      refitted layers before it. No labels are used; biases and other layers
+      stay.
     images: for "taylor", "map", "obs" and `reconstruct`, `[images, height,
       width, colours]`, some hundred, from the training data.
-    targets: for "taylor" and "map", the class explained, as for
+    targets: for "taylor" and "map", the explained class, as for
       `attribution.grad_cam`; None for each image's top class.
     layer: for "map", the map's layer; None for the last with a spatial map.
     exclude: names of layers that keep all channels of their output.
-    min_filters: how many stay at least, of those tied to the same layers.
+    min_filters: how many filters of a tied group stay at least.
     batch_size: images a batch.
-    return_channels: whether to say what is left, too.
+    return_channels: whether to return the remaining channels, too.
     progress: of `reconstruct`. True for a line on stderr, False for none; None
-      for one on a terminal where it takes long; or a function of layers done
+      for a line on a terminal if it takes long; or a function of layers done
       and to be done.
 
   Returns:
-    A new, uncompiled model. With `return_channels` a pair of it and, by name of
-    each layer that has lost some, the numbers of the channels of `model`'s that
-    its output still has, in order: for `Hints(channels=...)`.
+    A new, uncompiled model. With `return_channels`, a pair of it and a dict for
+    `Hints(channels=...)`. The dict gives, by name of each layer that lost
+    channels, the numbers of its remaining output channels in `model`, in order.
 
   Raises:
     TypeError, ValueError: an argument is not as above, the model has NaN
-      weights, or no filter of it is free to go.
+      weights, or none of its filters can be removed.
 
   References:
     Li et al. 2017, "Pruning Filters for Efficient ConvNets",
@@ -134,7 +137,7 @@ def prune_filters(
         f"images must be given for criterion={criterion!r}, "
         f"reconstruct={reconstruct!r}.")
   if criterion == "obs" or reconstruct:
-    # Layers may be called in other models, too, as those of a stripped one.
+    # Layers may be called in other models, too, as in a stripped model.
     model = clone_model(model)
     images = check_calibration(model, images, batch_size)
   graph = ChannelGraph(model)
@@ -183,45 +186,46 @@ def filter_sparsities(
     min_filters: int = 1,
     batch_size: int = 32,
 ) -> dict[str, float]:
-  """Shares a sparsity out among convolutions: most where most are spared.
+  """Divides a sparsity among convolutions: layers with spare filters lose most.
 
-  As much of every layer starves the narrow ones and leaves the wide ones more
-  than they need. Here, of the filters of all layers together, those go that
-  the layers behind them make up for best: of least cost by the criterion "obs",
-  a share of what the layer that reads a filter gives, which is comparable
-  between layers. A filter that goes after others costs at least what they did.
+  An equal share for every layer starves narrow layers and leaves wide layers
+  more than they need. Here the filters of all layers are compared. Filters of
+  least cost by the criterion "obs" are removed. This cost is a share of the
+  reader's output, which is comparable between layers. A filter costs at least
+  as much as the filters removed before it.
 
-  Early layers have few filters, which are seldom spared and multiply most. Say
-  what is to become small: where that is not the number of filters, those go
-  that cost least for what they save, counted anew after each.
+  Early layers have few filters; these are seldom spare and multiply most. `of`
+  says what is to become small. Other than "filters", it removes the filters of
+  least cost for their saving, counted anew after each.
 
       shares = filter_sparsities(teacher, 0.5, x_train[:512])
       student = prune_filters(teacher, shares, criterion="obs",
                               reconstruct=True, images=x_train[:512])
 
   Args:
-    model: as for `prune_filters`; left as it came.
+    model: as for `prune_filters`; not changed.
     sparsity: the share to remove in all, above 0 and below 1, as nearly as
       whole filters and `min_filters` allow.
-    of: what it is a share of. "filters": those that are free to go. Those of
-      layers that a residual sum, a product or a depthwise convolution ties
-      count once; those that no Conv2D of one group, nor Dense, reads stay, and
-      do not count. "weights": all those of the kernels of convolutions and
-      Dense layers. "macs": all that these layers multiply for one picture. Of
-      the last two those of nested models, which are left whole, do not count.
+    of: the quantity that `sparsity` is a share of.
+      "filters": the removable filters. Filters tied by a residual sum, a
+      product or a depthwise convolution count once. Filters that no Conv2D of
+      one group and no Dense reads stay, and do not count.
+      "weights": all weights in kernels of convolutions and Dense layers.
+      "macs": all multiplications of these layers for one image.
+      The last two do not count nested models, which stay whole.
     images: `[count, height, width, channels]`, some hundred, from the training
       data, in the range the model takes.
-    exclude: names of layers that keep all channels of their output. Others
-      that keep them are named in a warning, a `kap.LayersLeftWhole`.
-    min_filters: how many stay at least, of those tied to the same layers.
+    exclude: names of layers that keep all channels of their output. A warning,
+      `kap.LayersLeftWhole`, names other layers that keep them.
+    min_filters: how many filters of a tied group stay at least.
     batch_size: images a batch.
 
   Returns:
-    Each convolution's own share by name, one for all that are tied.
+    Each convolution's share by name. Tied convolutions have the same share.
 
   Raises:
-    TypeError, ValueError: an argument is not as above, no filter is free to
-      go, or for "macs" the size of the pictures is not fixed.
+    TypeError, ValueError: an argument is not as above, no filter can be
+      removed, or for "macs" the size of the images is not fixed.
   """
   if of not in COSTS:
     raise ValueError(f"of must be one of {COSTS}; got {of!r}.")
@@ -234,53 +238,53 @@ def filter_sparsities(
   graph = ChannelGraph(model)
   _tell_held("filter_sparsities", model, graph, exclude)
   moments = reader_moments(model, graph, images, batch_size)
-  parts: list[tuple[set[str], list[int], list[float]]] = []
+  priced: list[tuple[set[str], list[int], list[float]]] = []
   for group, _ in _shares(
       model, graph, sparsity, _excluded(model, graph, exclude)):
-    found = rank_channels(
+    ranked = rank_channels(
         model, graph, group.channels, _most(group, min_filters), moments)
-    if found is None:
+    if ranked is None:
       continue
     names, channels = set(group.layers), group.channels.tolist()
-    prices = np.maximum.accumulate(found[1]).tolist()
-    # A layer has one share, also where some of its filters are tied to another.
-    for part in [one for one in parts if one[0] & names]:
-      parts.remove(part)
+    prices = np.maximum.accumulate(ranked[1]).tolist()
+    # A layer has one share, also if only some of its filters are tied.
+    for tied in [entry for entry in priced if entry[0] & names]:
+      priced.remove(tied)
       names, channels, prices = (
-          names | part[0], channels + part[1], sorted(prices + part[2]))
-    parts.append((names, channels, prices))
-  if not parts:
+          names | tied[0], channels + tied[1], sorted(prices + tied[2]))
+    priced.append((names, channels, prices))
+  if not priced:
     raise ValueError(
         f"model {model.name!r} has no filter that a Conv2D of one group, or a "
         "Dense layer, reads.")
-  names, channels, prices = zip(*parts, strict=True)
+  names, channels, prices = zip(*priced, strict=True)
   gone = _cheapest(
       prices, ChannelCosts(model, graph, [*map(np.array, channels)], of),
       sparsity)
-  return {name: float(count) / len(part)
-          for layers, part, count in zip(names, channels, gone, strict=True)
+  return {name: float(count) / len(tied)
+          for layers, tied, count in zip(names, channels, gone, strict=True)
           for name in sorted(layers)}
 
 
 def _cheapest(
     prices: Sequence[Sequence[float]], costs: ChannelCosts, share: float
 ) -> np.ndarray:
-  """Counts the filters of each part that go, cheapest first for a saving.
+  """Counts the filters to remove of each part, cheapest first for a saving.
 
   Args:
-    prices: of each part, of its filters in their order.
+    prices: for each part, the prices of its filters in order.
     costs: of the parts.
     share: of the cost, to save.
   """
   gone = np.zeros(len(prices), int)
   whole = costs.left(gone)
-  # Half of one below, for floats that count.
-  wanted = round(share * whole) - 0.5
+  # Half a unit less, since the costs are floats.
+  target = round(share * whole) - 0.5
   end = max(map(len, prices))
-  table = np.array([[*part, *[np.inf] * (end + 1 - len(part))]
-                    for part in prices])
-  while whole - costs.left(gone) < wanted:
-    # Of those that cost nothing first the one that saves most.
+  table = np.array([[*row, *[np.inf] * (end + 1 - len(row))]
+                    for row in prices])
+  while whole - costs.left(gone) < target:
+    # Among filters of price 0 the largest saving goes first.
     price = np.maximum(
         table[np.arange(len(gone)), gone], np.finfo(float).tiny ** 0.5)
     best = np.argmin(price / costs.savings(gone))
@@ -297,7 +301,7 @@ def _check_min_filters(count: int) -> None:
 
 
 def _most(group: Group, min_filters: int) -> int:
-  """How many filters may go."""
+  """Returns how many filters may be removed."""
   return max(len(group.channels) - min_filters, 0)
 
 
@@ -323,7 +327,7 @@ def _norms(model: keras.Model, graph: ChannelGraph) -> np.ndarray:
 def _tell_held(
     function: str, model: keras.Model, graph: ChannelGraph,
     exclude: str | Sequence[str]) -> None:
-  """Warns of kernels whose channels stay, but for the model's own border."""
+  """Warns of kernels whose channels stay, except at the model's border."""
   def why(layer: keras.layers.Layer) -> str | None:
     if layer.name not in graph.uses:
       return "its channels are not followed" + (
@@ -339,7 +343,7 @@ def _tell_held(
 def _excluded(
     model: keras.Model, graph: ChannelGraph, exclude: str | Sequence[str]
 ) -> set[int]:
-  """Numbers the channels that shall stay."""
+  """Returns the numbers of the channels that must stay."""
   names = (exclude,) if isinstance(exclude, str) else tuple(exclude)
   known = {layer.name for layer in model.layers}
   for name in names:
@@ -355,7 +359,7 @@ def _shares(
     model: keras.Model, graph: ChannelGraph,
     sparsity: float | Mapping[str, float], excluded: set[int]
 ) -> list[tuple[Group, float]]:
-  """Says of which groups which share goes."""
+  """Returns the groups to prune, with the share of each."""
   groups = [group for group in graph.groups
             if not excluded & set(group.channels.tolist())]
   if isinstance(sparsity, Mapping):

@@ -1,4 +1,4 @@
-"""Batch normalizations made ready for training; the net computes the same."""
+"""Preparing batch normalizations for training, with the same outputs."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -17,40 +17,41 @@ __all__ = ["recalibrate_batch_norm"]
 def recalibrate_batch_norm(
     model: keras.Model, images: np.ndarray, *, batch_size: int = 32
 ) -> keras.Model:
-  """Measures moving statistics anew, and has scale and offset make up for it.
+  """Measures moving statistics anew and adapts scale and offset to them.
 
       start = recalibrate_batch_norm(teacher, x_train[:512])
       student = prune_layers(start, shares, schedule)
 
-  A net trained on other pictures, or with its batch normalizations frozen, has
-  moving statistics that are not those of the pictures at hand. As training
-  begins, batches are normalized by their own statistics instead, and the net
-  computes another function before it has learned or lost anything. With the
-  mean `m` and variance `v` of what a layer takes on `images`, for its moving
-  mean `m0`, variance `v0`, scale `g` and offset `b`,
+  Moving statistics may not fit the images at hand. The model was trained on
+  other images, say, or with its batch normalizations frozen. Training
+  normalizes batches by their own statistics. The model would then compute
+  another function from the first step on.
+
+  Let `m` and `v` be the mean and variance of a layer's inputs on `images`. The
+  layer has moving mean `m0`, moving variance `v0`, scale `g` and offset `b`. It
+  gets `m` and `v` as moving statistics, and
 
       scale = g sqrt((v + epsilon) / (v0 + epsilon))
       offset = b + g (m - m0) / sqrt(v0 + epsilon)
 
-  and `m` and `v` as moving statistics compute what the layer computed before,
-  for any input, up to rounding; and in training it starts from there.
+  Its outputs stay the same for any input, up to rounding. Training starts from
+  the same function.
 
   Args:
-    model: a built `tf_keras` model, stripped of tfmot's wrappers, or one that
-      holds such as layers; left as it came. A batch normalization without scale
-      or offset, or with a constraint on one, cannot make up for anything, and
-      one that is not trainable takes its moving statistics in training as well:
-      they stay as they are, and a warning names them.
-    images: `[count, height, width, channels]`, some hundred of those to train
-      on, in the range the model takes.
-    batch_size: how many to run at a time.
+    model: a built `tf_keras` model, stripped of tfmot's wrappers; nested models
+      are included. It is not changed. Some batch normalizations stay, and a
+      warning names them: without scale or offset, with a constraint on either,
+      or not trainable. The last use moving statistics in training, too.
+    images: `[count, height, width, channels]`, some hundred training images, in
+      the range the model takes.
+    batch_size: images a batch.
 
   Returns:
     A new, uncompiled model of the same layers.
 
   Raises:
     TypeError, ValueError: an argument is not as above, or the model computes
-      what is not finite.
+      values that are not finite.
 
   References:
     Ioffe and Szegedy 2015, "Batch Normalization",
@@ -71,12 +72,12 @@ def recalibrate_batch_norm(
   moments = [_Moments(layer) for layer in norms.values()
              if _can_make_up(layer)]
   with contextlib.ExitStack() as stack:
-    for one in moments:
-      stack.enter_context(one.listening())
+    for layer_moments in moments:
+      stack.enter_context(layer_moments.listening())
     for start in range(0, len(images), batch_size):
       copy(images[start:start + batch_size], training=False)
-  for one in moments:
-    one.settle()
+  for layer_moments in moments:
+    layer_moments.settle()
   return copy
 
 
@@ -86,17 +87,17 @@ def _can_make_up(layer: keras.layers.BatchNormalization) -> bool:
 
 
 class _Moments:
-  """Mean and variance of each channel of what a layer takes."""
+  """Mean and variance of each channel of a layer's input."""
 
   def __init__(self, layer: keras.layers.BatchNormalization):
     self._layer = layer
     self._count = 0
-    # Of differences to the old mean: squares lose less that way.
+    # Of differences to the old mean, since their squares lose less precision.
     self._sum = self._squares = 0.0
 
   @contextlib.contextmanager
   def listening(self) -> Iterator[None]:
-    """Counts in what the layer takes inside the block."""
+    """Adds the layer's inputs inside the block."""
     call = self._layer.call
 
     def listen(inputs: Any, *args: Any, **settings: Any) -> Any:
@@ -119,8 +120,8 @@ class _Moments:
     self._squares += np.square(channels).sum(0)
 
   def settle(self) -> None:
-    """Gives the layer these moments, and a scale and offset for them."""
-    if not self._count:  # The model has it, but does not run it.
+    """Sets the layer's moving statistics, scale and offset."""
+    if not self._count:  # The model has the layer, but does not run it.
       return
     layer = self._layer
     if not np.isfinite(self._squares).all():
@@ -128,7 +129,7 @@ class _Moments:
           f"model: on these images layer {layer.name!r} takes values that are "
           "not finite.")
     scale, offset, mean, variance = (
-        one.astype(np.float64) for one in layer.get_weights())
+        weight.astype(np.float64) for weight in layer.get_weights())
     shift = self._sum / self._count
     measured = np.maximum(self._squares / self._count - np.square(shift), 0)
     slope = scale / np.sqrt(variance + layer.epsilon)

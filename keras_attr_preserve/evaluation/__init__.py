@@ -1,4 +1,4 @@
-"""Scores of attribution maps: against each other, masks, and the net itself."""
+"""Scores of attribution maps: against other maps, masks and the model."""
 
 from keras_attr_preserve.evaluation.agreement import agreement
 from keras_attr_preserve.evaluation.faithfulness import (

@@ -1,4 +1,4 @@
-"""Scores of one set of maps against another, image by image."""
+"""Compares two sets of attribution maps, image by image."""
 
 from collections.abc import Sequence
 
@@ -25,35 +25,34 @@ def agreement(
 ) -> dict[str, np.ndarray]:
   """Compares maps pairwise.
 
-  None of the scores depends on a map's scale (its units). A map that is all
-  zero has no direction: where the reference is, every score is NaN, since there
-  is nothing to agree with; where only the other one is, the scores are those of
-  no agreement (0, for L2 the square root of 2). A map that is the same
-  everywhere, one of a single position too, has no order: the correlations are
-  NaN where the reference is one, and 0 where only the other one is.
+  No score depends on a map's scale (its units). A map that is all zero has no
+  direction. If the reference is all zero, every score is NaN. If only the other
+  map is, the scores mean no agreement: 0, for L2 the square root of 2, for RMSE
+  1. A constant map, also of a single position, has no order. If the reference
+  is constant, the correlations are NaN; if only the other map is, they are 0.
 
   Args:
     reference: `[images, height, width]`, finite.
     maps: the same shape.
     top_share: share of the positions that "top_k_iou" compares, 0..1.
-    scores: which scores, out of `AGREEMENT`.
+    scores: names out of `AGREEMENT`.
 
   Returns:
     For each name a float64 array `[images]`:
     - cosine: of the maps as vectors, 0..1 for maps without negative values.
     - pearson: correlation over positions, -1..1.
-    - spearman: correlation of ranks, ties given their average rank, -1..1.
+    - spearman: correlation of ranks, -1..1; ties get their average rank.
     - ssim: structural similarity of the maps divided by their maxima, at most
-      1; Gaussian window of 11 positions, or as many as the map has
+      1. The Gaussian window has 11 positions, or all positions of a smaller map
       (Wang et al. 2004; `tf.image.ssim`).
-    - top_k_iou: overlap of the strongest positions, 0..1; ties at the edge are
-      broken by position, in both maps alike.
+    - top_k_iou: overlap of the strongest positions, 0..1; position breaks ties
+      at the edge, in both maps alike.
     - l2: distance of the unit maps, 0..sqrt(2) for maps without negatives.
-    - kendall: Kendall's tau-b, -1..1: of all pairs of positions the share in
-      the same order less the share in the opposite one, ties out of the count.
-    - sign: share of the positions with the same sign, 0 being one, 0..1.
-    - rmse: root mean square difference of the maps divided by their largest
-      magnitudes; 1 where only `maps` is dead.
+    - kendall: Kendall's tau-b, -1..1. It is the share of pairs of positions in
+      the same order, minus the share in opposite order, without ties.
+    - sign: share of the positions with the same sign, 0..1; 0 counts as a sign.
+    - rmse: root mean square difference of the maps, each divided by its largest
+      magnitude; 1 where only `maps` is dead.
 
   Raises:
     ValueError: shapes that differ or are not three-dimensional, or NaN.
@@ -68,23 +67,23 @@ def agreement(
   unknown = [name for name in scores if name not in AGREEMENT]
   if unknown or not len(scores):
     raise ValueError(f"scores must be out of {AGREEMENT}; got {list(scores)}.")
-  ours, theirs = _flat(reference), _flat(maps)
+  expected, actual = _flat(reference), _flat(maps)
   formulas = {
-      "cosine": lambda: _cosine(ours, theirs),
-      "pearson": lambda: _cosine(_centred(ours), _centred(theirs)),
-      "spearman": lambda: _cosine(_centred(average_ranks(ours)),
-                                  _centred(average_ranks(theirs))),
+      "cosine": lambda: _cosine(expected, actual),
+      "pearson": lambda: _cosine(_centred(expected), _centred(actual)),
+      "spearman": lambda: _cosine(_centred(average_ranks(expected)),
+                                  _centred(average_ranks(actual))),
       "ssim": lambda: _ssim(reference, maps),
-      "top_k_iou": lambda: _top_iou(ours, theirs, top_share),
-      "l2": lambda: np.linalg.norm(_unit(ours) - _unit(theirs), axis=1),
-      "kendall": lambda: kendall(ours, theirs),
-      "sign": lambda: (np.sign(ours) == np.sign(theirs)).mean(1),
-      "rmse": lambda: np.sqrt(((ours - theirs) ** 2).mean(1)),
+      "top_k_iou": lambda: _top_iou(expected, actual, top_share),
+      "l2": lambda: np.linalg.norm(_unit(expected) - _unit(actual), axis=1),
+      "kendall": lambda: kendall(expected, actual),
+      "sign": lambda: (np.sign(expected) == np.sign(actual)).mean(1),
+      "rmse": lambda: np.sqrt(((expected - actual) ** 2).mean(1)),
   }
   nothing, lost = dead_maps(reference), dead_maps(maps)
-  flat, flattened = _constant(ours), _constant(theirs)
+  flat, flattened = _constant(expected), _constant(actual)
   worst = {"l2": np.sqrt(2), "rmse": 1.0}
-  found = {}
+  results = {}
   for name in scores:
     values = formulas[name]()
     if name in _OF_ORDER:
@@ -92,8 +91,8 @@ def agreement(
       values[flat] = np.nan
     values[lost] = worst.get(name, 0)
     values[nothing] = np.nan
-    found[name] = values
-  return found
+    results[name] = values
+  return results
 
 
 def dead_maps(maps: np.ndarray) -> np.ndarray:
@@ -131,8 +130,8 @@ def _centred(vectors: np.ndarray) -> np.ndarray:
   return vectors - vectors.mean(1, keepdims=True)
 
 
-def _cosine(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-  return np.einsum("ip,ip->i", _unit(ours), _unit(theirs))
+def _cosine(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+  return np.einsum("ip,ip->i", _unit(expected), _unit(actual))
 
 
 def _ssim(reference: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -144,12 +143,12 @@ def _ssim(reference: np.ndarray, maps: np.ndarray) -> np.ndarray:
 
 
 def _top_iou(
-    ours: np.ndarray, theirs: np.ndarray, share: float) -> np.ndarray:
-  count = max(1, round(share * ours.shape[1]))
+    expected: np.ndarray, actual: np.ndarray, share: float) -> np.ndarray:
+  count = max(1, round(share * expected.shape[1]))
   def strongest(vectors):
     chosen = np.argsort(-vectors, axis=1, kind="stable")[:, :count]
     marks = np.zeros(vectors.shape, bool)
     np.put_along_axis(marks, chosen, True, axis=1)
     return marks
-  one, other = strongest(ours), strongest(theirs)
-  return (one & other).sum(1) / (one | other).sum(1)
+  first, second = strongest(expected), strongest(actual)
+  return (first & second).sum(1) / (first | second).sum(1)

@@ -1,8 +1,9 @@
-"""Whether a map points at what a score rests on: pixels are taken and given.
+"""Tests whether a map marks the pixels that a score depends on.
 
-All of it asks a function from images to scores, so a `.tflite` file is judged
-by the same code as a Keras model. Give probabilities, as the papers do, or
-logits, which do not saturate; the figures of one do not compare to the other's.
+The tests remove or add pixels and call a function from images to scores. So the
+same code judges a `.tflite` file and a Keras model. Scores may be
+probabilities, as in the papers, or logits, which do not saturate. Figures of
+the two cannot be compared.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ __all__ = ["Curves", "deletion", "insertion", "road", "sensitivity_n"]
 
 
 class Curves(NamedTuple):
-  """How a score moves as pixels are taken or given, most important first.
+  """A score while pixels are removed or added, most important first.
 
   Attributes:
     shares: share of the pixels changed, `[steps + 1]`, from 0 to 1.
@@ -30,7 +31,7 @@ class Curves(NamedTuple):
 
   @property
   def area(self) -> np.ndarray:
-    """The mean score along the way, trapezoids, `[images]`."""
+    """The mean score over the shares, by the trapezoidal rule, `[images]`."""
     means = (self.scores[:, 1:] + self.scores[:, :-1]) / 2
     return means @ np.diff(self.shares)
 
@@ -47,22 +48,22 @@ def deletion(
     data_format: str | None = None,
     batch_size: int = 64,
 ) -> Curves:
-  """Takes pixels away, the most important first: a good map's area is small.
+  """Removes pixels, the most important first: a good map's area is small.
 
   Args:
-    predict: takes float32 images like those given, returns scores `[n,
-      classes]`.
+    predict: takes float32 images of the layout of `images`, returns scores
+      `[n, classes]`.
     images: `[images, height, width, channels]`, `[images, channels, height,
       width]` or `[images, height, width]`.
-    maps: `[images, map height, map width]`, brought to the images' size
-      (bilinear); ties go by position.
-    targets: None for the top class by `predict` itself, or as for `grad_cam`.
-    steps: in how many equal parts.
-    baseline: what stands for "taken": a number, or an array that broadcasts to
-      the images.
-    logits: whether the scores are, as for `attribution.occlusion`.
+    maps: `[images, map height, map width]`, resized to the images' size
+      (bilinear); position breaks ties.
+    targets: None for the top class of `predict`, or as for `grad_cam`.
+    steps: the number of equal steps.
+    baseline: the value of removed pixels: a number, or an array that broadcasts
+      to the images.
+    logits: whether the scores are logits, as for `attribution.occlusion`.
     data_format: as for `occlusion`.
-    batch_size: images a call.
+    batch_size: images per call.
 
   Returns:
     The curves; `area` is the score of the method.
@@ -90,16 +91,16 @@ def insertion(
     data_format: str | None = None,
     batch_size: int = 64,
 ) -> Curves:
-  """Gives pixels, the most important first: a good map's area is large.
+  """Adds pixels, the most important first: a good map's area is large.
 
   Args:
-    predict: as for `deletion`, and so are all that are not named here.
+    predict: see `deletion`.
     images: see `deletion`.
     maps: see `deletion`.
     targets: see `deletion`; the top class is that of the whole image.
     steps: see `deletion`.
-    baseline: what it starts from; None for the images blurred, by a Gaussian of
-      an eighth of the shorter side.
+    baseline: the image before the first step; None for the images blurred by a
+      Gaussian of an eighth of the shorter side.
     logits: see `deletion`.
     data_format: see `deletion`.
     batch_size: see `deletion`.
@@ -131,19 +132,20 @@ def road(
     data_format: str | None = None,
     batch_size: int = 64,
 ) -> Curves:
-  """Takes pixels away and fills in what their surroundings suggest.
+  """Removes pixels and fills them in from their surroundings (ROAD).
 
-  A pixel that is set to a constant leaves its outline to be seen, and the net
-  something it was never trained on. Here each missing pixel is the weighted
-  mean of its eight neighbours, solved for all at once, and a little noise.
+  Pixels at a constant show the outline of the removed region, and the model was
+  never trained on such images. Here each missing pixel is the weighted mean of
+  its eight neighbours, solved for all at once, plus a little noise.
 
   Args:
-    predict: as for `deletion`, and so are all that are not named here.
+    predict: see `deletion`.
     images: see `deletion`.
     maps: see `deletion`.
     targets: see `deletion`.
-    steps: see `deletion`; at the end one pixel is left.
-    noise: its standard deviation, as a share of each image's own range.
+    steps: see `deletion`; the last step leaves one pixel.
+    noise: the standard deviation of the noise, as a share of each image's own
+      range.
     seed: of the noise.
     logits: see `deletion`.
     data_format: see `deletion`.
@@ -189,19 +191,19 @@ def sensitivity_n(
     data_format: str | None = None,
     batch_size: int = 64,
 ) -> np.ndarray:
-  """Correlates what a map says of pixels with what taking them does.
+  """Correlates a map's sum over pixels with the fall of the score without them.
 
       corr_S(sum_{i in S} M_i, y(x) - y(x without S)),  |S| = n
 
-  over random sets S of n pixels, the same sets for every map.
+  The correlation runs over random sets S of n pixels, the same for every map.
 
   Args:
-    predict: as for `deletion`, and so are all that are not named here.
+    predict: see `deletion`.
     images: see `deletion`.
     maps: see `deletion`; signs count.
     targets: see `deletion`.
     shares: the sizes n, as shares of all pixels, each above 0 and below 1.
-    draws: sets of each size, 3 or more.
+    draws: the number of sets of each size, 3 or more.
     baseline: see `deletion`.
     seed: of the sets.
     logits: see `deletion`.
@@ -210,7 +212,7 @@ def sensitivity_n(
 
   Returns:
     Pearson's correlation, float64 `[images, shares]`, -1..1; NaN where the map
-    or the score does not move at all.
+    or the score is the same for all sets.
 
   Raises:
     TypeError, ValueError: an argument is not as above.
@@ -227,7 +229,7 @@ def sensitivity_n(
   score = Scorer(predict, images, targets, batch_size, taken, logits)
   rng = np.random.default_rng(seed)
   pixels = maps[0].size
-  found = np.empty([len(images), len(shares)])
+  correlations = np.empty([len(images), len(shares)])
   for column, share in enumerate(shares):
     count = max(1, round(share * pixels))
     sets = np.zeros([draws, pixels], bool)
@@ -238,8 +240,8 @@ def sensitivity_n(
       falls = score.plain[i] - np.concatenate([
           score(np.where(gone[s:s + batch_size], cover, image).astype(
               np.float32), i) for s in range(0, draws, batch_size)])
-      found[i, column] = _correlation(sets @ maps[i].ravel(), falls)
-  return found
+      correlations[i, column] = _correlation(sets @ maps[i].ravel(), falls)
+  return correlations
 
 
 def _curves(predict, images, maps, targets, logits, steps, batch_size,
@@ -252,11 +254,11 @@ def _curves(predict, images, maps, targets, logits, steps, batch_size,
   pixels = maps[0].size
   counts = np.round(np.linspace(0, pixels, steps + 1)).astype(int)
   scores = np.empty([len(images), steps + 1])
-  for i, (image, one, cover) in enumerate(zip(images, maps, covers)):
-    order = np.argsort(-one.ravel(), kind="stable")
+  for i, (image, values, cover) in enumerate(zip(images, maps, covers)):
+    order = np.argsort(-values.ravel(), kind="stable")
     places = np.empty(pixels, int)
     places[order] = np.arange(pixels)
-    places = places.reshape(*one.shape, 1)
+    places = places.reshape(*values.shape, 1)
     changed = np.stack([change(image, cover, places < count)
                         for count in counts]).astype(np.float32)
     scores[i] = np.concatenate([
@@ -266,7 +268,7 @@ def _curves(predict, images, maps, targets, logits, steps, batch_size,
 
 
 def _checked(predict, images, maps, baseline, data_format):
-  """What `predict` takes, pixels, a map and a cover for each image."""
+  """Returns the input of `predict`, and each image's pixels, map and cover."""
   taken, images = probed(predict, images, data_format)
   maps = np.asarray(maps, np.float64)
   if maps.ndim != 3 or len(maps) != len(images) or not maps.size:
@@ -292,7 +294,7 @@ def _checked(predict, images, maps, baseline, data_format):
 
 
 def _blurred(images: np.ndarray) -> np.ndarray:
-  """Blurs by a Gaussian of an eighth of the shorter side, edges repeated."""
+  """Blurs by a Gaussian of an eighth of the shorter side; repeats the edges."""
   radius = max(1, min(images.shape[1:3]) // 8)
   reach = 3 * radius
   bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / radius) ** 2)
@@ -302,12 +304,12 @@ def _blurred(images: np.ndarray) -> np.ndarray:
     width[axis] = (reach, reach)
     padded = np.pad(images, width, mode="edge")
     size = images.shape[axis]
-    images = sum(part * np.take(padded, range(start, start + size), axis)
-                 for start, part in enumerate(bell))
+    images = sum(weight * np.take(padded, range(start, start + size), axis)
+                 for start, weight in enumerate(bell))
   return images.astype(np.float32)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-  one, other = one - one.mean(), other - other.mean()
-  size = np.linalg.norm(one) * np.linalg.norm(other)
-  return float(one @ other / size) if size > 0 else float("nan")
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+  first, second = first - first.mean(), second - second.mean()
+  size = np.linalg.norm(first) * np.linalg.norm(second)
+  return float(first @ second / size) if size > 0 else float("nan")

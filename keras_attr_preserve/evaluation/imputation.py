@@ -1,10 +1,10 @@
-"""Filling in missing pixels from what surrounds them."""
+"""Fills in missing pixels from their neighbours."""
 
 import numpy as np
 
 __all__ = ["impute"]
 
-# Neighbours across an edge count twice as much as those across a corner.
+# Neighbours across an edge count twice as much as neighbours across a corner.
 _NEIGHBOURS = tuple(((down, right), 1 / 6 if 0 in (down, right) else 1 / 12)
                     for down in (-1, 0, 1) for right in (-1, 0, 1)
                     if (down, right) != (0, 0))
@@ -15,20 +15,20 @@ def impute(
 ) -> np.ndarray:
   """Makes each missing pixel the weighted mean of its eight neighbours.
 
-  Missing neighbours count as they come out: one system of linear equations for
-  all, symmetric and positive, solved by conjugate gradients. At the border the
-  neighbours that there are share the weight.
+  Missing neighbours count with their filled values. So all missing pixels form
+  one system of linear equations, symmetric and positive, which conjugate
+  gradients solve. At the border the existing neighbours share the weight.
 
   Args:
     image: `[height, width, channels]`.
     missing: bool `[height, width]`, not True everywhere.
-    tolerance: residual at which it stops, as a share of the right side.
+    tolerance: residual at which the solver stops, as a share of the right side.
 
   Returns:
     The filled image, float64.
 
   Raises:
-    ValueError: everything is missing.
+    ValueError: all pixels are missing.
 
   References:
     Rong et al. 2022, https://arxiv.org/abs/2202.00449, equation 6.
@@ -44,7 +44,7 @@ def impute(
   def apply(values):
     return np.where(gaps, degree * values - _summed(values), 0)
 
-  found = np.zeros_like(image)
+  filled = np.zeros_like(image)
   rest = right.copy()
   way = rest.copy()
   power = (rest**2).sum((0, 1))
@@ -55,17 +55,17 @@ def impute(
     moved = apply(way)
     slope = (way * moved).sum((0, 1))
     step = np.divide(power, slope, out=np.zeros_like(power), where=slope > 0)
-    found += step * way
+    filled += step * way
     rest -= step * moved
     new = (rest**2).sum((0, 1))
     way = rest + np.divide(
         new, power, out=np.zeros_like(new), where=power > 0) * way
     power = new
-  return np.where(gaps, found, image)
+  return np.where(gaps, filled, image)
 
 
 def _summed(values: np.ndarray) -> np.ndarray:
-  """Adds up each pixel's weighted neighbours inside the picture."""
+  """Adds up each pixel's weighted neighbours inside the image."""
   height, width = values.shape[:2]
   padded = np.pad(values, [(1, 1), (1, 1), (0, 0)])
   return sum(weight * padded[1 + down:1 + down + height,

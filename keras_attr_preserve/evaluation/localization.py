@@ -1,4 +1,4 @@
-"""Scores of maps against ground-truth masks, for (image, class) pairs."""
+"""Compares maps with ground-truth masks, for (image, class) pairs."""
 
 import math
 
@@ -10,7 +10,7 @@ from keras_attr_preserve.evaluation.ranks import average_ranks
 __all__ = ["VOID", "box_masks", "centre_prior", "localization", "mask_pairs"]
 
 VOID = 255
-"""The label of pixels that belong to no class, not even the background."""
+"""The label of pixels without a class, not even the background."""
 
 
 def mask_pairs(
@@ -18,19 +18,19 @@ def mask_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Lists the (image, class) pairs that can be judged.
 
-  A pair whose class marks no pixel, or every pixel that is not void, has no
-  inside or no outside, and is skipped. Judge every model on the same pairs.
+  A pair is skipped if its class marks no pixel, or every pixel that is not
+  void: it then has no inside or no outside. Judge all models on the same pairs.
 
   Args:
     label_maps: `[images, height, width]`, integers; `VOID` is left out.
-    class_ids: `[classes]`, the label of each class in the maps.
+    class_ids: `[classes]`, the label of each class in the label maps.
 
   Returns:
     Image numbers and class numbers, two integer arrays `[pairs]`.
 
   Raises:
-    ValueError: the label maps are not integers of three dimensions, or there is
-      no class, or one is void.
+    ValueError: the label maps are not integers of three dimensions, there is no
+      class, or a class is void.
   """
   label_maps = np.asarray(label_maps)
   if label_maps.ndim != 3 or label_maps.dtype.kind not in "iu":
@@ -45,7 +45,7 @@ def mask_pairs(
         f"got {class_ids.tolist()}.")
   known = (label_maps != VOID).sum((1, 2))
   inside = np.stack(
-      [(label_maps == one).sum((1, 2)) for one in class_ids], axis=1)
+      [(label_maps == class_id).sum((1, 2)) for class_id in class_ids], axis=1)
   return np.nonzero((inside > 0) & (inside < known[:, None]))
 
 
@@ -59,25 +59,25 @@ def localization(
   """Judges one map for each mask.
 
   Args:
-    maps: `[pairs, height, width]`, finite, not negative; brought to the masks'
-      size first, bilinear.
-    masks: bool `[pairs, height, width]`, each with pixels in and out.
-    valid: bool, same shape; False marks void pixels, which count nowhere. None
-      for no void.
+    maps: `[pairs, height, width]`, finite, not negative; first resized to the
+      masks' size, bilinear.
+    masks: bool `[pairs, height, width]`, each with pixels inside and outside.
+    valid: bool, same shape; False marks void pixels, which never count. None
+      for no void pixels.
     tolerance: pixels by which the pointing game may miss, 0 or more.
 
   Returns:
     For each name a float64 array `[pairs]`:
-    - roc_auc: chance that a pixel inside scores above one outside, ties half
-      (a dead map gets 0.5).
-    - pointing: whether the strongest valid pixel lies inside, or within the
-      tolerance of it; among tied ones the share that does.
+    - roc_auc: probability that a pixel inside scores above a pixel outside;
+      ties count half, so a dead map gets 0.5.
+    - pointing: whether the strongest valid pixel lies inside the mask or within
+      the tolerance of it; for tied pixels the share inside.
     - energy_inside: share of the map's sum that lies inside; 0 for a dead map.
-    - average_precision: of pixels ranked by the map, mean precision at each
-      pixel inside; tied pixels come at one threshold, so that a dead map gets
-      the mask's share of the picture.
-    - best_iou: overlap of the mask with what lies at or above a threshold, at
-      the threshold that suits it best.
+    - average_precision: mean precision at each pixel inside, of pixels ranked
+      by the map. Tied pixels share a threshold, so a dead map gets the mask's
+      share of the image.
+    - best_iou: overlap of the mask with the pixels at or above a threshold, for
+      the best threshold.
 
   Raises:
     ValueError: shapes that do not fit, a mask without an inside or an outside,
@@ -113,19 +113,19 @@ def localization(
 
 
 def box_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Turns boxes into masks, one each.
+  """Turns each box into a mask.
 
   Args:
     boxes: `[boxes, 4]`: top, left, bottom, right, in pixels; a pixel is inside
-      where its middle is.
-    height: of the picture.
-    width: of the picture.
+      if its middle is.
+    height: of the image.
+    width: of the image.
 
   Returns:
     bool `[boxes, height, width]`.
 
   Raises:
-    ValueError: another shape, or a box that holds no pixel or all.
+    ValueError: another shape, or a box that holds no pixel or all pixels.
   """
   boxes = np.asarray(boxes, np.float64)
   if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -147,13 +147,14 @@ def box_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def centre_prior(height: int, width: int) -> np.ndarray:
-  """A map that knows nothing but that objects stand in the middle.
+  """Returns a map of the centre, as a baseline for localization.
 
-  Put its scores beside every localization score.
+  It only assumes that objects stand in the middle. Report its scores beside
+  every localization score.
 
   Args:
-    height: positions down.
-    width: positions across.
+    height: number of rows.
+    width: number of columns.
 
   Returns:
     A Gaussian of a quarter of each side, float32 `[height, width]`, peak 1.
@@ -196,19 +197,19 @@ def _judge(
 
 
 def _thresholds(values: np.ndarray, hits: np.ndarray) -> tuple[float, float]:
-  """Average precision, and the largest overlap, over all thresholds."""
+  """Returns average precision and the largest overlap over all thresholds."""
   order = np.argsort(-values, kind="stable")
   ordered = values[order]
-  last = np.append(ordered[1:] != ordered[:-1], True)  # Of each run of ties.
-  found = np.cumsum(hits[order])[last]
+  last = np.append(ordered[1:] != ordered[:-1], True)  # The last of each tie.
+  hit_counts = np.cumsum(hits[order])[last]
   taken = np.flatnonzero(last) + 1
-  gained = np.diff(found, prepend=0)
-  precision = (gained * found / taken).sum() / hits.sum()
-  return precision, (found / (taken + hits.sum() - found)).max()
+  gained = np.diff(hit_counts, prepend=0)
+  precision = (gained * hit_counts / taken).sum() / hits.sum()
+  return precision, (hit_counts / (taken + hits.sum() - hit_counts)).max()
 
 
 def _grown(mask: np.ndarray, radius: int) -> np.ndarray:
-  """Marks the pixels within a Euclidean distance of the mask."""
+  """Marks the pixels within a Euclidean distance of a mask."""
   if not radius:
     return mask
   grown = np.zeros_like(mask)

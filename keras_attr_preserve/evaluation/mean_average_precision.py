@@ -1,4 +1,4 @@
-"""The task metric of multi-label nets."""
+"""The task metric of multi-label models."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ __all__ = ["mean_average_precision"]
 
 
 def mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-  """Averages over the classes the average precision of each.
+  """Returns the mean of the classes' average precisions.
 
   Args:
     labels: multi-hot `[images, classes]`.
     scores: `[images, classes]`, larger for more certain; any monotone scale.
 
   Returns:
-    The mean over the classes that have a positive, 0..1. Images of equal score
-    count at one threshold, as in `sklearn.metrics.average_precision_score`.
+    The mean over the classes with a positive image, 0..1. Images of equal score
+    share a threshold, as in `sklearn.metrics.average_precision_score`.
 
   Raises:
     ValueError: the shapes differ, no class has a positive, or NaN.
@@ -28,17 +28,17 @@ def mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
     raise ValueError("scores must be finite; got NaN or infinity.")
   if not labels.any():
     raise ValueError("labels must mark at least one image for some class.")
-  # How many images stand at or above each image's score: its threshold's rank.
+  # The number of images at or above each image's score.
   at_least = len(scores) + 1 - _lowest_ranks(scores.T)
   precisions = []
   for hits, rank in zip(labels.T, at_least):
     if hits.any():
-      found = (rank[hits][:, None] >= rank[hits][None]).sum(1)
-      precisions.append(np.mean(found / rank[hits]))
+      counts = (rank[hits][:, None] >= rank[hits][None]).sum(1)
+      precisions.append(np.mean(counts / rank[hits]))
   return float(np.mean(precisions))
 
 
 def _lowest_ranks(rows: np.ndarray) -> np.ndarray:
-  """Ranks each row from 1, giving equal values the lowest rank they share."""
+  """Ranks each row from 1; equal values get their lowest rank."""
   return np.stack([
       np.searchsorted(np.sort(row), row, side="left") + 1 for row in rows])

@@ -1,4 +1,4 @@
-"""Ranks with ties averaged, which Spearman's rho and ROC-AUC both rest on."""
+"""Average ranks, for Spearman's rho and ROC-AUC, and Kendall's tau."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ __all__ = ["average_ranks", "kendall"]
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-  """Ranks each row, giving equal values the mean of the ranks they share.
+  """Ranks each row; equal values get the mean of their ranks.
 
   Args:
     values: `[rows, columns]`, finite.
@@ -32,8 +32,8 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
 def kendall(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
   """Correlates rows by the order of every pair of columns (tau-b).
 
-  Pairs out of order are counted while a merge sort puts them in order, so that
-  a row of n columns takes n log(n)^2 steps and not n^2.
+  A merge sort counts the pairs out of order. So a row of n columns takes
+  n log(n)^2 steps and not n^2.
 
   Args:
     ours: `[rows, columns]`, finite.
@@ -45,11 +45,12 @@ def kendall(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
   References:
     Knight 1966, https://doi.org/10.1080/01621459.1966.10480879.
   """
-  # Whole numbers in place of values; ties keep one.
-  ours, theirs = (2 * average_ranks(one) for one in (ours, theirs))
+  # Integer ranks replace the values; equal values get equal ranks.
+  ours, theirs = (2 * average_ranks(values) for values in (ours, theirs))
   columns = ours.shape[1]
   order = np.lexsort((theirs, ours), axis=1)
-  ours, theirs = (np.take_along_axis(one, order, 1) for one in (ours, theirs))
+  ours, theirs = (np.take_along_axis(values, order, 1)
+                  for values in (ours, theirs))
   pairs = columns * (columns - 1) / 2
   both = _tied_pairs(ours * (2 * columns + 1) + theirs)
   tied, other_tied = _tied_pairs(ours), _tied_pairs(np.sort(theirs, axis=1))
@@ -61,7 +62,7 @@ def kendall(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def _tied_pairs(ordered: np.ndarray) -> np.ndarray:
-  """Counts the pairs of equal values in rows in which equals stand together."""
+  """Counts the pairs of equal values in rows with equal values adjacent."""
   new = np.ones(ordered.shape, bool)
   new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
   columns = np.arange(ordered.shape[1])
@@ -70,7 +71,7 @@ def _tied_pairs(ordered: np.ndarray) -> np.ndarray:
 
 
 def _inversions(rows: np.ndarray) -> np.ndarray:
-  """Counts, in each row, the pairs whose first is the larger."""
+  """Counts the pairs in each row whose first value is larger."""
   count, columns = rows.shape
   size = 1 << max(1, (columns - 1).bit_length())
   rows = np.pad(rows, [(0, 0), (0, size - columns)], constant_values=np.inf)

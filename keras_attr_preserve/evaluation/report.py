@@ -1,4 +1,4 @@
-"""What a verification found: figures, files and a gate."""
+"""The report of a verification: figures, files and requirements."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ _NO_SCORES = ("same_class",)
 
 
 class Examples(NamedTuple):
-  """Some images with both maps, to be looked at.
+  """Example images with both maps.
 
   Attributes:
-    numbers: of the images, among those verified.
+    numbers: indices of the images among the verified images.
     images: `[examples, height, width, channels]`.
     reference: the teacher's maps, `[examples, map height, map width]`.
-    maps: the file's.
-    value_range: what is drawn black and white.
+    maps: the file's maps, `[examples, map height, map width]`.
+    value_range: the values drawn black and white.
   """
 
   numbers: list[int]
@@ -39,15 +39,15 @@ class Examples(NamedTuple):
 
 
 class ShortfallError(AssertionError):
-  """A report falls short of what `Report.require` asks; says by how much."""
+  """A report misses limits of `Report.require`; the message has the figures."""
 
 
 def summarize(values: np.ndarray, name: str = "") -> dict[str, float]:
-  """Gives a score's mean and median, the 5 % that are worse, and the worst.
+  """Returns a score's mean, median, bad 5 % quantile and worst value.
 
   Args:
     values: one per image; NaN is left out.
-    name: the score's name; of "l2" the large values are the bad ones.
+    name: the score's name; for "l2" large values are bad.
 
   Returns:
     "mean", "median", "p5" and "worst"; NaN where no value is left.
@@ -65,20 +65,20 @@ def summarize(values: np.ndarray, name: str = "") -> dict[str, float]:
 
 
 class Report:
-  """Agreement of a shipped file's maps with its teacher's.
+  """Agreement of a file's attribution maps with its teacher's.
 
   Attributes:
     scores: per image, as `agreement` gives them; NaN where the teacher's map is
       all zero. "same_class" is 1 where the top classes agree. A judge's scores
-      carry its name, "occlusion_cosine", and are NaN where it was not asked.
-    dead: share of the file's maps that are all zero although the teacher's are
-      not, 0..1.
-    facts: what was judged: file, layer, method, runtime, sizes.
+      carry its name, "occlusion_cosine", and are NaN where it did not run.
+    dead: share of images whose file map is all zero although the teacher's map
+      is not, 0..1.
+    facts: the file, layer, method, runtime and sizes.
     examples: images of the lowest cosine, the worst first; None for none.
-    warnings: sentences that put the figures in doubt; the text of the report
-      begins with them, and no requirement is met.
-    image_names: of the images, where they have names, such as those of files;
-      None otherwise. `save` calls the images by them.
+    warnings: sentences that put the figures in doubt. The report's text begins
+      with them, and `require` fails.
+    image_names: names of the images, such as file names, or None. `save` uses
+      them.
   """
 
   def __init__(
@@ -103,12 +103,12 @@ class Report:
     return float(np.mean(self.scores["same_class"]))
 
   def summary(self) -> dict[str, dict[str, float]]:
-    """Gives mean, median, 5th percentile and worst of every map score."""
+    """Returns mean, median, 5th percentile and worst of every map score."""
     return {name: summarize(values, name)
             for name, values in self.scores.items() if name not in _NO_SCORES}
 
   def worst_images(self, count: int = 5, score: str = "cosine") -> list[int]:
-    """Numbers the images that a score rates worst, the worst first."""
+    """Lists the indices of a score's worst images, the worst first."""
     return worst_numbers(self.scores[score], count, score)
 
   def require(
@@ -118,21 +118,21 @@ class Report:
       dead: float | None = None,
       **limits: float,
   ) -> "Report":
-    """Demands that the figures are good enough.
+    """Raises an error unless the figures meet the limits.
 
     Args:
       prediction_agreement: the least share of equal top classes, 0..1.
       dead: the largest share of dead maps, 0..1.
-      **limits: the least value of a score's mean, such as `cosine=0.9`, or of
-        its median, 5th percentile or worst image, `cosine_median=0.9`,
-        `cosine_p5=0.8`, `cosine_worst=0.5`, or of a judge's,
-        `occlusion_cosine=0.9`; of l2 the largest.
+      **limits: the least value of a score's mean, such as `cosine=0.9` or a
+        judge's `occlusion_cosine=0.9`. A suffix limits its median, 5th
+        percentile or worst image: `cosine_median=0.9`, `cosine_p5=0.8`,
+        `cosine_worst=0.5`. For l2 the limit is the largest value.
 
     Returns:
       The report itself.
 
     Raises:
-      ShortfallError: something falls short; the message has the figures.
+      ShortfallError: a limit is missed; the message has the figures.
       ValueError: a limit names no score.
     """
     short = self.shortfalls(
@@ -148,7 +148,7 @@ class Report:
       dead: float | None = None,
       **limits: float,
   ) -> list[str]:
-    """Says what `require` would raise for, a phrase each; arguments alike."""
+    """Lists a phrase for each missed limit; the arguments are as `require`."""
     short = list(self.warnings)
     for key, limit in limits.items():
       name, value = self._figure(key)
@@ -177,7 +177,7 @@ class Report:
     return name, summary[name][statistic]
 
   def __str__(self) -> str:
-    """The figures as a table of text."""
+    """Returns the figures as a table of text."""
     lines = [*self.warnings, *facts_lines(self.facts)]
     lines += ["", f"{'agreement of maps':<22}" + "".join(
         f"{head:>9}" for head in _HEADS)]
@@ -191,7 +191,7 @@ class Report:
     return "\n".join(lines)
 
   def to_dict(self) -> dict[str, Any]:
-    """Gives facts and figures as plain values; NaN becomes None."""
+    """Returns facts and figures as plain values; NaN becomes None."""
     return plain({
         "warnings": self.warnings,
         **self.facts,
@@ -204,20 +204,20 @@ class Report:
     })
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the figures, a row an image, and the worst images.
+    """Writes the figures, a row per image, and the worst images.
 
-    `report.json` holds the figures, `report.csv` every image's; `worst.png`
-    shows the images of the lowest cosine, each with its number and cosine over
-    it: the picture, the teacher's map and the file's. Where images have names,
-    these stand in place of their numbers, but for "worst_images" of
-    `report.json`, which "worst_names" goes with.
+    `report.json` holds the figures, and `report.csv` the figures of each image.
+    `worst.png` shows the images of the lowest cosine under their number and
+    cosine: the image, the teacher's map and the file's map. Names replace the
+    numbers if the images have names. Only "worst_images" of `report.json` keeps
+    numbers, and "worst_names" holds the names.
 
     Args:
-      folder: created if need be; files of these names are replaced.
+      folder: created if needed; files of these names are replaced.
 
     Raises:
       OSError: the folder cannot be written to.
-      ValueError: there are more or fewer names than images.
+      ValueError: the numbers of names and images differ.
     """
     columns = list(self.scores.values())
     names = self.image_names
@@ -236,42 +236,42 @@ class Report:
     write_whole(path / "report.csv", table.getvalue())
     write_whole(path / "report.json",
                 json.dumps(self.to_dict(), indent=2) + "\n")
-    some = self.examples
+    examples = self.examples
 
-    def title(number):  # The font has ASCII alone.
+    def title(number):  # The font has only ASCII.
       return f"image {number}" if self.image_names is None else str(
           names[number]).encode("ascii", "backslashreplace").decode()
 
-    # Those of an older report are not these.
+    # An older report's file shows other images.
     (path / "worst.png").unlink(missing_ok=True)
-    if some is not None and some.numbers:
+    if examples is not None and examples.numbers:
       write_whole(path / "worst.png", labelled_png(
-          some.images, some.reference, some.maps,
-          value_range=some.value_range,
+          examples.images, examples.reference, examples.maps,
+          value_range=examples.value_range,
           heads=("picture", "teacher", "file"),
           labels=[f"{title(i)}: cosine {self.scores['cosine'][i]:.4f}"
-                  for i in some.numbers]))
+                  for i in examples.numbers]))
 
 
 def worst_numbers(
     values: np.ndarray, count: int, name: str = "") -> list[int]:
-  """Numbers the worst of a score's values, the worst first; not NaN."""
+  """Lists the indices of a score's worst values, the worst first; no NaN."""
   values = -values if _lower_is_better(name) else values
   order = np.argsort(values, kind="stable")
   return [int(i) for i in order if not np.isnan(values[i])][:count]
 
 
 def facts_lines(facts: Mapping[str, Any]) -> list[str]:
-  """A line of text for each fact."""
+  """Returns a line of text for each fact."""
   return [f"{name:<22}{value}" for name, value in facts.items()]
 
 
 def plain(value: Any) -> Any:
-  """Turns NumPy's values into Python's, and what JSON lacks into None."""
+  """Turns NumPy's values into Python's, and NaN and infinity into None."""
   if isinstance(value, Mapping):
-    return {key: plain(one) for key, one in value.items()}
+    return {key: plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [plain(one) for one in value]
+    return [plain(item) for item in value]
   if isinstance(value, np.generic):
     value = value.item()
   return None if isinstance(value, float) and not np.isfinite(value) else value

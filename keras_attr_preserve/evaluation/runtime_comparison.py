@@ -1,4 +1,4 @@
-"""Reports of one file on several runtimes, side by side."""
+"""Compares the reports of one file on several runtimes."""
 
 import json
 import os
@@ -25,22 +25,22 @@ def apart(
     maps: np.ndarray, logits: np.ndarray, other_maps: np.ndarray,
     other_logits: np.ndarray, step: float,
 ) -> dict[str, float | int | None]:
-  """Says how far two runs of one file are from each other.
+  """Measures the difference of two runs of one file.
 
   Args:
     maps: `[images, height, width]`.
     logits: `[images, classes]`.
     other_maps: of the other run, the same shape.
     other_logits: of the other run, the same shape.
-    step: what the last bit of a logit is worth; 0 where logits are floats.
+    step: the value of a logit's last bit; 0 where logits are floats.
 
   Returns:
     - equal_logits: share of the logits that are equal to the last bit.
     - largest: largest difference of a logit.
-    - steps: the same in last bits of the integer; None where it is a float.
+    - steps: the same in last bits of the integer; None for float logits.
     - equal_maps: share of the maps that are equal to the last bit.
-    - map_cosine_worst: the least cosine of a pair of maps; NaN where all of the
-      first run's are zero.
+    - map_cosine_worst: the least cosine of a pair of maps; NaN where all maps
+      of the first run are zero.
   """
   largest = float(np.abs(logits - other_logits).max())
   cosine = agreement(maps, other_maps)["cosine"]
@@ -55,12 +55,13 @@ def apart(
 
 
 class Comparison:
-  """What `verify` found on several runtimes.
+  """The reports of `verify` on several runtimes.
 
   Attributes:
     reports: a `Report` for each runtime, by name.
-    refused: why each other runtime cannot run the file, by name.
-    differences: for each pair of runtimes, `(one, other)`, what `apart` gives.
+    refused: for each other runtime the reason why it cannot run the file.
+    differences: for each pair of runtimes, `(one, other)`, the result of
+      `apart`.
   """
 
   def __init__(
@@ -75,7 +76,7 @@ class Comparison:
     self.differences = dict(differences)
 
   def require(self, **limits: float) -> "Comparison":
-    """Demands of every runtime what `Report.require` demands of one.
+    """Calls `Report.require` for every runtime.
 
     Args:
       **limits: as for `Report.require`.
@@ -84,7 +85,7 @@ class Comparison:
       The comparison itself.
 
     Raises:
-      ShortfallError: a runtime falls short; the message has all the figures.
+      ShortfallError: a runtime misses a limit; the message has all figures.
       ValueError: a limit names no score.
     """
     short = []
@@ -97,7 +98,7 @@ class Comparison:
     return self
 
   def __str__(self) -> str:
-    """One table: a column a runtime; then how far they are apart."""
+    """Returns a table with a column per runtime, and their differences."""
     first = next(iter(self.reports.values()))
     lines = [*dict.fromkeys(
         warning for report in self.reports.values()
@@ -107,7 +108,7 @@ class Comparison:
     lines += ["", _row("agreement of maps", self.reports)]
     columns = [_figures(report) for report in self.reports.values()]
     for name in columns[0]:
-      lines.append(_row(name, [f"{one[name]:.4f}" for one in columns]))
+      lines.append(_row(name, [f"{column[name]:.4f}" for column in columns]))
     lines += [f"{name + ' cannot':<22}{reason}"
               for name, reason in self.refused.items()]
     if self.differences:
@@ -119,7 +120,7 @@ class Comparison:
     return "\n".join(lines)
 
   def to_dict(self) -> dict[str, Any]:
-    """Gives reports and differences as plain values; NaN becomes None."""
+    """Returns reports and differences as plain values; NaN becomes None."""
     return plain({
         "runtimes": {name: report.to_dict()
                      for name, report in self.reports.items()},
@@ -129,10 +130,10 @@ class Comparison:
     })
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes `comparison.json`, and each report in a folder of its runtime.
+    """Writes `comparison.json`, and each report in its runtime's folder.
 
     Args:
-      folder: created if need be; files of these names are replaced.
+      folder: created if needed; files of these names are replaced.
 
     Raises:
       OSError: the folder cannot be written to.
@@ -145,7 +146,7 @@ class Comparison:
 
 
 def _figures(report: Report) -> dict[str, float]:
-  """Means, and of the cosines the low end too, by the names of the rows."""
+  """Returns the means by row name; for cosines also the low values."""
   figures = {}
   for name, row in report.summary().items():
     figures[name] = row["mean"]

@@ -1,4 +1,4 @@
-"""Whether maps depend on what a net has learned."""
+"""Tests whether attribution maps depend on a model's trained weights."""
 
 from collections.abc import Callable, Iterator
 
@@ -19,28 +19,28 @@ def cascading_randomization(
     magnitudes: bool = True,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-  """Randomizes a net's layers one after the other, from the scores down.
+  """Randomizes a model's layers one after the other, from the last layer on.
 
-  The maps of a method that shows what the net has learned part from the
-  original ones; those of an edge detector stay.
+  Maps that depend on the trained weights change. The maps of an edge detector
+  stay the same.
 
   Args:
-    model: a built `tf_keras` model, but for one wrapped for quantization-aware
-      training, which cannot be copied; a copy is randomized. Each weight gets
-      normally distributed values of its own mean and spread, a variance their
-      magnitude.
+    model: a built `tf_keras` model. A copy of it is randomized, so it must not
+      be wrapped for quantization-aware training. Each weight gets normally
+      distributed values of its own mean and standard deviation; a variance gets
+      their magnitudes.
     images: `[images, height, width, channels]`.
-    explain: `(model, images) -> maps [images, height, width]`; name the class
-      in it, since a random net's top class is another.
+    explain: `(model, images) -> maps [images, height, width]`. It should fix
+      the class, because a random model has another top class.
     score: the agreement to report; see `agreement`.
     magnitudes: whether maps are compared without their signs.
     seed: of the weights.
 
   Returns:
-    For each layer with weights, from the last, the agreement of the maps, once
-    it and all behind it are random, with the original ones, `[images]`; those
-    of a nested model as "model/layer". First of all "none", that of the copy as
-    it is.
+    A dict from each layer with weights, the last first, to an agreement
+    `[images]`. It compares the original maps with the maps when this layer and
+    all later layers are random. A layer of a nested model is named
+    "model/layer". The first key is "none", for the copy without random layers.
 
   Raises:
     TypeError, ValueError: the model is not as above.
@@ -53,20 +53,20 @@ def cascading_randomization(
   rng = np.random.default_rng(seed)
 
   def maps(net):
-    found = np.asarray(explain(net, images))
-    return np.abs(found) if magnitudes else found
+    values = np.asarray(explain(net, images))
+    return np.abs(values) if magnitudes else values
 
   def compared():
     return agreement(reference, maps(copy), scores=(score,))[score]
 
   reference = maps(model)
-  found = {"none": compared()}
+  agreements = {"none": compared()}
   for name, layer in reversed(list(_layers(copy))):
     if any(weight.dtype.is_floating for weight in layer.weights):
       layer.set_weights([_drawn(rng, weight.name, value) for weight, value
                          in zip(layer.weights, layer.get_weights())])
-      found[name] = compared()
-  return found
+      agreements[name] = compared()
+  return agreements
 
 
 def _layers(

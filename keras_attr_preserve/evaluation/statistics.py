@@ -1,4 +1,4 @@
-"""How sure a mean is, and what chance alone would give."""
+"""Confidence intervals of a mean, and the scores of chance."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,14 @@ def confidence_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-  """Bootstraps an interval for a statistic of one value an image.
+  """Bootstraps an interval for a statistic of one value per image.
 
   Args:
-    values: `[images]`, not infinite; NaN is left out. Of one value alone the
-      interval is that value, which says nothing of how sure it is.
+    values: `[images]`, not infinite; NaN is left out. With a single value the
+      interval is that value, and says nothing about its uncertainty.
     statistic: a function of an array that takes `axis`.
     level: share of the resampled statistics inside, between 0 and 1.
-    draws: resamplings, 100 or more.
+    draws: number of resamplings, 100 or more.
     seed: of the drawing.
 
   Returns:
@@ -50,10 +50,11 @@ def confidence_interval(
   if not len(values):
     return float("nan"), float("nan")
   rng = np.random.default_rng(seed)
-  found = [statistic(values[rng.integers(0, len(values), len(values))], axis=0)
-           for _ in range(draws)]
+  resampled = [
+      statistic(values[rng.integers(0, len(values), len(values))], axis=0)
+      for _ in range(draws)]
   low, high = np.percentile(
-      found, [50 * (1 - level), 50 * (1 + level)])
+      resampled, [50 * (1 - level), 50 * (1 + level)])
   return float(low), float(high)
 
 
@@ -61,20 +62,20 @@ def random_floor(
     reference: np.ndarray, *, kind: str = "other_image", seed: int = 0,
     **settings,
 ) -> dict[str, np.ndarray]:
-  """Scores maps that know nothing, to see what a score is worth.
+  """Scores unrelated maps, as a baseline for the scores of a method.
 
-  Maps of late layers are smooth and sit in the middle: those of two pictures
-  have a high cosine as it is.
+  Maps of late layers are smooth and peak in the middle. So the maps of two
+  different images have a high cosine anyway.
 
   Args:
     reference: `[images, height, width]`.
-    kind: "other_image", each map against another image's; or "noise", against
+    kind: "other_image" compares each map with another image's map; "noise" with
       uniform noise.
     seed: of the drawing.
-    **settings: of `agreement`.
+    **settings: arguments of `agreement`.
 
   Returns:
-    As `agreement` gives it.
+    The result of `agreement`.
 
   Raises:
     ValueError: an argument is not as above, or one image alone.
@@ -90,5 +91,5 @@ def random_floor(
     raise ValueError("reference must hold two images or more; got one.")
   order = rng.permutation(len(reference))
   others = np.empty(len(reference), int)
-  others[order] = np.roll(order, 1)  # One round trip: nobody meets himself.
+  others[order] = np.roll(order, 1)  # One cycle, so no image meets itself.
   return agreement(reference, reference[others], **settings)

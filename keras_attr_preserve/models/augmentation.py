@@ -1,4 +1,4 @@
-"""The layers at a model's start that change pictures at random in training."""
+"""The layers at a model's start that change images at random in training."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ _RANDOM = (*_OF_ONE_SIZE, _layers.RandomCrop, _layers.RandomHeight,
 
 
 class Augmentation:
-  """What a model does to pictures by itself in training, apart from the rest.
+  """Runs a model's own random image layers apart from the rest of the model.
 
-  A teacher runs as in use, where such layers do nothing; to compare maps, it is
-  to be shown what they make for the student.
+  The teacher runs in inference mode, where such layers do nothing. To compare
+  maps, the teacher must see the images that the student's layers made.
 
       seen = augmentation(images, training=True)
       with augmentation.done():
@@ -34,18 +34,17 @@ class Augmentation:
 
     Args:
       model: any `tf_keras` model.
-      core: the Functional or Sequential one that makes its output: itself, for
-        the most part.
+      core: the Functional or Sequential model that makes its output, usually
+        the model itself.
 
     Raises:
-      ValueError: there are some behind or beside other layers, or of those
-        that change the size, so that what they make are no pictures that
-        another model can be shown.
+      ValueError: random layers stand behind or beside other layers, or change
+        the size. Another model cannot be given their outputs.
     """
     layers, tensor, others = _leading(core)
     if model is not core:
-      others += [one for one in model.layers if one is not core]
-    late = [one.name for one in others if _augments(one)]
+      others += [layer for layer in model.layers if layer is not core]
+    late = [layer.name for layer in others if _augments(layer)]
     if late:
       raise ValueError(
           f"model {model.name!r} changes pictures at random in its layers "
@@ -56,18 +55,18 @@ class Augmentation:
     self._swaps = [CallSwap(layer, _as_it_is) for layer in layers]
 
   def __bool__(self) -> bool:
-    """Says whether there are any."""
+    """Says whether the model has such layers."""
     return self._net is not None
 
   def __call__(self, images: Any, training: bool) -> Any:
-    """Gives what they make of images; as they come where there are none."""
+    """Runs the layers on images; without layers the images stay unchanged."""
     if self._net is None:
       return images
     return self._net(images, training=training)
 
   @contextlib.contextmanager
   def done(self) -> Iterator[None]:
-    """Has the model's layers leave pictures as they are inside the block."""
+    """Makes the model's layers return images unchanged inside the block."""
     with contextlib.ExitStack() as stack:
       for swap in self._swaps:
         stack.enter_context(swap.on())
@@ -76,7 +75,7 @@ class Augmentation:
 
 def _as_it_is(
     own_call: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
-  """A layer's `call`, in place of its own."""
+  """Replaces a layer's `call` and returns the inputs."""
   del own_call, args, settings
   return inputs
 
@@ -84,30 +83,30 @@ def _as_it_is(
 def _leading(
     core: keras.Model
 ) -> tuple[list[keras.layers.Layer], Any, list[keras.layers.Layer]]:
-  """Finds the random layers that come first, the tensor behind, and others."""
-  found, tensor, made = [], core.inputs[0], [*calls(core)]
+  """Finds the random layers that come first, their output, and the rest."""
+  leading, tensor, remaining = [], core.inputs[0], [*calls(core)]
   while len(core.inputs) == 1:
-    readers = [one for one in made
-               if any(read is tensor for read in one[1].keras_inputs)]
+    readers = [call for call in remaining
+               if any(read is tensor for read in call[1].keras_inputs)]
     if len(readers) != 1 or not only_augments(readers[0][0]):
       break
-    made.remove(readers[0])
-    found.append(readers[0][0])
+    remaining.remove(readers[0])
+    leading.append(readers[0][0])
     tensor = readers[0][1].outputs
-  return found, tensor, [layer for layer, _ in made]
+  return leading, tensor, [layer for layer, _ in remaining]
 
 
 def only_augments(layer: keras.layers.Layer) -> bool:
-  """Says whether it changes pictures at random, not their size, and no more."""
+  """Says whether a layer only changes images at random and keeps their size."""
   if not has_graph(layer):
     return isinstance(layer, _OF_ONE_SIZE)
   return _augments(layer) and all(
-      isinstance(one, _layers.InputLayer) or only_augments(one)
-      for one in layer.layers)
+      isinstance(inner, _layers.InputLayer) or only_augments(inner)
+      for inner in layer.layers)
 
 
 def _augments(layer: keras.layers.Layer) -> bool:
-  """Says whether it, or a layer that it holds, changes pictures at random."""
+  """Says whether a layer, or a layer inside it, changes images at random."""
   if not isinstance(layer, keras.Model):
     return isinstance(layer, _RANDOM)
-  return any(_augments(one) for one in layer.layers)
+  return any(_augments(inner) for inner in layer.layers)

@@ -1,11 +1,10 @@
-"""A batch's statistics, constants to the sensitivities of its images.
+"""Takes a batch's statistics as constants in the sensitivities of its images.
 
-In training mode a batch normalization subtracts from each image's gradient its
-share in the batch's mean and variance, so that the sensitivity of one image
-tells of all the others. What is explained is a model that runs on one image
-with statistics that stand still: its sensitivity is that of the model with this
-batch's statistics frozen. How the sensitivity depends on the weights stays
-exact, since the statistics move with the weights.
+In training mode each image contributes to a batch normalization's mean and
+variance. The sensitivity of one image then depends on all the others. In use
+the model runs on one image with fixed statistics. So a sensitivity is computed
+with this batch's statistics frozen. Its derivative by the weights stays exact,
+because the statistics depend on the weights.
 """
 
 import contextlib
@@ -26,11 +25,11 @@ _pass = threading.local()
 
 @contextlib.contextmanager
 def still_statistics() -> Iterator[None]:
-  """Takes batch statistics for constants in this thread's gradients.
+  """Takes batch statistics as constants in this thread's gradients.
 
   Yields:
-    Nothing. Gradients computed in the block through a model that ran inside
-    `StillStatistics.on` treat the mean and the variance of a batch as numbers.
+    Nothing. Gradients computed in the block treat the mean and variance of a
+    batch as constants, if the model ran inside `StillStatistics.on`.
   """
   before = getattr(_pass, "still", False)
   _pass.still = True
@@ -41,15 +40,14 @@ def still_statistics() -> Iterator[None]:
 
 
 class StillStatistics:
-  """Lets a model's BatchNormalization layers have two gradients.
+  """Gives a model's BatchNormalization layers two gradients.
 
-  Only layers of this class, or derived from it, are touched. A
-  LayerNormalization uses the same TensorFlow operation, and its statistics are
-  the image's own.
+  Other layers stay unchanged. A LayerNormalization uses the same TensorFlow
+  operation, but its statistics are the image's own.
   """
 
   def __init__(self, model: keras.Model):
-    """Finds the layers, wherever the model holds them.
+    """Finds the layers at any depth of the model.
 
     Args:
       model: any `tf_keras` model.
@@ -64,8 +62,8 @@ class StillStatistics:
     """Gives both gradients to what the model computes inside the block.
 
     Raises (when the layer runs):
-      ValueError: a layer computes its statistics in a way that is not known
-        here: with a mask, renorm or virtual batches.
+      ValueError: a layer computes its statistics with a mask, renorm or virtual
+        batches.
     """
     with contextlib.ExitStack() as stack:
       for swap in self._swaps:
@@ -94,10 +92,11 @@ def _with_two_gradients(layer: keras.layers.BatchNormalization):
 
 @tf.custom_gradient
 def _still(inputs: tf.Tensor, outputs: tf.Tensor, factor: tf.Tensor):
-  """Returns the outputs; their gradient goes one of two ways.
+  """Returns the outputs, with one of two gradients.
 
-  To the outputs as they were computed; or, in a `still_statistics` block, past
-  the statistics, to the inputs alone.
+  The usual gradient passes through the layer's own computation. In a
+  `still_statistics` block it goes directly to the inputs, without the
+  statistics.
   """
   def gradient(upstream: tf.Tensor):
     if getattr(_pass, "still", False):
@@ -109,10 +108,10 @@ def _still(inputs: tf.Tensor, outputs: tf.Tensor, factor: tf.Tensor):
 
 def _factor(
     layer: keras.layers.BatchNormalization, inputs: tf.Tensor) -> tf.Tensor:
-  """What the layer multiplies its inputs with, channel by channel.
+  """Returns the factor by which the layer multiplies each channel.
 
-  Computed anew, because TensorFlow's operation hands no gradient on from its
-  own outputs.
+  It is computed again, because TensorFlow's operation passes no gradient
+  through its own statistics.
   """
   channels = {axis % inputs.shape.rank for axis in layer.axis}
   axes = [axis for axis in range(inputs.shape.rank) if axis not in channels]
@@ -131,7 +130,7 @@ def _factor(
 def _mean(
     layer: keras.layers.BatchNormalization, values: tf.Tensor, axes: list[int],
 ) -> tf.Tensor:
-  """The mean over a batch, over all replicas where the layer does so.
+  """Returns the mean over a batch, or over all replicas if the layer does so.
 
   A replica without images has a mean of zeros.
   """

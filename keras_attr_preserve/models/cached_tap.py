@@ -1,4 +1,4 @@
-"""A tap that is made only when it runs."""
+"""A tap that is built only when it runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,25 +16,24 @@ __all__ = ["KnownTap"]
 class KnownTap:
   """A `Tap` for methods whose graphs are kept.
 
-  To make a `Tap` takes longer than a small net takes for a batch of pictures,
-  and a graph that is kept needs none. What is asked of it before it runs is
-  kept too.
+  Building a `Tap` takes longer than a small model takes for a batch of images,
+  and a kept graph needs no tap. The attributes are kept with the graph.
 
   Attributes:
-    input: as of a `Tap`.
-    classes: as of a `Tap`.
-    shapes: as of a `Tap`.
+    input: see `Tap`.
+    classes: see `Tap`.
+    shapes: see `Tap`.
   """
 
   def __init__(self, model: keras.Model, layers: Sequence[str] = ()):
-    """Looks up, or finds out, what a `Tap` says of the model.
+    """Looks up the attributes, or builds a `Tap` to read them.
 
     Args:
       model: a built `tf_keras` model.
-      layers: as of a `Tap`.
+      layers: see `Tap`.
 
     Raises:
-      TypeError, ValueError: as of a `Tap`.
+      TypeError, ValueError: as for `Tap`.
     """
     self._model = check_keras(model)
     self._layers = tuple(layers)
@@ -46,11 +45,11 @@ class KnownTap:
     """Checks images, and moves their channels last.
 
     Args:
-      images: what the model takes, an array or a dict.
+      images: the model's images, an array or a dict.
 
     Returns:
-      float32 `[images, height, width, channels]`, whatever the model's own
-      layout; see `ImageInput.pixels`.
+      float32 `[images, height, width, channels]`, for any layout of the model;
+      see `ImageInput.pixels`.
 
     Raises:
       TypeError, ValueError: other images.
@@ -60,19 +59,19 @@ class KnownTap:
   def pixels(
       self, images: Any, *, places: bool = True, flat: bool = False
   ) -> np.ndarray:
-    """Checks images that a score is traced back to.
+    """Checks images for a method that explains the input by gradients.
 
     Args:
       images: as for `images`.
-      places: whether a map of the input is to be made.
-      flat: whether that needs a height and a width.
+      places: whether the method makes a map of the input.
+      flat: whether the map needs a height and a width.
 
     Returns:
-      As `images`.
+      The same as `images`.
 
     Raises:
-      TypeError, ValueError: other images; or no map can be made of such an
-        input, or no gradient reaches it.
+      TypeError, ValueError: other images; or the input has no map, or no
+        gradient reaches it.
     """
     if places:
       self.input.maps_places(flat)
@@ -87,7 +86,7 @@ class KnownTap:
     """Runs the model once, as a `Tap` does.
 
     Args:
-      pixels: channels last, as `images` gives them.
+      pixels: channels last, the result of `images`.
     """
     return self._made()(self.input.own(pixels))
 
@@ -97,6 +96,6 @@ class KnownTap:
 
   def _made(self) -> Tap:
     if self._tap is None:
-      with tf.init_scope():  # Not as part of a graph that is being traced.
+      with tf.init_scope():  # Stays outside any graph that is being traced.
         self._tap = Tap(self._model, self._layers)
     return self._tap

@@ -1,8 +1,8 @@
-"""Integer images flowing through a model as floats, so that gradients reach.
+"""Runs integer images through a model as floats, so that gradients reach them.
 
-A model of `keras.Input(dtype="uint8")` casts its images to integers, through
-which no gradient goes. Here the layers that read the input are handed the same
-images in floats: what they cast to floats first is then the images themselves.
+A model of `keras.Input(dtype="uint8")` casts its images to integers, and no
+gradient passes through that cast. Here the layers that read the input get the
+same images as floats. Their first cast to floats then changes nothing.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from keras_attr_preserve.models.layers import core_of
 
 __all__ = ["FloatImages"]
 
-# What may differ is the order of rounding, in float16 too.
+# Results may differ by the order of rounding, in float16 too.
 _ROUNDING = (1e-3, 1e-3)
 
 
 class FloatImages:
-  """Runs a model on integers in floats.
+  """Runs a model on integer images as floats.
 
   Attributes:
-    reason: why its integers must stay such, a phrase; "" where they need not.
+    reason: a phrase that says why the model needs integers; "" if it does not.
   """
 
   def __init__(self, model: keras.Model):
-    """Finds the layers, and tries whether floats give the same numbers.
+    """Finds the layers, and tests whether floats give the same numbers.
 
     Args:
       model: a graph of layers, or a subclass around one.
@@ -54,21 +54,21 @@ class FloatImages:
       self._swaps.append(CallSwap(self._core, self._remembering(self._core)))
 
   def of(self, images: Any) -> Any:
-    """Gives images in floats where the model takes integers."""
+    """Casts images to floats if the model takes integers."""
     if not self._integer or self.reason:
       return images
     if isinstance(images, Mapping):
-      return {name: tf.cast(one, tf.float32) if name in self._input.names
-              else one for name, one in images.items()}
+      return {name: tf.cast(value, tf.float32) if name in self._input.names
+              else value for name, value in images.items()}
     return tf.nest.map_structure(
-        lambda one: tf.cast(one, tf.float32), images)
+        lambda value: tf.cast(value, tf.float32), images)
 
   @contextlib.contextmanager
   def flowing(self, images: Any) -> Iterator[None]:
-    """Has the model take floats for what they are inside the block.
+    """Lets the model take floats without a cast inside the block.
 
     Args:
-      images: what it is given; integers flow as they do.
+      images: the model's images; for integers nothing changes.
     """
     if not self._integer or self.reason:
       yield
@@ -88,27 +88,28 @@ class FloatImages:
         self._values().clear()
 
   def _values(self) -> dict[int, tf.Tensor]:
-    """What each graph was given, in this thread."""
+    """Returns the input of each graph, in this thread."""
     if not hasattr(self._given, "values"):
       self._given.values = {}
     return self._given.values
 
   def _follow(self, graph: keras.Model, ends: list[Any] | None) -> None:
-    """Swaps the layers that read a graph's integers.
+    """Swaps the `call` of the layers that read a graph's integers.
 
     Args:
-      graph: whose one input is of integers.
-      ends: gets the first tensors of floats behind it; None for a nested one.
+      graph: a graph with one integer input.
+      ends: collects the first float tensors; None for a nested graph.
     """
     hanging, swapped = {id(graph.inputs[0])}, set()
     for layer, node in calls(graph):
-      if not any(id(one) in hanging for one in node.keras_inputs):
+      if not any(id(tensor) in hanging for tensor in node.keras_inputs):
         continue
-      reads = any(one is graph.inputs[0] for one in node.keras_inputs)
+      reads = any(tensor is graph.inputs[0] for tensor in node.keras_inputs)
       outputs = tf.nest.flatten(node.outputs)
       if ends is not None:
-        ends += [one for one in outputs if one.dtype.is_floating]
-      hanging.update(id(one) for one in outputs if not one.dtype.is_floating)
+        ends += [tensor for tensor in outputs if tensor.dtype.is_floating]
+      hanging.update(id(tensor) for tensor in outputs
+                     if not tensor.dtype.is_floating)
       nested = has_graph(layer) and len(layer.inputs) == 1
       if id(layer) in swapped or not (reads or nested):
         continue
@@ -122,7 +123,7 @@ class FloatImages:
         self._follow(layer, None)
 
   def _handing(self, graph: keras.Model, scaled: bool = False):
-    """A layer's call on what its graph was given, in place of integers."""
+    """Returns a layer's call that takes its graph's float input."""
     dtype = graph.inputs[0].dtype
 
     def call(own_call, *args, **kwargs):
@@ -131,7 +132,7 @@ class FloatImages:
         given = given * tf.cast(self._factor, given.dtype)
 
       def handed(one):
-        # Keras casts what comes to the input's type, and hands that on.
+        # Keras has cast the graph's input to integers; use the floats instead.
         return given if given is not None and tf.is_tensor(one) and (
             one.dtype == dtype and one.shape.rank == given.shape.rank) else one
       args, kwargs = tf.nest.map_structure(handed, (args, kwargs))
@@ -139,7 +140,7 @@ class FloatImages:
     return call
 
   def _remembering(self, graph: keras.Model, around: Any = None):
-    """A model's call that keeps what it is given for its layers."""
+    """Returns a model's call that keeps its input for its layers."""
     handing = None if around is None else self._handing(around)
 
     def call(own_call, *args, **kwargs):
@@ -153,44 +154,45 @@ class FloatImages:
     return call
 
   def _tried(self, ends: list[Any]) -> str:
-    """Runs the layers up to the first floats, on integers and on floats."""
+    """Compares the first float tensors for integer and for float images."""
     what = f"{self._input.whose} takes {self._input.dtype}"
     if not ends:
       return f"{what}, and makes no floats of it"
-    net = keras.Model(self._core.input, ends)
+    model = keras.Model(self._core.input, ends)
     images = self._input.probes(2)
-    wanted = _numbers(net(tf.cast(images, self._input.dtype), training=False))
+    expected = _numbers(
+        model(tf.cast(images, self._input.dtype), training=False))
     try:
-      slope, found = self._flowed(net, images)
-      if slope is not None and not np.allclose(wanted, found, *_ROUNDING):
+      slope, actual = self._flowed(model, images)
+      if slope is not None and not np.allclose(expected, actual, *_ROUNDING):
         # `tf.image.convert_image_dtype` divides integers and leaves floats.
-        self._factor = float(wanted @ found / (found @ found))
-        _, found = self._flowed(net, images)
+        self._factor = float(expected @ actual / (actual @ actual))
+        _, actual = self._flowed(model, images)
     except (TypeError, ValueError, tf.errors.OpError):
       return f"{what}, and its first layers do not take floats in their place"
     if slope is None:
       return f"{what}, and its first layers have no gradient"
-    return "" if np.allclose(wanted, found, *_ROUNDING) else (
+    return "" if np.allclose(expected, actual, *_ROUNDING) else (
         f"{what}, and its first layers make other numbers of the same floats")
 
   def _flowed(
-      self, net: keras.Model, images: np.ndarray) -> tuple[Any, np.ndarray]:
-    """A gradient, None where there is none, and what a net makes of floats."""
+      self, model: keras.Model, images: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Returns a gradient, or None, and a model's outputs for float images."""
     slopes = []
 
     def run(images):
       with self.flowing(images):
-        floats = tf.nest.flatten(net(images, training=False))
+        floats = tf.nest.flatten(model(images, training=False))
       slopes.extend(tf.gradients(floats, images))
       return floats
-    # As a graph: a tape records nothing where a tap is made for one.
+    # Uses a graph, because a tape records nothing while a tap is built.
     graph = tf.function(run, autograph=False).get_concrete_function(
         tf.TensorSpec(images.shape))
     return slopes[0], _numbers(graph(tf.constant(images)))
 
 
 def _numbers(values: Any) -> np.ndarray:
-  """All numbers of some tensors, float32 `[count]`."""
+  """Joins all numbers of some tensors, float32 `[count]`."""
   return np.concatenate([
-      tf.cast(one, tf.float32).numpy().ravel()
-      for one in tf.nest.flatten(values)])
+      tf.cast(tensor, tf.float32).numpy().ravel()
+      for tensor in tf.nest.flatten(values)])

@@ -1,4 +1,4 @@
-"""Models of Keras 3 for tfmot, which takes only those of `tf_keras`."""
+"""Converts Keras 3 models to `tf_keras`, because tfmot takes no others."""
 
 import os
 import zipfile
@@ -18,39 +18,39 @@ from keras_attr_preserve.models.model_files import check_model_file, shortened
 
 __all__ = ["from_keras3"]
 
-_SIZE = 64  # Of the sides that a model leaves open, in the check.
-_TOLERANCE = 1e-5  # Of the largest output.
+_SIZE = 64  # The check uses it for sides of no fixed length.
+_TOLERANCE = 1e-5  # As a share of the largest output.
 _HALF_TOLERANCE = 1e-2  # Where layers compute in 8 or 11 bits of precision.
 _NOISE = 10
 
 
 def from_keras3(model: Any) -> keras.Model:
-  """Gives the `tf_keras` model equal to one of Keras 3.
+  """Converts a Keras 3 model to an equal `tf_keras` model.
 
       teacher = kap.from_keras3("classifier.keras")
       student = prune_low_magnitude(kap.clone_model(teacher), **schedule)
 
   The graph, the weights, the names, the trainable flags and the dtypes are
-  kept; what belongs to training (optimizer, loss, metrics) is not: compile the
-  result. The two models are run on the same random batch, with
-  `training=False`, before this returns. Arithmetic on tensors (`x + y`,
-  `x / 255`, `keras.ops.relu`) becomes layers. As in Keras 3 itself, a
-  `training` fixed where a layer was called yields to the one that `fit` gives.
+  kept. The optimizer, loss and metrics are not: compile the result. Both models
+  run on the same random batch, with `training=False`, before this returns.
+  Arithmetic on tensors (`x + y`, `x / 255`, `keras.ops.relu`) becomes layers.
+  As in Keras 3, the `training` of `fit` overrides the `training` of a layer
+  call.
 
   Args:
     model: a Functional or built Sequential Keras 3 model, on any backend, of
       Keras's own layers; or the path of a `.keras` or `.h5` file that Keras 3
-      saved. It is left as it came. A file is loaded in Keras's safe mode.
+      saved. It stays unchanged. A file is loaded in Keras's safe mode.
 
   Returns:
-    A new, uncompiled model whose outputs differ by at most 1e-5 of the largest
-    on the random batch (1e-2 where it computes in half precision; ten times
-    what rounding the inputs changes, for a net so sensitive to it).
+    A new, uncompiled model. On the random batch its outputs differ by at most
+    1e-5 of the largest, or 1e-2 in half precision. A model that is sensitive to
+    rounding may differ by ten times the effect of rounding its inputs.
 
   Raises:
-    TypeError: it is a `tf_keras` model already, or no model.
-    ValueError: layers cannot be carried over (all are named), the model has no
-      graph, the file cannot be loaded, or the outputs differ.
+    TypeError: the model is a `tf_keras` model already, or no model.
+    ValueError: layers cannot be converted (the message names all of them), the
+      model has no graph, the file cannot be loaded, or the outputs differ.
     ImportError: Keras 3 is not installed.
   """
   keras3 = _keras3()
@@ -64,16 +64,16 @@ def from_keras3(model: Any) -> keras.Model:
         f"model {model.name!r}: {len(faults)} of its layers cannot be carried "
         f"over to tf_keras: {'; '.join(faults)}. Replace each in the Keras 3 "
         "model by layers of Keras's own, or write that part with tf_keras.")
-  made = _make_model(config)
-  if len(made.weights) != len(model.weights):
+  converted = _make_model(config)
+  if len(converted.weights) != len(model.weights):
     raise ValueError(
         f"model {model.name!r} has {len(model.weights)} weights, and "
-        f"{len(made.weights)} in tf_keras: a layer is called both in it and in "
-        "a model nested in it, which a config does not tell. Call it at one "
-        "depth.")
-  _copy_weights(model, made)
-  _check_equal(keras3, model, made)
-  return made
+        f"{len(converted.weights)} in tf_keras: a layer is called both in it "
+        "and in a model nested in it, which a config does not tell. Call it at "
+        "one depth.")
+  _copy_weights(model, converted)
+  _check_equal(keras3, model, converted)
+  return converted
 
 
 def _keras3() -> Any:
@@ -91,7 +91,7 @@ def _keras3() -> Any:
 
 def _load(keras3: Any, path: str) -> Any:
   if os.path.isdir(path):
-    check_model_file(path, keras3=True)  # What `model.export` wrote.
+    check_model_file(path, keras3=True)  # `model.export` writes folders.
   whole = {".keras": zipfile.is_zipfile, ".h5": h5py.is_hdf5}.get(
       os.path.splitext(path)[1], lambda path: False)
   if not whole(path):
@@ -112,9 +112,9 @@ def _check_type(keras3: Any, model: Any) -> None:
     raise TypeError(
         f"model {model.name!r} is a tf_keras model already: use it as it is.")
   if not isinstance(model, keras3.Model):
-    found = f"{type(model).__module__}.{type(model).__name__}"
+    kind = f"{type(model).__module__}.{type(model).__name__}"
     raise TypeError(
-        f"model must be a Keras 3 model or the path of one; got {found}.")
+        f"model must be a Keras 3 model or the path of one; got {kind}.")
   if not _is_graph({"class_name": type(model).__name__,
                     "module": type(model).__module__}):
     raise ValueError(
@@ -128,7 +128,7 @@ def _check_type(keras3: Any, model: Any) -> None:
 
 
 def _is_graph(data: dict[str, Any]) -> bool:
-  """Says whether this is a Functional or Sequential model, no subclass."""
+  """Says whether a model is Functional or Sequential, and no subclass."""
   return (data["class_name"] in ("Functional", "Sequential")
           and str(data["module"]).split(".")[0] == "keras")
 
@@ -143,7 +143,7 @@ def _make(data: dict[str, Any]) -> keras.layers.Layer:
 
 
 def _faults(name: str, config: dict[str, Any]) -> list[str]:
-  """Says of each layer, nested ones too, why it cannot be carried over."""
+  """Says for each unsupported layer, nested or not, why it is unsupported."""
   faults = []
   for data in config["layers"]:
     inner = data["config"].get("name", data.get("name"))
@@ -172,9 +172,9 @@ def _make_model(config: dict[str, Any]) -> keras.Model:
     pending += [(name, number, data, node)
                 for number, node in enumerate(data["inbound_nodes"])]
   while pending:
-    ready = [one for one in pending if all(
+    ready = [call for call in pending if all(
         tuple(tensor["keras_history"]) in tensors
-        for tensor in tensor_arguments([one[3]["args"], one[3]["kwargs"]]))]
+        for tensor in tensor_arguments([call[3]["args"], call[3]["kwargs"]]))]
     if not ready:
       raise ValueError(
           f"model {config['name']!r}: the calls of {pending[0][0]!r} and of "
@@ -183,14 +183,14 @@ def _make_model(config: dict[str, Any]) -> keras.Model:
       output = _call(layers[name], data, node, tensors)
       for index, tensor in enumerate(tf.nest.flatten(output)):
         tensors[name, number, index] = tensor
-    pending = [one for one in pending if one not in ready]
+    pending = [call for call in pending if call not in ready]
   functional = {data["name"] for data in config["layers"]
                 if data["class_name"] == "Functional"}
 
   def tensor(reference):
     name, number, index = reference
-    # Here, but not in the nodes, Keras 3 counts the one by which a Functional
-    # model holds its own inputs (checked on 3.15).
+    # Here Keras 3 also counts a Functional model's node for its own inputs,
+    # which the list of nodes leaves out (checked on 3.15).
     return tensors[name, number - (name in functional), index]
 
   return keras.Model(
@@ -208,7 +208,7 @@ def _make_sequential(config: dict[str, Any]) -> keras.Model:
       [keras.layers.InputLayer(
           shape[1:], shape[0], dtype=_input_dtype(data[0]["config"]),
           name=data[0]["config"]["name"]),
-       *(_make(one) for one in data[1:])], name=config["name"])
+       *(_make(entry) for entry in data[1:])], name=config["name"])
 
 
 def _make_input(config: dict[str, Any]) -> Any:
@@ -227,57 +227,60 @@ def _call(
     tensors: dict[tuple[str, int, int], Any]) -> Any:
   """Calls a layer as the Keras 3 graph does."""
   if ".ops." in str(data["module"]):
-    found = [tensors[tuple(one["keras_history"])]
-             for one in tensor_arguments(node["args"])]
-    return layer(found if len(found) > 1 else found[0])
+    arguments = [tensors[tuple(argument["keras_history"])]
+                 for argument in tensor_arguments(node["args"])]
+    return layer(arguments if len(arguments) > 1 else arguments[0])
 
   def fill(value):
     if isinstance(value, dict):
       if value.get("class_name") == "__keras_tensor__":
         return tensors[tuple(value["config"]["keras_history"])]
-      return {key: fill(one) for key, one in value.items()}
+      return {key: fill(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-      return [fill(one) for one in value]
+      return [fill(item) for item in value]
     return value
 
-  # Keras 3 notes the mode in which the graph was drawn, which binds no one.
+  # Keras 3 notes the `training` of the graph's construction; it has no effect.
   kwargs = {key: fill(value) for key, value in node["kwargs"].items()
             if key != "training" and value is not None}
   return layer(*fill(node["args"]), **kwargs)
 
 
 def _map(function: Callable[[Any], Any], structure: Any) -> Any:
-  """Maps the references [layer, node, tensor] in lists and dicts of them."""
+  """Applies a function to each reference [layer, node, tensor]."""
   if isinstance(structure, dict):
-    return {key: _map(function, one) for key, one in structure.items()}
+    return {key: _map(function, item) for key, item in structure.items()}
   if isinstance(structure[0], str):
     return function(structure)
-  return [_map(function, one) for one in structure]
+  return [_map(function, item) for item in structure]
 
 
-def _copy_weights(source: Any, made: keras.layers.Layer) -> None:
-  if isinstance(made, keras.Model):
+def _copy_weights(source: Any, target: keras.layers.Layer) -> None:
+  if isinstance(target, keras.Model):
     for layer in source.layers:
-      _copy_weights(layer, made.get_layer(layer.name))
+      _copy_weights(layer, target.get_layer(layer.name))
     return
-  theirs = [(one.name, tuple(one.shape)) for one in source.weights]
-  ours = [(one.name.split("/")[-1].split(":")[0], tuple(one.shape))
-          for one in made.weights]
+  source_weights = [(weight.name, tuple(weight.shape))
+                    for weight in source.weights]
+  target_weights = [
+      (weight.name.split("/")[-1].split(":")[0], tuple(weight.shape))
+      for weight in target.weights]
   # A depthwise "kernel" is tf_keras's "depthwise_kernel".
-  if len(theirs) != len(ours) or not all(
-      one[0].endswith(other[0]) and one[1] == other[1]
-      for one, other in zip(ours, theirs)):
+  if len(source_weights) != len(target_weights) or not all(
+      weight[0].endswith(other[0]) and weight[1] == other[1]
+      for weight, other in zip(target_weights, source_weights)):
     raise ValueError(
         f"model: layer {source.name!r} ({type(source).__name__}) has the "
-        f"weights {theirs} in Keras 3 and {ours} in tf_keras.")
-  made.set_weights(source.get_weights())
-  if isinstance(made, keras.layers.Normalization):
-    made.finalize_state()
+        f"weights {source_weights} in Keras 3 and {target_weights} in "
+        "tf_keras.")
+  target.set_weights(source.get_weights())
+  if isinstance(target, keras.layers.Normalization):
+    target.finalize_state()
 
 
-def _check_equal(keras3: Any, model: Any, made: keras.Model) -> None:
+def _check_equal(keras3: Any, model: Any, converted: keras.Model) -> None:
   """Runs both models on one random batch."""
-  references = model.get_config().get("input_layers", made.input_names)
+  references = model.get_config().get("input_layers", converted.input_names)
 
   def run(one, values):
     inputs = _map(lambda name: values[name if isinstance(name, str)
@@ -286,21 +289,22 @@ def _check_equal(keras3: Any, model: Any, made: keras.Model) -> None:
             tf.nest.flatten(one(inputs, training=False))]
 
   generator = np.random.default_rng(0)
-  batch = next((one.shape[0] for one in made.inputs if one.shape[0]), 2)
-  values = {name: _draw(generator, one, batch)
-            for name, one in zip(made.input_names, made.inputs)}
+  batch = next((tensor.shape[0] for tensor in converted.inputs
+                if tensor.shape[0]), 2)
+  values = {name: _draw(generator, tensor, batch)
+            for name, tensor in zip(converted.input_names, converted.inputs)}
   half = any(layer.compute_dtype in ("float16", "bfloat16")
-             for layer in made.submodules
+             for layer in converted.submodules
              if isinstance(layer, keras.layers.Layer))
-  want, got = run(model, values), run(made, values)
+  want, got = run(model, values), run(converted, values)
   errors = _errors(want, got)
   allowed = _HALF_TOLERANCE if half else _TOLERANCE
   if errors <= allowed:
     return
-  # Deep nets amplify rounding, another backend's above all. As much as the
-  # last bits of the input change the model's own outputs is no mistake.
-  moved = {name: _round_otherwise(generator, one)
-           for name, one in values.items()}
+  # Deep models amplify rounding, which differs between backends. So compare
+  # with the change that rounding the inputs makes in the model's own outputs.
+  moved = {name: _round_otherwise(generator, array)
+           for name, array in values.items()}
   noise = _errors(want, run(model, moved))
   if not errors <= _NOISE * noise:
     raise ValueError(
@@ -311,11 +315,12 @@ def _check_equal(keras3: Any, model: Any, made: keras.Model) -> None:
 
 
 def _errors(want: list[np.ndarray], got: list[np.ndarray]) -> float:
-  """Gives the largest difference as a part of the largest output."""
-  if [one.shape for one in want] != [one.shape for one in got]:
+  """Returns the largest difference as a share of the largest output."""
+  if [array.shape for array in want] != [array.shape for array in got]:
     return np.inf
-  return max(np.abs(one - other).max() / max(np.abs(one).max(), 1e-30)
-             for one, other in zip(want, got))
+  return max(
+      np.abs(expected - actual).max() / max(np.abs(expected).max(), 1e-30)
+      for expected, actual in zip(want, got))
 
 
 def _round_otherwise(

@@ -1,17 +1,17 @@
-"""Other gradients for chosen operations, for the length of a `with` block.
+"""Replaces the gradients of chosen operations inside a `with` block.
 
-Two jobs need them. Training through a sensitivity differentiates a gradient,
-and TensorFlow's gradients of FakeQuant and of `tf.nn.moments` are not made for
-that: one gives silently nothing, the other silently something wrong. And on the
-device a backward pass must be written in operators that TFLite has.
+Two tasks need this. Training through a sensitivity differentiates a gradient.
+There TensorFlow's gradient of FakeQuant silently gives nothing, and its
+gradient of `tf.nn.moments` is silently wrong. And a backward pass on the device
+may only use operators that TFLite has.
 
-TensorFlow offers no public way to name another gradient for an operation that a
-tape has already recorded, nor to ask whether XLA will compile what is traced.
-So this module, and no other, reaches into private ones (checked on TensorFlow
+TensorFlow has no public way to replace the gradient of an operation that a tape
+has recorded. It also has no public way to ask whether XLA will compile a trace.
+So this module, and no other, uses two private modules (checked on TensorFlow
 2.21; `gradient_rules_test.py` fails where they changed):
 `tensorflow.python.framework.ops.gradient_registry` and
 `tensorflow.python.ops.control_flow_util`. Outside a block every operation has
-exactly the gradient TensorFlow gave it.
+exactly TensorFlow's gradient.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _installed: set[str] = set()
 
 
 def _pass_first(op: tf.Operation, grad: tf.Tensor):
-  """Hands the gradient to the first input as it is, and none to the others."""
+  """Passes the gradient unchanged to the first input, and none to the rest."""
   return [grad] + [None] * (len(op.inputs) - 1)
 
 
@@ -42,21 +42,22 @@ STRAIGHT_THROUGH: Mapping[str, Rule] = {
     "FakeQuantWithMinMaxVars": _pass_first,
     "FakeQuantWithMinMaxVarsPerChannel": _pass_first,
 }
-"""Rules under which a quantizer is transparent to a sensitivity.
+"""Rules that pass a sensitivity unchanged through quantizers.
 
-A sensitivity under them (1) stays alive where a quantizer clips its score or
-its features, as the map computed on the device does, and (2) holds no
-`FakeQuant*Gradient` operation, so that it can be differentiated in its turn.
-The quantizers keep their ordinary gradient in every pass outside the block.
+Under these rules a sensitivity (1) is not zero where a quantizer clips its
+score or its features, like the map on the device. It (2) holds no
+`FakeQuant*Gradient` operation, so that it can be differentiated again. Outside
+the block quantizers keep their usual gradient.
 """
 
 
 def _moments_difference(op: tf.Operation, grad: tf.Tensor):
-  """Lets the mean inside a variance be differentiated.
+  """Differentiates the mean inside a variance too.
 
-  `tf.nn.moments` computes mean((x - stop_gradient(mean(x)))^2). That is right
-  to first order, where the mean's share vanishes; a gradient of this gradient
-  lacks it. Where y is the mean of x, the mean is computed anew, unstopped.
+  `tf.nn.moments` computes mean((x - stop_gradient(mean(x)))^2). The first
+  gradient is right, because the mean's part is zero there. The second gradient
+  lacks that part. So where y is the mean of x, this computes the mean again,
+  without stopping its gradient.
   """
   x, y = op.inputs
   axes = [axis for axis, (wide, narrow) in enumerate(zip(x.shape, y.shape))
@@ -67,22 +68,24 @@ def _moments_difference(op: tf.Operation, grad: tf.Tensor):
     y = tf.where(tf.reduce_all(tf.abs(y - mean) <= rounding), mean, y)
   grad = 2 * grad * (x - y)
   shapes = tf.shape(op.inputs[0]), tf.shape(op.inputs[1])
-  # Sums over what was broadcast; unlike tf.where, XLA takes this.
+  # Sums over the broadcast axes; XLA compiles this, but not tf.where.
   axes = tf.raw_ops.BroadcastGradientArgs(s0=shapes[0], s1=shapes[1])
-  return [tf.reshape(tf.reduce_sum(one, over), shape)
-          for one, over, shape in zip((grad, -grad), axes, shapes)]
+  return [tf.reshape(tf.reduce_sum(gradient, over), shape)
+          for gradient, over, shape in zip((grad, -grad), axes, shapes)]
 
 
 MOMENTS: Mapping[str, Rule] = {"SquaredDifference": _moments_difference}
-"""Rules under which a normalization of each image by its own statistics has an
-exact second gradient."""
+"""Rules that give a normalization of each image by its own statistics an exact
+second gradient."""
 
 
 SENSITIVITY_RULES: Mapping[str, Rule] = {**STRAIGHT_THROUGH, **MOMENTS}
-"""Rules for a sensitivity that is itself differentiated: quantizers are
-transparent, and a normalization of each image by its own statistics is exact.
-What a batch normalization does in training mode is no matter of operations but
-of layers: see `batch_statistics.py`."""
+"""Rules for a sensitivity that is differentiated again.
+
+Quantizers pass it unchanged, and normalization of each image by its own
+statistics is exact. For batch normalization in training mode see
+`batch_statistics.py`, because it needs layers and not operations.
+"""
 
 
 @contextlib.contextmanager
@@ -90,10 +93,10 @@ def gradient_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
   """Uses `rules` for the gradients that this thread computes in the block.
 
   Args:
-    rules: for each operation type (such as "Relu"), a function of the operation
-      and the gradients of its outputs that returns those of its inputs, as
-      `tf.RegisterGradient` describes. NotImplemented leaves it to the block
-      around this one, and in the end to TensorFlow.
+    rules: for each operation type (such as "Relu") a gradient function, as
+      `tf.RegisterGradient` describes. It takes the operation and the gradients
+      of its outputs, and returns the gradients of its inputs. If it returns
+      NotImplemented, the outer block applies, and finally TensorFlow's rule.
 
   Yields:
     Nothing.
@@ -109,10 +112,10 @@ def gradient_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
 
 
 def compiled_by_xla() -> bool:
-  """Says whether XLA will compile what is traced now.
+  """Says whether XLA will compile the current trace.
 
-  XLA takes no sizes that only the data tell, nor the gradient of a loop over
-  images whose number it learns after the trace.
+  XLA takes no sizes that depend on the data. It also takes no gradient of a
+  loop over images whose number is unknown while tracing.
 
   Returns:
     True inside a `tf.function` with `jit_compile=True`, and on a TPU.
@@ -121,7 +124,7 @@ def compiled_by_xla() -> bool:
 
 
 def _install(op_type: str) -> None:
-  """Lets `op_type` look for a rule of the running thread first, for good."""
+  """Makes `op_type` look up the thread's rules first, permanently."""
   with _installing:
     if op_type in _installed:
       return
@@ -134,9 +137,9 @@ def _install(op_type: str) -> None:
     def gradient(op, *grads):
       for rules in getattr(_active, "rules", ()):
         if op_type in rules:
-          found = rules[op_type](op, *grads)
-          if found is not NotImplemented:
-            return found
+          result = rules[op_type](op, *grads)
+          if result is not NotImplemented:
+            return result
       return usual(op, *grads)
 
     entry = registry._registry[op_type]  # pylint: disable=protected-access

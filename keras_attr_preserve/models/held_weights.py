@@ -1,13 +1,14 @@
-"""What must stay zero, or have few values, in a compressed model.
+"""Keeps the zeros and clusters of a compressed model's weights.
 
-tfmot knows it, in the masks and centroids of its wrappers, and brings weights
-back to it in a forward pass. What sets weights after the last one undoes it: an
-optimizer's step, its averages, weights restored or set by hand. Everything here
-that ends a training, or writes a model down, asks this module first.
+tfmot's wrappers hold masks and centroids, and apply them in a forward pass.
+Later changes of the weights undo this: an optimizer's step, its averages,
+weights restored or set by hand. So every function here that ends a training or
+saves a model uses this module first.
 
-Checked on tfmot 0.8.1: a pruning wrapper's `pruning_vars` and `pruning_obj`, a
-quantization wrapper's `_weight_vars`, and what a clustering wrapper keeps by
-the name of a weight. `held_weights_test.py` fails where these change.
+It uses private parts of tfmot, checked on 0.8.1: a pruning wrapper's
+`pruning_vars` and `pruning_obj`, a quantization wrapper's `_weight_vars`, and a
+clustering wrapper's dicts by weight name. `held_weights_test.py` fails where
+these change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +27,15 @@ __all__ = ["Lost", "hold", "hold_aloud", "mask_step", "masks_of",
 
 
 class Lost(NamedTuple):
-  """A kernel that was not as it must be.
+  """A kernel that had lost zeros or clusters.
 
   Attributes:
     layer: its layer's name, without a wrapper's prefix.
-    what: "zeros": `before` and `after` are the share of its weights that are
-      zero, 0..1. "values": they are numbers of different values. "average": it
-      was left out of an average, and they are both that number.
-    before: as it came.
-    after: as it was left.
+    what: the unit of `before` and `after`. "zeros": the share of weights that
+      are zero, 0..1. "values": the number of different values. "average": the
+      same number, of a kernel that an average had left out.
+    before: the figure before the repair.
+    after: the figure after the repair.
   """
 
   layer: str
@@ -53,15 +54,15 @@ class Lost(NamedTuple):
 def hold(
     model: keras.Model, masks: Mapping[int, np.ndarray] | None = None
 ) -> list[Lost]:
-  """Brings weights back to what pruning and clustering made of them, in place.
+  """Restores the zeros and clusters of a model's weights, in place.
 
-  What the model computes as wrapped by pruning stays the same: each of its
-  calls sets those weights to zero itself.
+  The outputs of a model wrapped by pruning stay the same, because each call
+  sets the pruned weights to zero itself.
 
   Args:
-    model: any built `tf_keras` model; one without wrappers holds nothing.
-    masks: as `masks_of` gave them: what was pruned then is pruned, although
-      masks were set back since.
+    model: any built `tf_keras` model; without wrappers nothing changes.
+    masks: an earlier result of `masks_of`. Weights that were pruned then are
+      pruned again, even if their masks were reset since.
 
   Returns:
     The kernels that had lost something.
@@ -77,7 +78,7 @@ def hold(
     for weight, quantizer, settings in _quantized(layer):
       lost += _held(layer, weight, quantizer, settings, _averages(model))
     for name, mask in _sparse_clusters(layer):
-      # tfmot masks what it makes of these weights, and not them.
+      # tfmot masks the clustered weights, and not these original weights.
       weight = layer.original_clusterable_weights[name]
       weight.assign(np.where(mask.numpy() != 0, weight.numpy(), 0))
       layer.update_clustered_weights_associations()
@@ -85,22 +86,22 @@ def hold(
 
 
 def hold_aloud(model: keras.Model, where: str) -> None:
-  """Does `hold`, with one warning where something was lost.
+  """Calls `hold`, and warns once if something was lost.
 
   Args:
     model: as for `hold`.
-    where: the name of the function that asks.
+    where: the name of the calling function.
   """
   say_lost(where, model, hold(model))
 
 
 def say_lost(where: str, model: keras.Model, lost: Sequence[Lost]) -> None:
-  """Warns of what was lost, if anything, with its figures.
+  """Warns of lost zeros and clusters, if any, with their figures.
 
   Args:
-    where: the name of the function that asks.
-    model: whose kernels they are.
-    lost: them; of a layer named twice the first `before` counts.
+    where: the name of the calling function.
+    model: the model of the kernels.
+    lost: the kernels; if a layer appears twice, its first `before` counts.
   """
   first: dict[tuple[str, str], Lost] = {}
   for each in lost:
@@ -121,25 +122,25 @@ def say_lost(where: str, model: keras.Model, lost: Sequence[Lost]) -> None:
 
 
 def strip(model: keras.Model) -> keras.Model:
-  """Takes tfmot's pruning and clustering wrappers off, with what they made.
+  """Removes tfmot's pruning and clustering wrappers and keeps their weights.
 
-  As tfmot's `strip_pruning` and `strip_clustering` do, whose result shares
-  layers with the model too; those write down the weights as they stand, also
-  where an optimizer's step, an average or restored weights have undone zeros.
-  Here these are set first, in the model as well, and a warning says how many.
+  tfmot's `strip_pruning` and `strip_clustering` keep the weights as they are,
+  even if an optimizer's step, an average or restored weights have undone zeros.
+  This function first restores the zeros, in the model as well, and warns of
+  their number. As in tfmot, the result shares layers with the model.
 
   Args:
     model: a Functional or Sequential `tf_keras` model.
 
   Returns:
-    A model without the wrappers, also in models that it holds; the model itself
-    where it has none. Those of quantization-aware training stay.
+    A model without these wrappers, in nested models too; the model itself if it
+    has none. Wrappers of quantization-aware training stay.
 
   Raises:
-    TypeError: it is no `tf_keras` model.
+    TypeError: the model is no `tf_keras` model.
   """
   hold_aloud(check_keras(model), "strip")
-  wrappers = {type(part).__name__ for part in model.submodules}
+  wrappers = {type(module).__name__ for module in model.submodules}
   if "PruneLowMagnitude" in wrappers:
     model = tfmot.sparsity.keras.strip_pruning(model)
   if any(name.startswith("ClusterWeights") for name in wrappers):
@@ -148,16 +149,16 @@ def strip(model: keras.Model) -> keras.Model:
 
 
 def masks_of(model: keras.Model) -> dict[int, np.ndarray]:
-  """Reads pruning's masks: bool, which weights stay, for `hold`."""
+  """Reads the pruning masks for `hold`: bool, True where a weight stays."""
   return {id(mask): mask.numpy() != 0 for layer in model.submodules
           for _, mask, _ in getattr(layer, "pruning_vars", ())}
 
 
 def mask_step(model: keras.Model) -> None:
-  """Sets what is pruned to zero, in the graph of a train step.
+  """Sets pruned weights to zero, in the graph of a train step.
 
-  tfmot does so as the next step begins, and when an epoch ends; what other
-  callbacks save or compare in between has none of the zeros.
+  tfmot does so only when the next step begins and when an epoch ends. Callbacks
+  that save or compare weights in between would see no zeros.
   """
   for layer in model.submodules:
     if getattr(layer, "pruning_vars", ()):
@@ -165,10 +166,10 @@ def mask_step(model: keras.Model) -> None:
 
 
 def restore_sparse_clusters(model: keras.Model) -> None:
-  """Has a loaded model keep the zeros of its clusters, in place.
+  """Makes a loaded model keep the zeros of its clusters, in place.
 
-  tfmot makes their masks of the weights that a layer is built with, which a
-  file replaces afterwards.
+  tfmot makes the masks from a layer's initial weights, which the file replaces
+  later.
   """
   for layer in model.submodules:
     for name, _ in [*_sparse_clusters(layer)]:
@@ -185,7 +186,7 @@ def restore_sparse_clusters(model: keras.Model) -> None:
 def _masked(
     layer: keras.layers.Layer, weight: tf.Variable, stays: np.ndarray,
     several: bool = False) -> list[Lost]:
-  """Sets what does not stay to zero; of several kernels each has a name."""
+  """Sets masked weights to zero; `several` adds the kernel's name."""
   value = weight.numpy()
   if not (value[~stays] != 0).any():
     return []
@@ -198,7 +199,7 @@ def _masked(
 
 
 def _quantized(layer: Any) -> list[tuple[tf.Variable, Any, dict[str, Any]]]:
-  """The weights of a quantization wrapper, with what quantizes each."""
+  """Lists a quantization wrapper's weights with their quantizers."""
   return (list(getattr(layer, "_weight_vars", ()))
           if hasattr(layer, "quantize_config") else [])
 
@@ -206,7 +207,7 @@ def _quantized(layer: Any) -> list[tuple[tf.Variable, Any, dict[str, Any]]]:
 def _held(
     layer: keras.layers.Layer, weight: tf.Variable, quantizer: Any,
     settings: dict[str, Any], averages: list[tf.Variable]) -> list[Lost]:
-  """Holds what a quantizer that keeps zeros or clusters was made to keep."""
+  """Restores the zeros or clusters that a quantizer shall keep."""
   mask = settings.get("sparsity_mask")
   stays = None if mask is None else mask.numpy() != 0
   centroids = settings.get("cluster_centroids_tf")
@@ -215,13 +216,14 @@ def _held(
   before = weight.numpy()
   count, most = _values(before, centroids), centroids.shape[-1]
   woken = stays is not None and (before[~stays] != 0).any()
-  # The average of a kernel without a gradient is what it started with, and
-  # takes its place as a fit ends.
-  averaged = any(one.shape == weight.shape and np.array_equal(one, before)
-                 for one in averages)
+  # A kernel without a gradient has its initial value as average, which replaces
+  # it when a fit ends.
+  averaged = any(
+      average.shape == weight.shape and np.array_equal(average, before)
+      for average in averages)
   if count <= most and not woken and not averaged:
     return []
-  # Its training mode clusters the kernel, and takes its range.
+  # In training mode the quantizer clusters the kernel and takes its range.
   quantizer(weight, True, settings)
   after = weight.numpy()
   if np.array_equal(before, after):
@@ -236,23 +238,25 @@ def _held(
 
 
 def _values(kernel: np.ndarray, centroids: tf.Variable) -> int:
-  """Counts a kernel's values, or the most of any of its channels."""
+  """Counts a kernel's values; with clusters per channel, the largest count."""
   if len(centroids.shape) == 1:
     return len(np.unique(kernel))
   axis = next(axis for axis in (-1, 1)
               if kernel.shape[axis] == centroids.shape[0])
-  return max(len(np.unique(one)) for one in np.moveaxis(kernel, axis, 0))
+  return max(len(np.unique(channel))
+             for channel in np.moveaxis(kernel, axis, 0))
 
 
 def _averages(model: keras.Model) -> list[tf.Variable]:
-  """The averages that the model's optimizer ends a fit with."""
+  """Lists the averages that replace the weights when a fit ends."""
   optimizer = getattr(model, "optimizer", None)
   optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-  return [one for one in optimizer.variables if "average" in one.name] if (
-      getattr(optimizer, "use_ema", False)) else []
+  return [variable for variable in optimizer.variables
+          if "average" in variable.name] if (
+              getattr(optimizer, "use_ema", False)) else []
 
 
 def _sparse_clusters(layer: Any) -> Iterator[tuple[str, tf.Tensor]]:
-  """Yields the weights of a wrapper of sparse clusters, and their masks."""
+  """Yields names and masks of a sparse clustering wrapper's weights."""
   if hasattr(layer, "original_clusterable_weights"):
     yield from getattr(layer, "sparsity_masks", {}).items()

@@ -1,9 +1,9 @@
-"""Functions of TensorFlow inside a model, run as part of what surrounds them.
+"""Runs each `tf.function` inside a model as part of the surrounding code.
 
-A `tf.function` that a layer calls keeps the gradients that it was first asked
-for. A model's sensitivities would then depend on what was computed before, and
-rules for gradients would not reach inside. So a model whose gradients matter
-runs such functions in place, operation by operation.
+A `tf.function` that a layer calls keeps the gradients of its first use. A
+model's sensitivities would then depend on earlier computations, and gradient
+rules would not reach inside. So these functions run in place, operation by
+operation.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ _before = False
 
 @contextlib.contextmanager
 def _in_place() -> Iterator[None]:
-  """Runs every `tf.function` in place; the last thread to leave ends it.
+  """Runs every `tf.function` in place until the last thread leaves.
 
-  TensorFlow has this setting for the whole process. A function that another
-  thread calls meanwhile gives the same result, eagerly.
+  TensorFlow has one such setting for the whole process. Another thread's
+  functions run eagerly meanwhile, with the same results.
   """
   global _inside, _before
   with _lock:
@@ -46,9 +46,9 @@ def _in_place() -> Iterator[None]:
 class InnerFunctions:
   """Runs the functions inside a model in place.
 
-  Keras compiles convolutions of several groups, which TensorFlow cannot run on
-  a CPU otherwise: they stay functions where the model is to run. No rule of
-  this library is for what they hold, but the converter's.
+  Keras compiles convolutions of several groups, because TensorFlow cannot run
+  them on a CPU otherwise. They stay functions where the model runs. Only the
+  converter has gradient rules for the operations inside them.
   """
 
   def __init__(self, model: keras.Model, *, runs: bool = True):
@@ -56,8 +56,8 @@ class InnerFunctions:
 
     Args:
       model: any `tf_keras` model.
-      runs: whether what is computed runs in TensorFlow; False where it is only
-        traced, for the converter.
+      runs: whether the model runs in TensorFlow; False where it is only traced,
+        for the converter.
     """
     self._swaps = [
         CallSwap(layer, _as_a_function) for layer in model.submodules
@@ -66,7 +66,7 @@ class InnerFunctions:
 
   @contextlib.contextmanager
   def in_place(self) -> Iterator[None]:
-    """Runs them in place inside the block."""
+    """Runs the functions in place inside the block."""
     with contextlib.ExitStack() as stack:
       for swap in self._swaps:
         stack.enter_context(swap.on())
@@ -75,7 +75,7 @@ class InnerFunctions:
 
 
 def _as_a_function(own_call: Callable[..., Any], *args: Any, **kwargs: Any):
-  """A layer's `call`, whose functions stay what they are."""
+  """Runs a layer's `call` and keeps its functions compiled."""
   tf.config.run_functions_eagerly(False)
   try:
     return own_call(*args, **kwargs)

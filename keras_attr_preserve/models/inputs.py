@@ -1,7 +1,7 @@
-"""What an input is: its shape, its numbers, its name, where its channels stand.
+"""Describes an input: shape, number type, names and place of the channels.
 
-Every method, judge and converter asks here. `model_input` reads it off a model,
-`shape_input` off the shape of images, for functions and files.
+Every method, judge and converter uses this module. `model_input` describes a
+model's input. `shape_input` uses the shape of images, for functions and files.
 """
 
 import math
@@ -27,16 +27,16 @@ _layers = keras.layers
 
 
 class ImageInput(NamedTuple):
-  """What a model, a function or a file takes for an image.
+  """The image input of a model, a function or a file.
 
   Attributes:
-    whose: what takes it, for errors.
+    whose: the model, function or file that takes it, for errors.
     shape: of one image, None for any size.
     layout: "channels_last", "channels_first", "grey" for `[height, width]`,
       "sequence" for `[time, channels]`, or "other".
     dtype: of the input, such as "float32" or "uint8".
-    names: under which a dict may hold the images; where there are none, a dict
-      of one array is taken.
+    names: keys under which a dict may hold the images. Without names, a dict
+      of one array is accepted.
   """
 
   whose: str
@@ -47,19 +47,19 @@ class ImageInput(NamedTuple):
 
   @property
   def data_format(self) -> str | None:
-    """As Keras has it; None where there is no axis of channels."""
+    """Keras's data format; None where there is no axis of channels."""
     return self.layout if self.layout in DATA_FORMATS else None
 
   def check(
       self, images: Any, name: str = "images", whole: bool = True
   ) -> np.ndarray:
-    """Returns images as they are taken, in floats.
+    """Checks images and returns them as floats.
 
     Args:
       images: `[count, *shape]`, or a dict that holds them.
       name: the argument's name, for the error.
-      whole: whether an input of integers must be given whole numbers that it
-        can hold; what a method makes of images need not be.
+      whole: whether an integer input must get whole numbers in its range.
+        Images that a method has changed need not be whole.
 
     Returns:
       float32 `[count, *shape]`.
@@ -89,20 +89,20 @@ class ImageInput(NamedTuple):
 
   @property
   def is_picture(self) -> bool:
-    """Whether it has a height and a width."""
+    """Whether the input has a height and a width."""
     return self.layout not in (_SEQUENCE, _OTHER)
 
   @property
   def is_float(self) -> bool:
-    """Whether the input is of floats."""
+    """Whether the input takes floats."""
     return tf.as_dtype(self.dtype).is_floating
 
   def entry(self, images: Any, name: str = "images") -> Any:
-    """Takes the images out of a dict, if they come in one."""
+    """Takes the images out of a dict; other images stay unchanged."""
     if not isinstance(images, Mapping):
       return images
     names = self.names or (tuple(images) if len(images) == 1 else ())
-    known = [one for one in names if one in images]
+    known = [key for key in names if key in images]
     if not known:
       raise ValueError(
           f"{name} must be an array, or a dict that has it under "
@@ -116,7 +116,8 @@ class ImageInput(NamedTuple):
     Args:
       flat: whether the method needs a height and a width.
     """
-    size = ", ".join("any" if one is None else str(one) for one in self.shape)
+    size = ", ".join("any" if length is None else str(length)
+                     for length in self.shape)
     if self.layout == _OTHER:
       raise ValueError(
           f"images: {self.whose} takes [{size}], no height and width, of which "
@@ -132,11 +133,11 @@ class ImageInput(NamedTuple):
     """Moves channels last: `[count, *shape]` to `[count, ..., channels]`.
 
     Args:
-      values: an array or tensor, one number for each of the images'.
+      values: an array or tensor of the images' shape.
 
     Returns:
-      `[count, height, width, channels]`; of a sequence `[count, time,
-      channels]`; of other inputs the values.
+      `[count, height, width, channels]`; for a sequence `[count, time,
+      channels]`; for other inputs the values unchanged.
     """
     if self.layout == _GREY:
       return values[..., None]
@@ -145,7 +146,7 @@ class ImageInput(NamedTuple):
     return values
 
   def own(self, pixels: Any) -> Any:
-    """Brings what `pixels` gave back to the input's own layout."""
+    """Moves the result of `pixels` back to the input's own layout."""
     if self.layout == _GREY:
       return pixels[..., 0]
     if self.layout == "channels_first":
@@ -153,11 +154,11 @@ class ImageInput(NamedTuple):
     return pixels
 
   def probes(self, count: int, images: np.ndarray | None = None) -> np.ndarray:
-    """Draws images at random, to see how something reacts.
+    """Draws random images, to test a model or function.
 
     Args:
-      count: how many.
-      images: some of the size wanted, where the input takes any.
+      count: the number of images.
+      images: images of the size to draw, where the input takes any size.
 
     Returns:
       float32 `[count, *shape]`: -1..1, or whole numbers that the input holds.
@@ -173,16 +174,16 @@ class ImageInput(NamedTuple):
 
 
 def model_input(model: keras.Model) -> ImageInput:
-  """Says what a model takes.
+  """Describes a model's input.
 
-  Where its channels stand is told by the first layers that read the input, then
-  by an axis of 1, 3 or 4, then by `keras.backend.image_data_format()`.
+  The first layers that read the input tell where the channels stand. Otherwise
+  an axis of 1, 3 or 4 tells it, and last `keras.backend.image_data_format()`.
 
   Args:
     model: a graph of layers, or a subclass around one.
 
   Raises:
-    ValueError: it is neither, or takes several inputs.
+    ValueError: the model is neither, or takes several inputs.
   """
   core = core_of(model)
   if len(core.inputs) != 1:
@@ -205,20 +206,20 @@ def shape_input(
     data_format: str | None = None,
     default: str | None = None,
 ) -> ImageInput:
-  """Says what is taken where nothing but the shape is known.
+  """Describes an input of which only the shape is known.
 
   Args:
-    shape: of one image. Channels are a last axis of 1, 3 or 4, or such a first
-      one beside two that are longer than 4; else, without a default, the axis
-      beside two equal ones, or else the shortest. Of two axes, a last one of 1,
-      3 or 4 makes a sequence.
-    whose: what takes it.
-    data_format: "channels_last" or "channels_first", where the caller says it.
-    default: the same, where there is no axis of 1, 3 or 4.
+    shape: of one image. A last axis of 1, 3 or 4 holds the channels. So does a
+      first axis of 1, 3 or 4 beside two axes longer than 4. Otherwise, without
+      a default, the axis beside two equal axes does, or else the shortest. With
+      two axes, a last axis of 1, 3 or 4 makes a sequence.
+    whose: the function or file that takes it, for errors.
+    data_format: "channels_last" or "channels_first", if the caller knows it.
+    default: the same, for shapes without an axis of 1, 3 or 4.
 
   Raises:
-    ValueError: no such data format; or the shape does not tell it, and nothing
-      else does.
+    ValueError: no such data format; or neither the shape nor an argument tells
+      it.
   """
   if data_format is not None and data_format not in DATA_FORMATS:
     raise ValueError(
@@ -234,18 +235,18 @@ def shape_input(
 
 def check_calibration(
     model: keras.Model, images: Any, batch_size: int) -> np.ndarray:
-  """Returns the images that a model is to be run on, as float32.
+  """Returns the calibration images of a model, as float32.
 
   Args:
     model: a built `tf_keras` model.
-    images: what it takes; see `ImageInput.check`.
-    batch_size: how many at a time.
+    images: the model's images; see `ImageInput.check`.
+    batch_size: images per batch.
 
   Returns:
     A float32 array of the same shape.
 
   Raises:
-    TypeError, ValueError: as `ImageInput.check`; or the model takes several
+    TypeError, ValueError: as for `ImageInput.check`; or the model takes several
       inputs, or the batch size is no integer of 1 or more.
   """
   if isinstance(batch_size, bool) or not isinstance(batch_size, int) or (
@@ -258,14 +259,15 @@ def check_calibration(
 def _layout(
     shape: tuple[int | None, ...], told: str | None, default: str | None
 ) -> str | None:
-  """The layout of one image; None where nothing tells it."""
+  """Returns the layout of one image; None where it stays unknown."""
   if len(shape) == 2:
     return told or (_SEQUENCE if shape[1] in _COLOURS else _GREY)
   if len(shape) != 3:
     return _OTHER
   if told in DATA_FORMATS:
     return told
-  first, middle, last = (math.inf if one is None else one for one in shape)
+  first, middle, last = (
+      math.inf if length is None else length for length in shape)
   if last in _COLOURS:
     return "channels_last"
   if first in _COLOURS and max(_COLOURS) < min(middle, last):
@@ -280,18 +282,18 @@ def _layout(
 
 
 def _told(graph: keras.Model, tensor: Any) -> str | None:
-  """What the first layers that read a tensor say of its layout."""
+  """Finds a tensor's layout by the first layers that read it."""
   shape, tensors, seen = tuple(tensor.shape), [tensor], {id(tensor)}
-  made = [*calls(graph)]
+  graph_calls = [*calls(graph)]
   for tensor in tensors:
-    for layer, node in made:
-      if not any(one is tensor for one in node.keras_inputs):
+    for layer, node in graph_calls:
+      if not any(read is tensor for read in node.keras_inputs):
         continue
       output = tf.nest.flatten(node.outputs)[0]
       told = _told_by(layer, tensor, output)
       if told is not None:
         return told
-      # A layer that keeps the shape (a rescaling) leaves it to those behind.
+      # After a layer that keeps the shape (a rescaling), ask the next layers.
       if tuple(output.shape) == shape and id(output) not in seen:
         tensors.append(output)
         seen.add(id(output))
@@ -320,14 +322,14 @@ def _of_three_axes(layer: keras.layers.Layer) -> str | None:
 
 def _of_two_axes(
     layer: keras.layers.Layer, tensor: Any, output: Any) -> str | None:
-  """A picture is reshaped or gets channels; anything else reads a sequence."""
+  """A grey image is reshaped or gets channels; other layers read sequences."""
   if isinstance(layer, _layers.RNN | _layers.Bidirectional) or (
       hasattr(layer, "data_format") and not isinstance(layer, _layers.Flatten)):
     return _SEQUENCE
   if tuple(output.shape) == tuple(tensor.shape):
     return None
-  sizes = [[size or math.inf for size in one.shape[1:]]
-           for one in (tensor, output)]
+  sizes = [[size or math.inf for size in value.shape[1:]]
+           for value in (tensor, output)]
   reshaped = math.prod(sizes[0]) == math.prod(sizes[1])
   return _GREY if len(output.shape) == 4 or (
       reshaped and not layer.count_params()) else _SEQUENCE

@@ -1,7 +1,7 @@
-"""A Keras 3 layer's settings as the equal `tf_keras` layer.
+"""Makes the `tf_keras` layer equal to a Keras 3 layer's settings.
 
-Most settings have one name in both; what `tf_keras` does not know is dropped
-only at the value that does nothing. Everything else is refused by name.
+Most settings have the same name in both. A setting that `tf_keras` does not
+know is dropped only if its value has no effect. All others are errors.
 """
 
 import inspect
@@ -30,37 +30,37 @@ _FUNCTIONS = {
 
 @keras.utils.register_keras_serializable("keras_attr_preserve")
 class Keras3Activation:
-  """An activation that Keras 3 has and tf_keras has not, or has otherwise.
+  """A Keras 3 activation that tf_keras lacks or defines differently.
 
-  `load_model` knows it. Who loads an .h5 file by Keras itself gives it as the
-  custom object "Keras3Activation". An object, since tf_keras 2.21 cannot load
-  functions of others from an .h5 file.
+  `load_model` knows it. To load an .h5 file by Keras itself, give it as the
+  custom object "Keras3Activation". It is an object, because tf_keras 2.21
+  cannot load foreign functions from an .h5 file.
   """
 
   def __init__(self, name: str):
-    """Takes a name, one of Keras 3's or "gelu_approximate"."""
+    """Takes the name of a Keras 3 activation, or "gelu_approximate"."""
     if name not in _FUNCTIONS:
       raise ValueError(f"name must be one of {list(_FUNCTIONS)}; got {name!r}.")
     self.name = name
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
-    """Applies it elementwise, or to the last axis."""
+    """Applies the activation elementwise, or to the last axis."""
     return _FUNCTIONS[self.name](x)
 
   def get_config(self) -> dict[str, str]:
-    """Gives the arguments of the constructor."""
+    """Returns the arguments of the constructor."""
     return {"name": self.name}
 
   @classmethod
   def from_config(cls, config: dict[str, str]) -> "Keras3Activation":
-    """Makes it anew."""
+    """Makes the activation again."""
     return cls(**config)
 
 
 _SAME = ("elu", "exponential", "gelu", "linear", "mish", "relu", "selu",
          "sigmoid", "softmax", "softplus", "softsign", "tanh")
 _RENAMED_ACTIVATIONS = {"silu": "swish", "swish": "swish"}
-# Settings unknown to the tf_keras layer, and what they must be to be dropped.
+# Settings unknown to tf_keras, with the values that have no effect.
 _NEUTRAL = {
     "antialias": (False,), "bounding_box_format": (None,),
     "data_format": ("channels_last", None), "factor": (None,),
@@ -74,11 +74,11 @@ _NEUTRAL = {
     "zero_output_for_mask": (False,),
 }
 _RENAMED = {("LeakyReLU", "negative_slope"): "alpha"}
-# They hold code, tables of words or a state that get_weights does not give.
+# They hold code, tables of words or a state that get_weights leaves out.
 _REFUSED = ("Lambda", "TFSMLayer", "RNN", "StackedRNNCells", "StringLookup",
             "IntegerLookup", "TextVectorization", "Hashing", "HashedCrossing",
             "Discretization", "CategoryEncoding", "SpectralNormalization",
-            "RandomCrop")  # Of which tf_keras also resizes small pictures.
+            "RandomCrop")  # tf_keras's RandomCrop also resizes small images.
 _MERGES = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
 
@@ -86,13 +86,13 @@ def make_layer(data: dict[str, Any]) -> keras.layers.Layer:
   """Makes the `tf_keras` layer equal to a serialized Keras 3 layer.
 
   Args:
-    data: what Keras 3 writes of one layer into a model's `get_config()`.
+    data: the layer's entry in Keras 3's `get_config()` of the model.
 
   Returns:
     A new layer of the same name, not built.
 
   Raises:
-    ValueError: it cannot be carried over; the message says why.
+    ValueError: the layer cannot be converted; the message says why.
   """
   kind = data["class_name"]
   if data.get("module") != "keras.layers" or data.get("registered_name"):
@@ -110,7 +110,7 @@ def make_layer(data: dict[str, Any]) -> keras.layers.Layer:
       raise ValueError(f"tf_keras knows no {key}={value!r}")
   if kind == "Activation" and isinstance(
       settings["activation"], keras.layers.Layer):
-    # A layer for a layer: quantization-aware training knows ReLU(6).
+    # Makes one layer, because quantization-aware training knows ReLU(6).
     config = settings.pop("activation").get_config()
     kind = {"relu6": "ReLU", "leaky_relu": "LeakyReLU"}.get(
         data["config"]["activation"])
@@ -121,7 +121,7 @@ def make_layer(data: dict[str, Any]) -> keras.layers.Layer:
 
 
 def _activation(name: str) -> Any:
-  """Gives what a tf_keras layer takes for Keras 3's activation of a name."""
+  """Converts the name of a Keras 3 activation to a tf_keras activation."""
   if name in _SAME:
     return name
   if name in _RENAMED_ACTIVATIONS:
@@ -140,13 +140,13 @@ def make_operation(data: dict[str, Any]) -> keras.layers.Layer:
   """Makes the `tf_keras` layer equal to a Keras 3 operation, such as `x + y`.
 
   Args:
-    data: what Keras 3 writes of it, with its `inbound_nodes`.
+    data: the operation's entry in Keras 3's config, with its `inbound_nodes`.
 
   Returns:
     A layer of the same name, to be called on the operation's tensors.
 
   Raises:
-    ValueError: it cannot be carried over; the message says why.
+    ValueError: the operation cannot be converted; the message says why.
   """
   kind, config = data["class_name"], dict(data["config"])
   if len(data["inbound_nodes"]) != 1 or data["inbound_nodes"][0]["kwargs"]:
@@ -155,7 +155,7 @@ def make_operation(data: dict[str, Any]) -> keras.layers.Layer:
   tensors = tensor_arguments(arguments)
   dtype = tensors[0]["dtype"]
   config["dtype"] = dtype if "float" in dtype else "float32"
-  ranks = {len(one["shape"]) for one in tensors}
+  ranks = {len(tensor["shape"]) for tensor in tensors}
   if kind in _MERGES and len(tensors) == 2 and len(ranks) == 1:
     return getattr(keras.layers, kind)(**config)
   if kind == "Concatenate":
@@ -183,14 +183,16 @@ def tensor_arguments(arguments: Any) -> list[dict[str, Any]]:
     arguments = list(arguments.values())
   if not isinstance(arguments, (list, tuple)):
     return []
-  return [tensor for one in arguments for tensor in tensor_arguments(one)]
+  return [tensor for argument in arguments
+          for tensor in tensor_arguments(argument)]
 
 
 def _rescaling(
     kind: str, arguments: list[Any], config: dict[str, Any],
 ) -> keras.layers.Layer | None:
   """Makes the layer of arithmetic between a tensor and a number."""
-  numbers = [one for one in arguments if isinstance(one, (int, float))]
+  numbers = [argument for argument in arguments
+             if isinstance(argument, (int, float))]
   if len(numbers) + 1 != len(arguments):
     return None
   number = numbers[0] if numbers else None
@@ -237,7 +239,7 @@ def _activation_of(
 
 
 def _parameters(make: type) -> set[str]:
-  """Names what a layer's constructor takes, by its own and its parents'."""
+  """Names the arguments of a class's constructor and of its parents'."""
   names = {"name", "trainable", "dtype"}
   for parent in make.mro():
     if "__init__" in vars(parent) and parent is not object:
@@ -246,7 +248,7 @@ def _parameters(make: type) -> set[str]:
 
 
 def _value(key: str, value: Any) -> Any:
-  """Turns one setting into what the `tf_keras` constructor takes."""
+  """Converts one setting for the `tf_keras` constructor."""
   if key == "dtype":
     return _dtype(value)
   if key.endswith("activation") and isinstance(value, str):
@@ -262,15 +264,15 @@ def _value(key: str, value: Any) -> Any:
   if group in ("initializers", "regularizers", "constraints"):
     make = getattr(getattr(keras, group), str(kind), None)
     if make is not None:
-      return make(**{name: _value(name, one) for name, one in
+      return make(**{name: _value(name, setting) for name, setting in
                      value["config"].items() if name in _parameters(make)
-                     or one not in _NEUTRAL.get(name, ())})
+                     or setting not in _NEUTRAL.get(name, ())})
   raise ValueError(f"its {key} is {kind or value!r}, no object of Keras's own "
                    "that tf_keras has too")
 
 
 def _dtype(value: Any) -> str:
-  """Reads a dtype policy's name."""
+  """Returns the name of a dtype policy."""
   if isinstance(value, str):
     return value
   if value["class_name"] != "DTypePolicy":
@@ -279,5 +281,5 @@ def _dtype(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """Makes lists comparable to tuples."""
+  """Turns a list into a tuple, for comparisons."""
   return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Letting layers of a model give something else, for the length of a block."""
+"""Changes the outputs of a model's layers inside a `with` block."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,34 +12,34 @@ Change = Callable[[tf.Tensor], tf.Tensor]
 
 
 def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
-  """Lists the layers of a model, those of nested ones too.
+  """Lists the layers of a model and of its nested models.
 
   Args:
     model: a `tf_keras` model.
 
   Returns:
-    Each layer that has its name to itself and no layers inside, by its name
-    without wrapper prefixes.
+    Layers by name, without wrapper prefixes. A layer that shares its name, or
+    holds layers, is left out.
   """
-  found = {}
+  by_name = {}
   for graph in graphs_in(model):
     for layer in graph.layers:
       if not isinstance(layer, (keras.Model, keras.layers.InputLayer)):
-        found.setdefault(unwrapped_name(layer.name), []).append(layer)
-  return {name: layers[0] for name, layers in found.items()
+        by_name.setdefault(unwrapped_name(layer.name), []).append(layer)
+  return {name: layers[0] for name, layers in by_name.items()
           if len(layers) == 1}
 
 
 @contextlib.contextmanager
 def changed(
     changes: Mapping[keras.layers.Layer, Change]) -> Iterator[None]:
-  """Lets layers hand on something else than what they compute.
+  """Replaces the outputs of layers inside the block.
 
-  What a model gives inside the block, run eagerly, follows from it. Layers and
-  models are afterwards as they were, whatever happens.
+  A model that runs eagerly inside the block uses the new outputs. Afterwards
+  layers and models are as they were, even after an error.
 
   Args:
-    changes: for each layer a function from what it computed to what it gives.
+    changes: for each layer a function from its output to the new output.
 
   Yields:
     Nothing.

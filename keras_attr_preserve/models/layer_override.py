@@ -1,4 +1,4 @@
-"""Another `call` for a layer, while a block runs."""
+"""Replaces a layer's `call` inside a `with` block."""
 
 import contextlib
 import functools
@@ -19,21 +19,21 @@ _of_thread = threading.local()
 
 
 class CallSwap:
-  """Has a layer compute something else inside a block, in this thread alone.
+  """Replaces a layer's `call` inside a block, only in this thread.
 
-  Replicas run in threads that wait for each other half way, and servers explain
-  in several threads: each has swaps of its own, and the last thread to leave
-  puts the layer's own `call` back. Of several swaps the innermost runs, and the
-  `call` that it is handed is that of the swap around it.
+  Replicas run in threads that wait for each other, and servers explain in
+  several threads. So each thread has its own swaps. The last thread to leave
+  restores the layer's own `call`. Of several swaps the innermost runs, and gets
+  the next outer swap as its `own_call`.
   """
 
   def __init__(self, layer: keras.layers.Layer, call: Call):
-    """Takes the layer and what it is to compute.
+    """Takes the layer and the new `call`.
 
     Args:
       layer: any Keras layer or model.
       call: `(own_call, *args, **kwargs) -> outputs`, where `own_call` is the
-        layer's `call` as it is outside the block.
+        layer's `call` outside the block.
     """
     self._layer, self._call = layer, call
 
@@ -60,7 +60,7 @@ class CallSwap:
 
 
 class _Installed:
-  """The `call` of a layer with swaps, which asks the running thread for one."""
+  """A layer's replaced `call`, which runs the swaps of the current thread."""
 
   def __init__(self, layer: keras.layers.Layer):
     self.users = 0
@@ -72,12 +72,12 @@ class _Installed:
       swaps = _swaps_of_thread().get(id(layer), ())
       return _run(tuple(swaps), own_call, *args, **kwargs)
 
-    # tfmot's wrappers look there for whether a layer takes `training`.
+    # tfmot's wrappers look for `training` in the signature.
     call.__signature__ = inspect.signature(own_call)
     layer.call = tf.autograph.experimental.do_not_convert(call)
 
   def remove(self) -> None:
-    """Leaves the layer as it was."""
+    """Restores the layer's own `call`."""
     if self._had_its_own:
       self._layer.call = self._own_call
     else:

@@ -1,4 +1,4 @@
-"""Finding layers by name in a model: wrapped by tfmot, nested, or plain."""
+"""Finds layers by name in a model: wrapped by tfmot, nested, or plain."""
 
 import math
 from collections.abc import Iterator
@@ -34,14 +34,14 @@ def unwrapped_name(name: str) -> str:
 
 
 def graphs_in(model: keras.Model) -> Iterator[keras.Model]:
-  """Yields the graphs of layers that a model is made of, the outermost first.
+  """Yields the graphs of layers in a model, the outermost first.
 
   Args:
     model: any `tf_keras` model.
 
   Yields:
-    The model itself where it is Functional or Sequential, and those that it
-    holds as layers, however deep.
+    The model itself where it is Functional or Sequential, and such models
+    inside it at any depth.
   """
   if has_graph(model):
     yield model
@@ -57,8 +57,8 @@ def spatial_layers(model: keras.Model) -> list[str]:
     model: a built `tf_keras` model.
 
   Returns:
-    Names without wrapper prefixes, input side first, those of nested models in
-    the nested model's place; a map of 1x1 is left out.
+    Names without wrapper prefixes, input side first. The layers of a nested
+    model stand in its place. Outputs of 1x1 are left out.
   """
   names = []
   for layer in model.layers:
@@ -89,14 +89,14 @@ def last_spatial_layer(model: keras.Model) -> str:
 
 
 def stage_ends(model: keras.Model, count: int = 4) -> tuple[str, ...]:
-  """Names the last layer of each size of map, of the smallest sizes.
+  """Names the last layer of each of the smallest map sizes.
 
-  Those are where a net's stages end: what a stage has found is there, whole.
-  Layers that only pad, crop or repeat pixels are passed over.
+  These layers end the model's stages, and hold a stage's complete features.
+  Layers that only pad, crop or repeat pixels are skipped.
 
   Args:
     model: a built `tf_keras` model.
-    count: how many sizes at most.
+    count: the largest number of sizes.
 
   Returns:
     Names without wrapper prefixes, input side first.
@@ -109,7 +109,7 @@ def stage_ends(model: keras.Model, count: int = 4) -> tuple[str, ...]:
     graph, layer = locate(model, name)
     if not isinstance(layer, _RESHAPING):
       size = tuple(layer_output(graph, layer).shape[1:3])
-      ends.pop(size, None)  # So that the last stands last.
+      ends.pop(size, None)  # Moves the size to the end of the dict.
       ends[size] = name
   if not ends:
     raise ValueError(_no_spatial_layer(model))
@@ -121,16 +121,16 @@ def find_layer(model: keras.Model, name: str) -> keras.layers.Layer:
   """Finds a layer by name, also behind tfmot's wrappers and in nested models.
 
   `relu5` finds `relu5`, `prune_low_magnitude_relu5`, `quant_relu5` and
-  `cluster_relu5`; a wrapped name finds the plain layer too. A wrapped
-  convolution is still the convolution: its output comes before the batch
-  normalization and the activation that follow it.
+  `cluster_relu5`; a wrapped name finds the plain layer too. The output of a
+  wrapped convolution comes before the following batch normalization and
+  activation.
 
   Args:
     model: a built `tf_keras` model.
     name: the layer's name in the teacher.
 
   Returns:
-    The layer, or its wrapper where it has one.
+    The layer, or its wrapper if it is wrapped.
 
   Raises:
     ValueError: no layer has that name, or several do, or its output has no
@@ -141,57 +141,58 @@ def find_layer(model: keras.Model, name: str) -> keras.layers.Layer:
 
 def locate(
     model: keras.Model, name: str) -> tuple[keras.Model, keras.layers.Layer]:
-  """Finds a layer as `find_layer` does, and the graph that it stands in.
+  """Finds a layer as `find_layer` does, and the graph that holds it.
 
   Args:
     model: a `tf_keras` model.
     name: the layer's name.
 
   Returns:
-    The model itself or one nested in it, and the layer.
+    The model itself or a nested model, and the layer.
 
   Raises:
     ValueError: as for `find_layer`.
   """
   layers = [(graph, layer) for graph in graphs_in(model)
             for layer in graph.layers]
-  found = ([one for one in layers if one[1].name == name]
-           or [one for one in layers
-               if unwrapped_name(one[1].name) == unwrapped_name(name)])
-  if len(found) != 1:
-    what = "no layer" if not found else f"{len(found)} layers"
+  matches = ([pair for pair in layers if pair[1].name == name]
+             or [pair for pair in layers
+                 if unwrapped_name(pair[1].name) == unwrapped_name(name)])
+  if len(matches) != 1:
+    what = "no layer" if not matches else f"{len(matches)} layers"
     raise ValueError(
         f"layer {name!r}: model {model.name!r} has {what} of that name; its "
         f"layers with a spatial map are {_shorten(spatial_layers(model))}."
-        + ("" if found else _split_sentence([layer for _, layer in layers])))
-  output = layer_output(*found[0])
+        + ("" if matches else _split_sentence([layer for _, layer in layers])))
+  output = layer_output(*matches[0])
   if not _is_spatial(output):
     raise ValueError(
         f"layer {name!r} of model {model.name!r} has no spatial map: a map "
         "needs an output [batch, height, width, channels] of more than one "
         f"position, got {getattr(output, 'shape', output)}; choose from "
         f"{_shorten(spatial_layers(model))}.")
-  first = [one.name for one in found[0][0].layers if getattr(
-      one, "data_format", "") == "channels_first" and not isinstance(
-          one, keras.layers.Flatten)]
+  first = [layer.name for layer in matches[0][0].layers if getattr(
+      layer, "data_format", "") == "channels_first" and not isinstance(
+          layer, keras.layers.Flatten)]
   if first:
     raise ValueError(
         f"layer {name!r} of model {model.name!r} must have its channels last; "
         f"the layers {first} have theirs first. Build the model with "
         "data_format='channels_last', which takes the same weights, behind "
         "keras.layers.Permute((2, 3, 1)) where the images have them first.")
-  return found[0]
+  return matches[0]
 
 
 def layer_output(model: keras.Model, layer: keras.layers.Layer) -> Any:
   """Returns the layer's output in this model's graph.
 
-  A layer that several models share (strip_pruning makes such ones) has one
-  output for each of them; only this model's is reached from its inputs.
+  Several models may share a layer, for example after strip_pruning. The layer
+  then has one output for each model. Only one of them depends on this model's
+  inputs.
 
   Args:
     model: a graph of layers.
-    layer: one of them.
+    layer: a layer of the model.
 
   Returns:
     A Keras tensor.
@@ -201,29 +202,30 @@ def layer_output(model: keras.Model, layer: keras.layers.Layer) -> Any:
   """
   if len(layer.inbound_nodes) == 1:
     return layer.get_output_at(0)
-  found = []
+  outputs = []
   for node in range(len(layer.inbound_nodes)):
     output = layer.get_output_at(node)
     try:
       keras.Model(model.input, output)
-    except ValueError:  # "Graph disconnected": another model's.
+    except ValueError:  # "Graph disconnected": the output of another model.
       continue
-    found.append(output)
-  if len(found) != 1:
+    outputs.append(output)
+  if len(outputs) != 1:
     raise ValueError(
-        f"layer {layer.name!r} has {len(found)} outputs in model "
+        f"layer {layer.name!r} has {len(outputs)} outputs in model "
         f"{model.name!r}, which calls it as often; it must have one.")
-  return found[0]
+  return outputs[0]
 
 
 def core_of(model: keras.Model) -> keras.Model:
-  """Returns the graph of layers whose output is the model's own.
+  """Returns the graph of layers that makes the model's output.
 
   Args:
-    model: a graph of layers, or a subclass that holds one and gives its output.
+    model: a graph of layers, or a subclass that holds one and returns its
+      output.
 
   Raises:
-    ValueError: it is neither.
+    ValueError: the model is neither.
   """
   if has_graph(model):
     return model
@@ -241,14 +243,14 @@ def core_of(model: keras.Model) -> keras.Model:
 
 
 def _split_sentence(layers: list[keras.layers.Layer]) -> str:
-  """Says where a separable convolution is that tfmot split; "" without one."""
-  wrapped = [(one, one.layer) for one in layers
-             if one.name.startswith("quant_") and hasattr(one, "layer")]
-  between = {id(one.get_output_at(0)) for one, inner in wrapped
+  """Names the separable convolutions that tfmot split; "" for none."""
+  wrapped = [(layer, layer.layer) for layer in layers
+             if layer.name.startswith("quant_") and hasattr(layer, "layer")]
+  between = {id(layer.get_output_at(0)) for layer, inner in wrapped
              if isinstance(inner, keras.layers.DepthwiseConv2D)}
-  names = [unwrapped_name(one.name) for one, inner in wrapped
+  names = [unwrapped_name(layer.name) for layer, inner in wrapped
            if getattr(inner, "kernel_size", None) == (1, 1)
-           and id(one.get_input_at(0)) in between]
+           and id(layer.get_input_at(0)) in between]
   if not names:
     return ""
   return (
@@ -264,7 +266,7 @@ def _no_spatial_layer(model: keras.Model) -> str:
 
 
 def _area(size: tuple[int | None, ...]) -> float:
-  """The positions of a map; a side of no fixed length has the most."""
+  """Counts a map's positions; infinite where a side has no fixed length."""
   return math.prod(math.inf if side is None else side for side in size)
 
 
@@ -280,6 +282,6 @@ def _is_spatial(output: Any) -> bool:
 
 
 def is_quantize_aware(model: keras.Model) -> bool:
-  """Says whether the model has quantization-aware training's quantizers."""
+  """Says whether the model has quantizers of quantization-aware training."""
   return any(type(layer).__name__.startswith("QuantizeWrapper")
              for layer in model.layers)

@@ -1,10 +1,10 @@
-"""Where a model's class scores stand before their softmax or sigmoid.
+"""Finds a model's class scores before their softmax or sigmoid.
 
-The score of a class is its logit. A layer without weights that gives softmax,
-sigmoid, hard sigmoid or log-softmax of what it takes, whatever it is called,
-takes the logits; so does an activation function. Layers behind it that hand on
-what they take (Reshape, a linear Activation, Dropout) are looked through; a
-layer that computes something from probabilities is refused.
+The score of a class is its logit. The logits are the input of a layer without
+weights that computes softmax, sigmoid, hard sigmoid or log-softmax, whatever
+its name. They may also be the input of an activation function. Later layers
+that do not change values (Reshape, a linear Activation, Dropout) are skipped. A
+layer that computes something from probabilities is an error.
 """
 
 import inspect
@@ -26,10 +26,10 @@ _SQUASHES = {
     "log_softmax": tf.nn.log_softmax,
     "hard_sigmoid": keras.activations.hard_sigmoid,
 }
-# Those that leave their logits on what they give.
+# These functions keep the logits as an attribute of their output.
 _KEEPING = (keras.activations.softmax, keras.activations.sigmoid)
 
-_ROWS = 8  # Of numbers by which functions are told apart.
+_ROWS = 8  # Rows of random numbers, to tell functions apart.
 _OPERATIONS = ("Softmax", "Sigmoid", "LogSoftmax")
 _OF_SHAPE_AND_TYPE = (
     "Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "StopGradient")
@@ -39,15 +39,16 @@ class Head(NamedTuple):
   """The last step of a model.
 
   Attributes:
-    graph: the graph of layers it stands in: the model, or one nested in it.
-    tensor: the Keras tensor to read: the logits, or the output that hides them.
-    hidden: whether the tensor hides them, inside its layer's activation.
-    squash: what makes the model's output of the logits: "softmax", "sigmoid",
-      "log_softmax" or "hard_sigmoid"; "" where it is the logits.
+    graph: the graph of layers that holds the head: the model or a nested model.
+    tensor: the Keras tensor to read: the logits, or the layer output behind the
+      activation that takes the logits.
+    hidden: whether the logits are inside that layer, before its activation.
+    squash: the function from logits to the model's output: "softmax",
+      "sigmoid", "log_softmax" or "hard_sigmoid"; "" if the output is logits.
     classes: the number of scores.
-    swap: what must be on while the model runs, so that its layer leaves the
-      logits where they can be read; None for nothing.
-    fault: why there are no logits to read; "" where there are.
+    swap: must be on while the model runs, so that the layer keeps the logits
+      readable; None where no swap is needed.
+    fault: why the logits cannot be read; "" if they can.
   """
 
   graph: keras.Model
@@ -75,15 +76,15 @@ def find_head(model: keras.Model, output: str | None = None) -> Head:
 
   Args:
     model: a graph of layers.
-    output: the name of the output with the scores; None where there is one.
+    output: the name of the output with the scores; None for the only output.
 
   Returns:
-    Its head.
+    The model's head.
 
   Raises:
-    ValueError: there is no such output, several and no name, or it is not
-      `[batch, classes]`; or it ends in a softmax that cannot be looked behind,
-      or computes something from its probabilities.
+    ValueError: there is no such output, there are several and no name, or it
+      is not `[batch, classes]`. Or the logits before its softmax cannot be
+      read, or it computes something from probabilities.
   """
   names = output_names(model)
   if output is None and len(names) > 1:
@@ -113,34 +114,34 @@ def output_names(model: keras.Model) -> list[str]:
 
 
 class _Graph:
-  """A graph of layers, and the call that each of its tensors comes from."""
+  """A graph of layers, with the layer call behind each tensor."""
 
   def __init__(
       self, model: keras.Model, outside: Callable[[int], Head] | None = None):
     """Lists the calls.
 
     Args:
-      model: the model, or one nested in it.
-      outside: the head behind the input of a number, of a nested model.
+      model: the model or a nested model.
+      outside: for a nested model, gives the head of the input of a number.
     """
     self._model, self._outside = model, outside
     self._makers = {
-        id(one): (layer, node, place) for layer, node in calls(model)
-        for place, one in enumerate(tf.nest.flatten(node.outputs))}
+        id(tensor): (layer, node, place) for layer, node in calls(model)
+        for place, tensor in enumerate(tf.nest.flatten(node.outputs))}
 
   def head(self, output: Any) -> Head:
-    """Follows a tensor back to the scores before its softmax or sigmoid."""
+    """Follows a tensor back to the scores before a softmax or sigmoid."""
     classes = _size(output)
     scores = Head(self._model, output, False, "", classes)
     if id(output) not in self._makers:  # An input.
-      place = [one is output for one in self._model.inputs].index(True)
+      place = [tensor is output for tensor in self._model.inputs].index(True)
       return self._outside(place) if self._outside else scores
     layer, node, place = self._makers[id(output)]
     if isinstance(layer, keras.Model) and has_graph(layer):
       return self._nested(layer, node).head(layer.outputs[place])
     squash = self._squash(layer, node, output, classes)
     behind = self._behind(layer, node, classes)
-    mixed = not behind or any(one.is_output for one in behind)
+    mixed = not behind or any(head.is_output for head in behind)
     if mixed:
       return squash or scores
     if squash is None and len(behind) == 1 and _gives(
@@ -156,19 +157,19 @@ class _Graph:
 
   def _behind(
       self, layer: keras.layers.Layer, node: Any, classes: int) -> list[Head]:
-    """The heads of what a layer takes that may be scores, too."""
+    """Returns the heads of a layer's inputs that may be scores."""
     if layer.count_params():
       return []
-    return [self.head(one) for one in node.keras_inputs
-            if len(one.shape) == 2 or _size(one) == classes]
+    return [self.head(tensor) for tensor in node.keras_inputs
+            if len(tensor.shape) == 2 or _size(tensor) == classes]
 
   def _squash(
       self, layer: keras.layers.Layer, node: Any, output: Any, classes: int
   ) -> Head | None:
-    """The head of a layer that makes probabilities of logits, or None."""
+    """Returns the head of a layer from logits to probabilities, or None."""
     plain = _unwrap(layer)
     activation = getattr(plain, "activation", None)
-    # Quantization-aware training wraps the function in an object of its own.
+    # Quantization-aware training wraps the function in an object.
     function = getattr(activation, "activation", activation)
     name = "softmax" if isinstance(plain, keras.layers.Softmax) else (
         None if layer.count_params() else _gives(layer, node, _SQUASHES))
@@ -192,9 +193,9 @@ class _Graph:
 
 
 class _KeepingLogits:
-  """A layer's `call` with an activation that leaves the logits on its output.
+  """A layer's `call` that keeps the logits as an attribute of its output.
 
-  It computes the same; Keras's own softmax and sigmoid do so by themselves.
+  The output is the same. Keras's own softmax and sigmoid keep logits anyway.
   """
 
   def __init__(self, layer: keras.layers.Layer):
@@ -203,20 +204,20 @@ class _KeepingLogits:
 
   def call(self, own_call: Any, *args: Any, **settings: Any) -> Any:
     with self._lock:
-      own = self._layer.activation
+      activation = self._layer.activation
       def keeping(logits):
-        output = own(logits)
+        output = activation(logits)
         output._keras_logits = logits
         return output
       self._layer.activation = keeping
       try:
         return own_call(*args, **settings)
       finally:
-        self._layer.activation = own
+        self._layer.activation = activation
 
 
 def _size(tensor: Any) -> int | None:
-  """The numbers of an image; None where they are not known."""
+  """Counts a tensor's numbers per image; None where the shape is not known."""
   return tensor.shape[1:].num_elements()
 
 
@@ -227,10 +228,11 @@ def _unwrap(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def _called(layer: keras.layers.Layer, node: Any, values: Sequence[Any]) -> Any:
-  """Calls a layer as the graph does, on other tensors."""
-  places = {id(one): new for one, new in zip(node.keras_inputs, values)}
+  """Calls a layer as the graph does, but on other tensors."""
+  places = {id(tensor): new for tensor, new in zip(node.keras_inputs, values)}
   args, settings = tf.nest.map_structure(
-      lambda one: places.get(id(one), one), (node.call_args, node.call_kwargs))
+      lambda value: places.get(id(value), value),
+      (node.call_args, node.call_kwargs))
   if "training" in inspect.signature(layer.call).parameters:
     settings = {**settings, "training": False}
   return layer(*args, **settings)
@@ -239,7 +241,7 @@ def _called(layer: keras.layers.Layer, node: Any, values: Sequence[Any]) -> Any:
 def _gives(
     layer: keras.layers.Layer, node: Any, functions: Mapping[str, Any]
 ) -> str | None:
-  """Names the function that a layer of one tensor computes, if any does."""
+  """Names the function that a layer of one tensor computes, or None."""
   if len(node.keras_inputs) != 1:
     return None
   taken, = node.keras_inputs
@@ -251,10 +253,10 @@ def _gives(
 def _same(
     function: Callable[[tf.Tensor], Any], shape: Sequence[int | None],
     dtype: tf.DType, functions: Mapping[str, Any]) -> str | None:
-  """Names the function that gives the same of some numbers, if any does."""
+  """Names the function with the same outputs on random numbers, or None."""
   if None in shape or not dtype.is_floating:
     return None
-  with tf.init_scope():  # Numbers, even where a graph is being traced.
+  with tf.init_scope():  # Runs eagerly, even while a graph is traced.
     numbers = tf.random.stateless_normal(shape, (0, 0), stddev=3.0)
     given = tf.cast(numbers, dtype)
     try:
@@ -262,10 +264,10 @@ def _same(
     except (TypeError, ValueError, tf.errors.OpError):
       return None
     flat = tf.reshape(tf.cast(given, tf.float32), [shape[0], -1])
-    # As exact as the coarser of the numbers that went in and came out.
+    # Half precision of the inputs limits the accuracy.
     slack = 1e-5 if dtype.size > 2 else 2e-2
-    for name, one in functions.items():
-      want = one(flat)
+    for name, candidate in functions.items():
+      want = candidate(flat)
       if got.shape.num_elements() == want.shape.num_elements() and np.allclose(
           tf.reshape(got, want.shape), want, atol=slack, rtol=slack):
         return name
@@ -273,11 +275,12 @@ def _same(
 
 
 def _last_operation(layer: keras.layers.Layer, node: Any) -> str:
-  """Names the last operation in a layer that changes values."""
+  """Names a layer's last operation that changes values."""
   graph = tf.function(
       lambda *values: _called(layer, node, values), autograph=False,
   ).get_concrete_function(*(
-      tf.TensorSpec(one.shape, one.dtype) for one in node.keras_inputs)).graph
+      tf.TensorSpec(tensor.shape, tensor.dtype)
+      for tensor in node.keras_inputs)).graph
   operation = graph.outputs[0].op
   while operation.type in _OF_SHAPE_AND_TYPE:
     operation = operation.inputs[0].op
@@ -285,10 +288,10 @@ def _last_operation(layer: keras.layers.Layer, node: Any) -> str:
 
 
 def _before_activation(output: tf.Tensor) -> tf.Tensor:
-  """Returns the logits that Keras's softmax and sigmoid leave on their output.
+  """Returns the logits that Keras's softmax and sigmoid keep on their output.
 
-  Keras keeps them so that its cross-entropies stay accurate; the attribute is
-  private (`_keras_logits`, checked on tf_keras 2.21, held by logits_test.py).
+  Keras needs them for accurate cross-entropies. The attribute `_keras_logits`
+  is private (checked on tf_keras 2.21, tested by logits_test.py).
   """
   logits = getattr(output, "_keras_logits", None)
   if logits is None:

@@ -1,8 +1,7 @@
-"""What a model's file says of itself, read before Keras loads it.
+"""Checks a model's file before Keras loads it.
 
-Loading a model runs what its file names: Python code, marshalled into it where
-a layer was given a lambda, and modules that it names. tf_keras asks in `.keras`
-files alone, and there of the code alone.
+Loading a model runs the Python code of its lambdas and imports the modules that
+the file names. tf_keras refuses only the code, and only in `.keras` files.
 """
 
 import builtins
@@ -19,10 +18,10 @@ from keras_attr_preserve.compat import keras
 
 __all__ = ["check_model_file", "shortened"]
 
-# Whose modules a configuration may name, for classes and functions.
+# A configuration may name classes and functions of these packages.
 _PACKAGES = ("keras", "tf_keras", "tensorflow_model_optimization",
              "keras_attr_preserve")
-# Of Keras's own functions those of layers, not those that read and write files.
+# Modules with functions for layers; other functions may read or write files.
 _FUNCTIONS = frozenset({
     "activations", "applications", "constraints", "initializers", "losses",
     "metrics", "nn", "ops", "regularizers"})
@@ -41,19 +40,19 @@ def check_model_file(
     safe_mode: bool = True,
     keras3: bool = False,
 ) -> None:
-  """Raises where a file holds no model for the asker, or code that would run.
+  """Raises where a file holds no suitable model, or code that would run.
 
   Args:
-    path: an `.h5` or `.keras` file, or the folder of a SavedModel; it exists.
-    custom_objects: classes and functions that the caller gives, by name.
-    safe_mode: whether code in the file, and modules that it names other than
-      those of Keras and tfmot, are refused.
-    keras3: whether Keras 3 is to load it, in place of tf_keras; it sees to the
-      modules itself.
+    path: an existing `.h5` or `.keras` file or SavedModel folder.
+    custom_objects: the caller's classes and functions, by name.
+    safe_mode: whether to refuse code in the file, and modules other than
+      Keras's and tfmot's.
+    keras3: whether Keras 3 shall load the file instead of tf_keras. Keras 3
+      checks the modules itself.
 
   Raises:
-    ValueError: it holds code; or it was saved by the other Keras, holds weights
-      without a model, or a function without its layers.
+    ValueError: the file holds code, was saved by the other Keras, holds weights
+      without a model, or holds a function without its layers.
   """
   path = Path(path)
   if path.is_dir():
@@ -61,7 +60,7 @@ def check_model_file(
     return
   configs = None
   try:
-    # A file may be both: each kind is read that Keras might read.
+    # A file may be of both kinds, and Keras might read either.
     if zipfile.is_zipfile(path):
       configs = _zipped(path, keras3)
     if h5py.is_hdf5(path):
@@ -82,7 +81,7 @@ def check_model_file(
 
 
 def shortened(error: object, keep: int = 200) -> str:
-  """Both ends of a long text in one line, such as an error with a config."""
+  """Shortens a long text, such as an error, to its two ends on one line."""
   text = " ".join(str(error).split())
   if len(text) <= 2 * keep:
     return text
@@ -106,12 +105,12 @@ def _hdf5(path: Path, keras3: bool) -> list[Any]:
           f"path {str(path)!r} holds weights without their model: build the "
           "model, call its load_weights, and save it by model.save.")
     _check_version(path, "2" if version is None else _text(version), keras3)
-    return [json.loads(_text(one)) for one in (config, training)
-            if one is not None]
+    return [json.loads(_text(value)) for value in (config, training)
+            if value is not None]
 
 
 def _check_version(path: Path, version: str, keras3: bool) -> None:
-  """Raises where another Keras saved the file than is to load it."""
+  """Raises where a different Keras saved the file."""
   if keras3 and version.split(".")[0] in ("1", "2"):
     raise ValueError(
         f"model {str(path)!r} was saved by tf_keras {version}: load it with "
@@ -132,7 +131,7 @@ def _check_folder(path: Path, custom_objects: Any, safe_mode: bool) -> None:
     if safe_mode:
       for config in _saved_configs(path):
         _check_code(path, config, _CURE)
-        # Of layers Keras imports nothing here: their graphs are in the folder.
+        # The folder holds the layers' graphs, so Keras imports no layer.
         _check_modules(path, config.get("training_config"), custom_objects)
   elif _OLD_MARK not in (path / "saved_model.pb").read_bytes():
     raise ValueError(
@@ -146,7 +145,7 @@ def _check_folder(path: Path, custom_objects: Any, safe_mode: bool) -> None:
 
 
 def _saved_configs(path: Path) -> list[dict[str, Any]]:
-  """What Keras noted of each layer of a SavedModel."""
+  """Reads Keras's metadata of each layer of a SavedModel."""
   from google.protobuf import message
   from tf_keras.protobuf import saved_metadata_pb2
 
@@ -171,36 +170,36 @@ def _text(value: str | bytes) -> str:
 
 def _check_code(path: Path, config: Any, cure: str) -> None:
   """Raises where a configuration holds marshalled Python code."""
-  for part, name in _parts(config):
-    # Keras's ways to write a function that has no name of its own: for Lambda
-    # and the wrappers of cells a type beside it, elsewhere a class.
-    if part.get("class_name") == "__lambda__" or any(
+  for entry, name in _parts(config):
+    # Keras marks a lambda by a class name; in Lambda layers and wrappers of
+    # cells by a key that ends in "_type".
+    if entry.get("class_name") == "__lambda__" or any(
         value == "lambda" and str(key).endswith("_type")
-        for key, value in part.items()):
+        for key, value in entry.items()):
       raise ValueError(
           f"path {str(path)!r}: layer {name!r} holds Python code (a lambda), "
           f"which loading the model would run; {cure}.")
 
 
 def _check_modules(path: Path, config: Any, custom_objects: Any) -> None:
-  for part, name in _parts(config):
-    _check_module(path, part, name, custom_objects)
+  for entry, name in _parts(config):
+    _check_module(path, entry, name, custom_objects)
 
 
 def _check_module(
-    path: Path, part: Mapping[str, Any], name: str, custom_objects: Any
+    path: Path, entry: Mapping[str, Any], name: str, custom_objects: Any
 ) -> None:
-  """Raises where a class or function is of a module that is not Keras's."""
-  module, what = part.get("module"), part.get("class_name")
+  """Raises where a class or function belongs to a module outside Keras."""
+  module, what = entry.get("module"), entry.get("class_name")
   if module is None or what is None:
     return
   function = what == "function"
   if function:
-    what = part.get("config")
+    what = entry.get("config")
   elif what == "__typespec__":
-    what = part.get("spec_name")
-  # The name that Keras asks its registry for, before it imports anything.
-  asked = str(what if function else part.get("registered_name", what))
+    what = entry.get("spec_name")
+  # Keras looks this name up in its registry before it imports anything.
+  asked = str(what if function else entry.get("registered_name", what))
   if keras.utils.get_registered_object(
       asked, custom_objects=dict(custom_objects or {})) is not None:
     return
@@ -224,13 +223,13 @@ def _parts(config: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
   """Yields each mapping in a configuration, and the name of its layer."""
   todo = [(config, "")]
   while todo:
-    part, name = todo.pop()
-    if isinstance(part, Mapping):
-      name = part["name"] if isinstance(part.get("name"), str) else name
-      inner = part.get("config")
+    entry, name = todo.pop()
+    if isinstance(entry, Mapping):
+      name = entry["name"] if isinstance(entry.get("name"), str) else name
+      inner = entry.get("config")
       if isinstance(inner, Mapping) and isinstance(inner.get("name"), str):
         name = inner["name"]
-      yield part, name
-      todo += [(one, name) for one in part.values()]
-    elif isinstance(part, list):
-      todo += [(one, name) for one in part]
+      yield entry, name
+      todo += [(value, name) for value in entry.values()]
+    elif isinstance(entry, list):
+      todo += [(value, name) for value in entry]

@@ -1,8 +1,7 @@
-"""Quantizers that keep zeros and clusters, made anew for a loaded model.
+"""Makes quantizers that keep zeros and clusters again for a loaded model.
 
-tfmot 0.8.1 sets them on a model as it is made, by reading its weights, and
-writes them into a file as plain quantizers. A model built again from its config
-would train on without them.
+tfmot 0.8.1 makes them from the weights when it wraps a model, but saves them as
+plain quantizers. A model built from its config would train without them.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ _KERNELS = ("kernel", "depthwise_kernel")
 
 
 def preserved_kind(model: keras.Model) -> str | None:
-  """Says what a model's quantization-aware training keeps.
+  """Says whether quantization-aware training keeps zeros or clusters.
 
   Args:
     model: any built model.
@@ -51,8 +50,8 @@ def last_name(name: str) -> str:
 
 
 def by_name(weights: list[tf.Variable]) -> dict[str, tf.Variable]:
-  """Sorts one layer's weights by the last parts of their names."""
-  return {last_name(one.name): one for one in weights}
+  """Maps the last part of each weight's name to the weight."""
+  return {last_name(weight.name): weight for weight in weights}
 
 
 def _scheme(kind: str) -> Any:
@@ -65,21 +64,21 @@ def _scheme(kind: str) -> Any:
 
 
 class Wrapper:
-  """Stands for tfmot's QuantizeWrapperV2 where Keras makes one from a config.
+  """Replaces tfmot's QuantizeWrapperV2 where Keras makes one from a config.
 
-  What it makes is the wrapper itself, with the quantizer of the scheme, around
-  a layer that has its weights already, as when the scheme was applied. To load
-  a model, name it as the custom object "QuantizeWrapperV2".
+  It makes tfmot's wrapper with the quantizer of the scheme. The layer inside
+  has its weights already, as when the scheme was applied. To load a model, give
+  it as the custom object "QuantizeWrapperV2".
   """
 
   def __init__(
       self, kind: str, weights: Callable[[str], dict[str, np.ndarray]]):
-    """Notes what the wrappers are made from.
+    """Keeps the scheme and the weights for the wrappers.
 
     Args:
-      kind: as `preserved_kind` says.
-      weights: gives the saved weights of a wrapper, by the wrapper's name: a
-        dict by the last part of the weights' names.
+      kind: the result of `preserved_kind`.
+      weights: takes a wrapper's name and returns its saved weights, a dict by
+        the last part of the weights' names.
     """
     self._registry = _scheme(kind).get_quantize_registry()
     self._weights = weights
@@ -87,33 +86,33 @@ class Wrapper:
       self._make = keras.utils.get_registered_object("QuantizeWrapperV2")
 
   def from_config(self, config: dict[str, Any]) -> keras.layers.Layer:
-    """Makes the wrapper, its layer built and filled as far as tfmot reads."""
+    """Makes the wrapper, with the layer built and its kernel set for tfmot."""
     wrapper = self._make.from_config(config)
     layer = wrapper.layer
     saved = self._weights(wrapper.name)
-    found = [name for name in _KERNELS if name in saved
+    kernels = [name for name in _KERNELS if name in saved
              and hasattr(wrapper.quantize_config, "weight_quantizer")]
-    if not found:
+    if not kernels:
       return wrapper
-    kernel = saved[found[0]]
+    kernel = saved[kernels[0]]
     if not layer.built:
       with tf.name_scope(layer.name):
         layer.build(_input_shape(layer, kernel))
-    getattr(layer, found[0]).assign(_as_first_read(kernel, saved))
+    getattr(layer, kernels[0]).assign(_as_first_read(kernel, saved))
     wrapper.quantize_config.weight_quantizer = (
         self._registry.get_quantize_config(layer).weight_quantizer)
     return wrapper
 
 
 class PruningWrapper:
-  """Stands for tfmot's PruneLowMagnitude where Keras makes one from a config.
+  """Replaces tfmot's PruneLowMagnitude where Keras makes one from a config.
 
-  What it makes is the wrapper itself, with the pattern that tfmot does not note
-  there. To load a model, name it as the custom object "PruneLowMagnitude".
+  It makes tfmot's wrapper with the pattern, which tfmot leaves out of the
+  config. To load a model, give it as the custom object "PruneLowMagnitude".
   """
 
   def __init__(self, noted: Mapping[str, list[int]]):
-    """Notes what `patterns` said of the model when it was saved."""
+    """Keeps the result of `patterns` for the saved model."""
     self._patterns = noted
     with tfmot.sparsity.keras.prune_scope():
       self._make = keras.utils.get_registered_object("PruneLowMagnitude")
@@ -126,20 +125,20 @@ class PruningWrapper:
 
 
 def patterns(model: keras.Model) -> dict[str, list[int]]:
-  """Says how many of how many weights pruning takes, by wrapper's name.
+  """Returns the patterns of pruning, by the wrapper's name.
 
   Args:
     model: any built model.
 
   Returns:
-    `[2, 4]` for two of four; nothing of wrappers without a pattern.
+    `[2, 4]` for two of four; wrappers without a pattern are left out.
   """
   return {layer.name: list(layer.sparsity_m_by_n) for layer in model.submodules
           if getattr(layer, "sparsity_m_by_n", None)}
 
 
 def _input_shape(layer: keras.layers.Layer, kernel: np.ndarray) -> list[Any]:
-  """Gives an input shape that the layer builds such a kernel for."""
+  """Returns an input shape for which the layer builds such a kernel."""
   if kernel.ndim == 2:
     return [None, kernel.shape[0]]
   channels = kernel.shape[2] * getattr(layer, "groups", 1)
@@ -150,11 +149,11 @@ def _input_shape(layer: keras.layers.Layer, kernel: np.ndarray) -> list[Any]:
 
 def _as_first_read(
     kernel: np.ndarray, saved: dict[str, np.ndarray]) -> np.ndarray:
-  """Gives a kernel with the zeros of the saved one and all of its clusters.
+  """Returns a kernel with the saved kernel's zeros and all of its clusters.
 
-  Only its zeros and the number and places of its clusters are read; the saved
-  values come afterwards. The saved kernel itself may use fewer clusters than
-  it was given, when training left some of them empty.
+  tfmot reads only the zeros, and the number and places of the clusters. The
+  saved values are set later. The saved kernel may use fewer clusters than it
+  has, because training may leave clusters empty.
   """
   centroids = saved.get("cluster_centroids_tf")
   if centroids is None:
@@ -163,21 +162,21 @@ def _as_first_read(
   if centroids.ndim == 1:
     return _whole(columns, centroids).reshape(kernel.shape)
   return np.stack([
-      _column(column, one) for column, one in zip(columns.T, centroids)
+      _column(column, centres) for column, centres in zip(columns.T, centroids)
   ], axis=1).reshape(kernel.shape)
 
 
 def _whole(columns: np.ndarray, centroids: np.ndarray) -> np.ndarray:
   """Places clusters that all channels share.
 
-  tfmot shares them where the channels of a convolution have unequal numbers of
-  clusters, so the first channels get as many as they can.
+  tfmot shares clusters where a convolution's channels have unequal numbers of
+  them. So the first channels get as many clusters as possible.
   """
   count = len(centroids)
   if not (columns == 0).any():
-    made = np.full_like(columns, count).flatten("F")
-    made[:count] = np.arange(1, count + 1)
-    return made.reshape(columns.shape, order="F")
+    placed = np.full_like(columns, count).flatten("F")
+    placed[:count] = np.arange(1, count + 1)
+    return placed.reshape(columns.shape, order="F")
   values, first = np.unique(columns, return_index=True)
   order = values[np.argsort(first)]
   if len(order) == count and order[np.argmin(np.abs(centroids))] == 0:
@@ -186,16 +185,16 @@ def _whole(columns: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def _column(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-  """Places clusters so that they first appear in the order of the centroids."""
+  """Places clusters so that they appear in the order of the centroids."""
   count, nearest = len(centroids), int(np.argmin(np.abs(centroids)))
   ranks = np.arange(1, count + 1, dtype=values.dtype)
   zeros = values == 0
-  made = np.full_like(values, ranks[-1])
+  placed = np.full_like(values, ranks[-1])
   if not zeros.any():
     ranks[nearest] = 0.5
-    made[:count] = ranks
-    made[count:] = ranks[-1]
-    return made
+    placed[:count] = ranks
+    placed[count:] = ranks[-1]
+    return placed
   first = int(np.argmax(zeros))
   before, after = np.arange(first), first + np.flatnonzero(~zeros[first:])
   ahead, behind = ranks[:nearest], ranks[nearest + 1:]
@@ -204,9 +203,9 @@ def _column(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     raise ValueError(
         f"path: a layer of {len(values)} weights with {zeros.sum()} zeros "
         f"cannot be given its {count} clusters again.")
-  made[zeros] = 0
-  made[before[:len(ahead)]] = ahead
-  made[before[len(ahead):]] = ahead[-1] if len(ahead) else 0
-  made[after[:len(behind)]] = behind
-  made[after[len(behind):]] = (behind if len(behind) else ahead)[-1]
-  return made
+  placed[zeros] = 0
+  placed[before[:len(ahead)]] = ahead
+  placed[before[len(ahead):]] = ahead[-1] if len(ahead) else 0
+  placed[after[:len(behind)]] = behind
+  placed[after[len(behind):]] = (behind if len(behind) else ahead)[-1]
+  return placed

@@ -1,4 +1,4 @@
-"""What the methods share: running in batches, and what is kept."""
+"""Runs models in batches, and keeps graphs for later calls."""
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator
@@ -12,19 +12,19 @@ from keras_attr_preserve.models.layers import graphs_in
 __all__ = ["full_batch", "graph_of", "has_tanh", "kept",
            "run_batches", "run_model"]
 
-_PIXELS = 64 * 96 * 96  # Of a batch.
+_PIXELS = 64 * 96 * 96  # Per batch.
 
-# What was made for a model. Graphs hold its variables but not the model.
+# Objects made for a model. Graphs hold its variables but not the model.
 _kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def full_batch(batch_size: int | None, images: np.ndarray) -> int:
-  """Says how many images run at once.
+  """Returns the number of images per batch.
 
   Args:
-    batch_size: what the user asked for, or None: 64, and of small images as
-      many as have the pixels of 64 of 96x96. A call of a graph takes its time
-      however small its batch.
+    batch_size: the user's number, or None for 64. For small images None gives
+      more, up to the pixels of 64 images of 96x96, because even a small batch
+      costs a graph call.
     images: `[images, height, width, ...]`.
 
   Returns:
@@ -48,19 +48,19 @@ def run_batches(
   Args:
     function: takes one tensor for each array, returns a tuple of tensors.
     *arrays: arrays of one length.
-    batch_size: rows a batch, the last may have less; None as in `full_batch`
-      of the first array.
+    batch_size: rows per batch, the last may have fewer; None as in
+      `full_batch` of the first array.
 
   Returns:
-    What the function returned, joined along the first axis.
+    The function's results, joined along the first axis.
 
   Raises:
     ValueError: the batch size is not positive.
   """
-  parts = [function(*map(tf.convert_to_tensor, batch))
+  results = [function(*map(tf.convert_to_tensor, batch))
            for batch in _slices(arrays, full_batch(batch_size, arrays[0]))]
-  return [np.concatenate([one.numpy() for one in column])
-          for column in zip(*parts, strict=True)]
+  return [np.concatenate([tensor.numpy() for tensor in column])
+          for column in zip(*results, strict=True)]
 
 
 def run_model(
@@ -72,19 +72,19 @@ def run_model(
 ) -> list[np.ndarray]:
   """Runs a function of tensors over arrays, a batch at a time, as one graph.
 
-  The graph is kept for as long as the model lives: asked again with the same
-  key, it runs at once. It reads the model's weights as they then are.
+  The graph is kept as long as the model lives. A later call with the same key
+  runs it without tracing, with the model's current weights.
 
   Args:
-    model: what the function runs.
-    key: says all that the function's graph depends on besides the model.
+    model: the model that the function runs.
+    key: everything that the function's graph depends on besides the model.
     function: takes one tensor for each array, returns a tuple of tensors.
     *arrays: arrays of one length.
-    batch_size: rows a batch, the last may have less; None as in `full_batch`
-      of the first array.
+    batch_size: rows per batch, the last may have fewer; None as in
+      `full_batch` of the first array.
 
   Returns:
-    What the function returned, joined along the first axis.
+    The function's results, joined along the first axis.
 
   Raises:
     ValueError: the batch size is not positive.
@@ -102,10 +102,10 @@ def graph_of(
   """Traces a function of tensors, once for each model and key.
 
   Args:
-    model: what the function runs.
+    model: the model that the function runs.
     key: see `run_model`.
     function: takes one tensor for each array.
-    *arrays: arrays of the types and shapes to come; the first axis may differ.
+    *arrays: examples of the types and shapes; the first axis may differ.
 
   Returns:
     The graph, for tensors of any number of rows.
@@ -117,33 +117,33 @@ def graph_of(
 
 
 def has_tanh(graph: tf.Graph) -> bool:
-  """Says whether a graph may be one that TensorFlow fails to run.
+  """Says whether a graph has a tanh, which TensorFlow may fail to run.
 
   TensorFlow 2.21 fuses a convolution, a batch normalization that no gradient
-  reads, and a tanh into an operation that has no kernel for the CPU.
+  reads, and a tanh. The fused operation has no CPU kernel.
   """
   return any(op.type == "Tanh" for op in graph.get_operations())
 
 
 def kept(model: keras.Model, key: Hashable, make: Callable[[], Any]) -> Any:
-  """Returns what was made for a model before, or makes it.
+  """Returns an object made for a model before, or makes it.
 
   Args:
-    model: for as long as it lives, and has the same layers with the same
-      activations, what is made is kept.
-    key: says all that it depends on besides the model.
-    make: makes it; it must not hold the model.
+    model: the object is kept as long as the model lives and has the same layers
+      with the same activations.
+    key: everything that the object depends on besides the model.
+    make: makes the object, which must not hold the model.
 
   Returns:
-    What `make` returned.
+    The result of `make`.
   """
   # Layers and activations may be swapped in a model that lives on.
-  parts = [key]
+  entries = [key]
   for graph in (model, *graphs_in(model)):
     layers = graph.layers
-    parts += map(id, layers)
-    parts += [id(getattr(layer, "activation", None)) for layer in layers]
-  whole = tuple(parts)
+    entries += map(id, layers)
+    entries += [id(getattr(layer, "activation", None)) for layer in layers]
+  whole = tuple(entries)
   things = _kept.setdefault(model, {})
   if whole not in things:
     things[whole] = make()

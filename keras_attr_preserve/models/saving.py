@@ -1,16 +1,16 @@
-"""Saving and loading models of every kind that tfmot makes.
+"""Saves and loads models of every kind that tfmot makes.
 
-Outputs are kept to the last bit, and so is what training needs to go on: the
-optimizer, masks and steps of pruning, centroids, ranges. What is pruned is
-pruned in the file, see held_weights.py. Things that Keras and tfmot 0.8.1 do
-not do by themselves are done here:
+A loaded model gives the same outputs to the last bit. It also keeps the state
+of training: the optimizer, masks and steps of pruning, centroids, ranges.
+Pruned weights are zero in the file, see held_weights.py. This module works
+around three faults of Keras and tfmot 0.8.1:
 
-* tfmot writes pruning- and cluster-preserving quantizers as plain ones, so
-  that Keras gives back a model that trains on without its zeros or clusters.
-  Here the kind is noted in the file and the quantizers are made anew.
-* tfmot notes no pattern such as two of four, and makes the masks of sparse
-  clusters of weights that the file then replaces.
-* tf_keras 2.21 gives back a SavedModel's optimizer without its state.
+* tfmot writes pruning- and cluster-preserving quantizers as plain quantizers.
+  Keras then loads a model that loses its zeros or clusters in training. This
+  module notes the kind in the file and makes the quantizers again.
+* tfmot notes no pattern such as two of four. It also makes the masks of sparse
+  clusters from weights that the file replaces later.
+* tf_keras 2.21 loads a SavedModel's optimizer without its state.
 """
 
 import contextlib
@@ -56,29 +56,29 @@ _EXTRA = "assets.extra"  # The notes' folder in a SavedModel.
 
 
 def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
-  """Saves a model, compiled state too, so that `load_model` gives it back.
+  """Saves a model and its compiled state for `load_model`.
 
-  What takes the name is whole: a failed or interrupted save leaves what was
-  there before. It may be called while `fit` runs.
+  The path never holds half a model: a failed or interrupted save leaves the
+  previous file. The function may be called while `fit` runs.
 
   Args:
     model: a built `tf_keras` model: plain, stripped, or wrapped by pruning,
-      clustering, or quantization-aware training of any scheme. It is left as
-      it came, but for kernels that had lost zeros or clusters, to averages or
-      restored weights say: they are brought back, with a warning.
-    path: ends in `.h5` (every kind), in `.keras` (no quantization-aware
-      training of the input, see Raises), or has no ending: the folder of a
-      SavedModel, which also serves without Keras. Its parent exists.
+      clustering, or quantization-aware training of any scheme. It stays
+      unchanged, except for kernels that lost zeros or clusters, for example to
+      averages or restored weights. Those are restored, with a warning.
+    path: ends in `.h5` (every kind) or `.keras` (no quantization-aware training
+      of the input, see Raises). A path without an ending is the folder of a
+      SavedModel, which also runs without Keras. The parent folder exists.
 
   Returns:
     The path.
 
   Raises:
-    TypeError: it is no `tf_keras` model.
-    ValueError: the path has another ending; or a `.keras` file could not be
-      loaded again (tfmot's QuantizeLayer does not note that it is built, so
-      that Keras builds it twice while loading); or an `.h5` file cannot hold
-      the optimizer, whose variables share names.
+    TypeError: the model is no `tf_keras` model.
+    ValueError: the path has another ending. Or a `.keras` file could not be
+      loaded again: tfmot's QuantizeLayer does not note that it is built, so
+      Keras builds it twice. Or an `.h5` file cannot hold the optimizer, whose
+      variables share names.
     OSError: the disk is full, or the folder cannot be written to.
   """
   if not isinstance(model, keras.Model):
@@ -96,22 +96,22 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
   hold_aloud(model, "save_model")
   room = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
   try:
-    part = room / f"new{path.suffix}"
+    temporary = room / f"new{path.suffix}"
     if path.suffix == ".h5":
-      part.write_bytes(_hdf5(model, _notes(model, kind)))
+      temporary.write_bytes(_hdf5(model, _notes(model, kind)))
     else:
-      model.save(part, save_format=path.suffix[1:] or "tf")
-      _note(part, _notes(model, kind))
-    take_name(part, path, room / "old")
+      model.save(temporary, save_format=path.suffix[1:] or "tf")
+      _note(temporary, _notes(model, kind))
+    take_name(temporary, path, room / "old")
   finally:
     shutil.rmtree(room)
   return path
 
 
 def _hdf5(model: keras.Model, notes: dict[str, str]) -> bytes:
-  """What an .h5 file holds, the notes too, made in memory.
+  """Makes the content of an .h5 file, with the notes, in memory.
 
-  Of a full disk HDF5 says "Can't destroy cache", in a RuntimeError.
+  On a full disk HDF5 only raises a RuntimeError, "Can't destroy cache".
   """
   content = io.BytesIO()
   with h5py.File(content, "w") as file:
@@ -127,33 +127,33 @@ def load_model(
     safe_mode: bool = True,
     compile: bool = True,
 ) -> keras.Model:
-  """Loads what `save_model` or Keras saved, within tfmot's scopes.
+  """Loads a model that `save_model` or Keras saved, within tfmot's scopes.
 
-  A model compiled when saved comes back compiled, its optimizer where it was.
-  What Keras itself saved of pruning- or cluster-preserving training (a
-  `ModelCheckpoint`) says nothing of its kind: its outputs are right, and it
-  comes back as plain quantization-aware training, with a warning where its
-  kernels have zeros. Save those by `save_model`.
-  Zeros that a pruned model's file has lost come back by its masks, with a
+  A compiled model is loaded compiled, with its optimizer's state. A file that
+  Keras itself saved (a `ModelCheckpoint`) does not note pruning- or
+  cluster-preserving training. Its outputs are right, but the model is loaded as
+  plain quantization-aware training, with a warning where its kernels have
+  zeros. Save such models by `save_model`.
+  If a pruned model's file has lost zeros, its masks restore them, with a
   warning.
 
   Args:
     path: an `.h5` or `.keras` file, or the folder of a SavedModel.
-    custom_objects: classes and functions of one's own, by name.
-    safe_mode: whether to refuse, as Keras does in `.keras` files, Python code
-      that a file of any kind holds (a lambda), and classes and functions of
-      modules that are neither Keras's nor tfmot's nor given. False runs what
-      the file says: only for files of people you trust.
-    compile: whether to compile it as it was when saved.
+    custom_objects: your own classes and functions, by name.
+    safe_mode: whether to refuse Python code (a lambda) in a file of any kind,
+      as Keras does in `.keras` files. Also refuses classes and functions of
+      modules that are neither Keras's nor tfmot's nor given. False runs the
+      file's code: only for files of people you trust.
+    compile: whether to compile the model as it was when saved.
 
   Returns:
     The model.
 
   Raises:
-    FileNotFoundError: there is nothing of that name.
-    ValueError: it cannot be loaded; a `.keras` file of quantization-aware
-      training never can; or it holds code, and `safe_mode` is True; or it was
-      saved by Keras 3, or holds no model.
+    FileNotFoundError: the path does not exist.
+    ValueError: the file cannot be loaded; a `.keras` file of quantization-aware
+      training never can. Or the file holds code, and `safe_mode` is True; or
+      Keras 3 saved it, or it holds no model.
   """
   path = Path(path)
   if not path.exists():
@@ -191,10 +191,11 @@ def load_model(
 
 
 def _warn_of_zeros(path: Path, model: keras.Model) -> None:
-  """Warns of a model that seems to keep zeros, and whose file does not say."""
-  zeros = {layer.name: float((one.numpy() == 0).mean())
-           for layer in model.submodules if hasattr(layer, "quantize_config")
-           for name, one in by_name(layer.weights).items() if name == "kernel"}
+  """Warns of a model with zeros whose file does not say to keep them."""
+  zeros = {
+      layer.name: float((weight.numpy() == 0).mean())
+      for layer in model.submodules if hasattr(layer, "quantize_config")
+      for name, weight in by_name(layer.weights).items() if name == "kernel"}
   sparse = [f"{name} {share:.3f}" for name, share in zeros.items()
             if share >= _SPARSE]
   if sparse:
@@ -240,16 +241,16 @@ def _load_folder(
     optimizer.build(model.trainable_variables)
     status = tf.train.Checkpoint(optimizer=optimizer).read(
         str(path / "variables" / "variables"))
-    if optimizer.iterations.numpy():  # Before its first step it has no state.
+    if optimizer.iterations.numpy():  # No state exists before the first step.
       status.assert_existing_objects_matched()
   return model
 
 
 def _rebuilt(
     model: keras.Model, kind: str, compiled: bool) -> keras.Model:
-  """Builds the model anew with the quantizers of its kind."""
+  """Builds the model again with the quantizers of its kind."""
   layers = {layer.name: by_name(layer.weights) for layer in model.layers}
-  values = {name: {key: one.numpy() for key, one in weights.items()}
+  values = {name: {key: weight.numpy() for key, weight in weights.items()}
             for name, weights in layers.items()}
   with keras.utils.custom_object_scope(
       {"QuantizeWrapperV2": Wrapper(kind, values.__getitem__)}):
@@ -269,17 +270,17 @@ def _rebuilt(
 
 
 def _unbuilt(config: Any) -> Any:
-  """Drops the shapes by which Keras would build each layer before its graph."""
+  """Drops the shapes, so that Keras does not build layers before the graph."""
   if isinstance(config, dict):
-    return {key: _unbuilt(one) for key, one in config.items()
+    return {key: _unbuilt(value) for key, value in config.items()
             if key != "build_config"}
   if isinstance(config, list):
-    return [_unbuilt(one) for one in config]
+    return [_unbuilt(value) for value in config]
   return config
 
 
 def _h5_weights(path: Path) -> Callable[[str], dict[str, np.ndarray]]:
-  """Gives a function that reads a layer's weights by their names."""
+  """Returns a function that reads a layer's weights by their names."""
   def read(layer: str) -> dict[str, np.ndarray]:
     with h5py.File(path) as file:
       group = file["model_weights"][layer]
@@ -307,7 +308,7 @@ def _check_path(path: Path) -> None:
 
 def _check_names(model: keras.Model, path: Path) -> None:
   variables = getattr(getattr(model, "optimizer", None), "variables", None)
-  names = [one.name for one in
+  names = [variable.name for variable in
            (variables() if callable(variables) else variables or ())]
   if len(set(names)) < len(names):
     raise ValueError(
@@ -318,36 +319,37 @@ def _check_names(model: keras.Model, path: Path) -> None:
 
 
 def _has_quantize_layer(model: keras.Model) -> bool:
-  return any(type(one).__name__ == "QuantizeLayer" for one in model.submodules)
+  return any(type(layer).__name__ == "QuantizeLayer"
+             for layer in model.submodules)
 
 
 def _notes(model: keras.Model, kind: str | None) -> dict[str, str]:
-  """What tfmot does not write down of a model, as texts by their marks."""
+  """Collects the facts of a model that tfmot does not save, by their marks."""
   pruned = patterns(model)
   return {**({_MARK: kind} if kind is not None else {}),
           **({_PATTERNS: json.dumps(pruned)} if pruned else {})}
 
 
-def _note(part: Path, notes: dict[str, str]) -> None:
+def _note(path: Path, notes: dict[str, str]) -> None:
   """Writes notes into a `.keras` file or a SavedModel's folder."""
   if not notes:
     return
-  if part.suffix:
-    with zipfile.ZipFile(part, "a") as file:
+  if path.suffix:
+    with zipfile.ZipFile(path, "a") as file:
       for mark, text in notes.items():
         file.writestr(f"{mark}.txt", text)
     return
-  (part / _EXTRA).mkdir(exist_ok=True)
+  (path / _EXTRA).mkdir(exist_ok=True)
   for mark, text in notes.items():
-    (part / _EXTRA / f"{mark}.txt").write_text(text)
+    (path / _EXTRA / f"{mark}.txt").write_text(text)
 
 
 def _noted(path: Path) -> dict[str, str]:
-  """Reads the notes of a file or folder; none of what Keras itself saved."""
+  """Reads the notes of a file or folder; Keras itself saves none."""
   marks = (_MARK, _PATTERNS)
   if path.is_dir():
-    found = {mark: path / _EXTRA / f"{mark}.txt" for mark in marks}
-    return {mark: note.read_text() for mark, note in found.items()
+    note_paths = {mark: path / _EXTRA / f"{mark}.txt" for mark in marks}
+    return {mark: note.read_text() for mark, note in note_paths.items()
             if note.exists()}
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as file:

@@ -1,7 +1,7 @@
-"""What a class's score is, and which class is on top: one rule for all.
+"""Defines a class's score and the top class, in one place for all methods.
 
-Scores `[images, classes]` are logits or probabilities, of two classes or more
-the largest is on top. One column stands for two classes:
+Scores `[images, classes]` are logits or probabilities. With two or more columns
+the largest score is the top class. One column stands for two classes:
 
 - a logit z: class 1 has the score z, class 0 has -z; 1 is on top from z = 0 on;
 - the probability p of class 1: class 0 has 1 - p; 1 is on top from p = 0.5 on.
@@ -22,16 +22,16 @@ def are_logits(scores: np.ndarray, logits: bool | None = None) -> bool:
 
   Args:
     scores: `[images, classes]`.
-    logits: whether they are; None where that is not known.
+    logits: whether the scores are logits; None if unknown.
 
   Returns:
-    Whether they are; True of several columns, whose order is the same, and of
-    one column that leaves 0..1.
+    Whether the scores are logits. True for several columns, where the order is
+    the same, and for one column outside 0..1.
 
   Raises:
     TypeError: logits is neither None nor a bool.
-    ValueError: one column lies in 0..1 and it is not known what it is; or it
-      leaves 0..1 and is said to be a probability.
+    ValueError: one column lies in 0..1 and logits is None; or it leaves 0..1
+      and logits is False.
   """
   if logits is not None and not isinstance(logits, bool | np.bool_):
     raise TypeError(f"logits must be None, True or False; got {logits!r}.")
@@ -52,17 +52,17 @@ def are_logits(scores: np.ndarray, logits: bool | None = None) -> bool:
 
 
 def top_classes(scores: np.ndarray, logits: bool | None = None) -> np.ndarray:
-  """Gives each image's top class, the first of the largest.
+  """Returns each image's top class; among equal scores the first.
 
   Args:
     scores: `[images, classes]`.
-    logits: whether they are; as for `are_logits`.
+    logits: whether the scores are logits; as for `are_logits`.
 
   Returns:
-    Class numbers, int `[images]`; of one column 0 or 1.
+    Class numbers, int `[images]`; 0 or 1 for one column.
 
   Raises:
-    TypeError, ValueError: as `are_logits`.
+    TypeError, ValueError: as for `are_logits`.
   """
   are = are_logits(scores, logits)
   if scores.shape[1] > 1:
@@ -72,13 +72,13 @@ def top_classes(scores: np.ndarray, logits: bool | None = None) -> np.ndarray:
 
 def explained_scores(
     scores: np.ndarray, weights: np.ndarray, logits: bool) -> np.ndarray:
-  """Gives the score that weights ask for.
+  """Returns the weighted score of each image.
 
   Args:
     scores: `[images, classes]`.
-    weights: as `class_weights` gives them, of the scores' shape.
-    logits: whether they are logits. Of one probability p, a negative weight is
-      class 0's, whose probability is 1 - p.
+    weights: the result of `class_weights`, of the scores' shape.
+    logits: whether the scores are logits. With one probability p, a negative
+      weight means class 0, whose probability is 1 - p.
 
   Returns:
     `[images]`, in the scores' units.
@@ -89,14 +89,14 @@ def explained_scores(
 
 
 def class_weights(targets: Any, count: int, classes: int) -> np.ndarray:
-  """Says which score is explained, as weights of the logits.
+  """Returns the explained score as weights of the logits.
 
   Args:
     targets: a class number for all images; class numbers `[count]`; or float
-      weights of the logits `[count, classes]`. Of one logit, class 1 is its
-      positive side and class 0 its negative.
-    count: how many images.
-    classes: how many logits.
+      weights of the logits `[count, classes]`. With one logit, class 1 is its
+      positive side and class 0 its negative side.
+    count: the number of images.
+    classes: the number of logits.
 
   Returns:
     Weights, float32 `[count, classes]`.
@@ -107,7 +107,7 @@ def class_weights(targets: Any, count: int, classes: int) -> np.ndarray:
   """
   targets = np.asarray(targets)
   if targets.shape == (count, classes) and targets.dtype.kind == "f":
-    with np.errstate(over="ignore"):  # Too large for float32 is said below.
+    with np.errstate(over="ignore"):  # The check below finds an overflow.
       weights = targets.astype(np.float32)
     if not np.isfinite(weights).all():
       raise ValueError(

@@ -1,8 +1,8 @@
-"""Reading features and scores out of a model while it runs, wrapped or not.
+"""Reads features and scores of a model while it runs, wrapped or not.
 
-A `Tap` runs a model once and hands back the features of the layers asked for,
-the logits (before the softmax or sigmoid of the head) and the model's own
-output. `sensitivities` says how the logits react to those features.
+A `Tap` runs a model once and returns three things: the features of chosen
+layers, the logits before the head's softmax or sigmoid, and the model's output.
+`sensitivities` gives the gradient of the logits by the features.
 """
 
 import contextlib
@@ -42,10 +42,10 @@ __all__ = [
 
 
 class Tapped(NamedTuple):
-  """What one forward pass gives.
+  """The results of one forward pass.
 
   Attributes:
-    features: one `[batch, height, width, channels]` per layer asked for.
+    features: `[batch, height, width, channels]` for each chosen layer.
     logits: `[batch, classes]`, float, before the head's softmax or sigmoid.
     output: the model's own output, for its losses and metrics.
   """
@@ -55,7 +55,7 @@ class Tapped(NamedTuple):
   output: Any
 
   def split(self, count: int) -> tuple["Tapped", list[tf.Tensor]]:
-    """The same with the first layers alone, and the others' features."""
+    """Keeps the first `count` layers; returns the other features separately."""
     return (self._replace(features=self.features[:count]),
             self.features[count:])
 
@@ -63,19 +63,19 @@ class Tapped(NamedTuple):
 class Tap:
   """Runs a model and reads features and logits on the way.
 
-  The layers of the model are used where they are: nothing is copied or added,
-  and one call is one forward pass, as the wrappers of pruning need.
+  The tap uses the model's own layers: it copies and adds nothing. One call is
+  one forward pass, as the pruning wrappers need.
 
-  The model may be Functional or Sequential, hold others of that kind as layers,
-  or be a subclass whose output is that of the one such model it holds.
+  The model may be Functional or Sequential, and may hold such models as layers.
+  It may also be a subclass that holds one such model and returns its output.
 
   Attributes:
     model: the model.
-    layers: the names asked for.
-    core: the graph of layers that makes its output: itself, for the most part.
-    classes: the number of scores it gives.
+    layers: the names of the chosen layers.
+    core: the graph of layers that makes the output, usually the model itself.
+    classes: the number of scores.
     shapes: of each layer's features, `(None, height, width, channels)`.
-    gives_logits: whether the model's output is the logits, no softmax between.
+    gives_logits: whether the model's output is the logits, without a softmax.
   """
 
   def __init__(
@@ -87,21 +87,21 @@ class Tap:
       augmented: bool = False,
       runs: bool = True,
   ):
-    """Finds what to read.
+    """Finds the layers and the logits to read.
 
     Args:
       model: a built `tf_keras` model.
       layers: names of layers with a spatial map, as in the unwrapped model.
-      output: which output is the class scores, `[batch, classes]`; needed where
-        there are several.
-      augmented: calls get what `augment` gives, and leave the model's own
-        random layers out, so that another model can be shown the same.
-      runs: whether what it computes runs in TensorFlow; False where calls are
-        only traced, for the converter.
+      output: the name of the output with the class scores, `[batch, classes]`;
+        needed where the model has several outputs.
+      augmented: whether calls skip the model's own random layers. Calls then
+        take the output of `augment`, so that another model can use it too.
+      runs: whether the calls run in TensorFlow; False where they are only
+        traced, for the converter.
 
     Raises:
-      TypeError, ValueError: no such model, layer or output; or random layers
-        that do not come first, where they are to be left out.
+      TypeError, ValueError: no such model, layer or output; or `augmented` is
+        True and the random layers do not come first.
     """
     self.model = check_keras(model)
     self.layers = tuple(layers)
@@ -127,37 +127,37 @@ class Tap:
 
   @property
   def augments(self) -> bool:
-    """Whether it leaves random layers of the model out."""
+    """Whether calls skip random layers of the model."""
     return bool(self._augmentation)
 
   @property
   def input(self) -> ImageInput:
-    """What the model takes.
+    """The model's input.
 
     Raises:
-      ValueError: it takes several inputs.
+      ValueError: the model takes several inputs.
     """
     return model_input(self.model)
 
   @property
   def no_gradient(self) -> str:
-    """Why no gradient reaches the images, a phrase; "" where one does."""
+    """A phrase that says why no gradient reaches the images; "" if one does."""
     return self._float_images.reason
 
   def floats(self, images: Any) -> Any:
-    """Gives images as the model is to be differentiated: integers as floats.
+    """Turns integer images into floats, so that they can have a gradient.
 
     Args:
-      images: what the model takes.
+      images: the model's images.
     """
     return self._float_images.of(images)
 
   def augment(self, images: Any, training: bool) -> Any:
-    """Gives what the model's own random layers make of images.
+    """Runs the model's own random layers on images.
 
     Args:
-      images: what the model takes.
-      training: as in Keras; False leaves them as they are.
+      images: the model's images.
+      training: as in Keras; False leaves the images unchanged.
     """
     if self._augmentation is None:
       return images
@@ -170,18 +170,18 @@ class Tap:
     """Runs the model once.
 
     Args:
-      images: what the model takes.
+      images: the model's images.
       training: as in Keras.
-      tape: is to watch the features, and is recording. One that watches nothing
-        else (`watch_accessed_variables=False`) records the model's tail alone,
-        also a frozen one's.
-      watched: of how many of the layers, the first ones; None for all.
+      tape: a recording tape that shall watch the features. A tape that watches
+        nothing else (`watch_accessed_variables=False`) records only the layers
+        behind the features, even in a frozen model.
+      watched: how many of the first layers the tape watches; None for all.
 
     Returns:
       The features, logits and output.
 
     Raises:
-      ValueError: the model runs one that it holds more than once, or computes
+      ValueError: the model runs its inner model more than once, or computes
         something after it.
     """
     with contextlib.ExitStack() as stack:
@@ -201,21 +201,21 @@ class Tap:
       core = self._readers[0]
       if core.graph is not self.model:
         stack.enter_context(core.listening())
-      # Around all other swaps: it gives them what they take.
+      # Outside all other swaps, because it makes their inputs.
       stack.enter_context(self._float_images.flowing(images))
       if core.graph is self.model:
         output = core.run(images, training)
       else:
         output = self.model(images, training=training)
         self._check_output(output, core.output)
-    found = {name: tensor for reader in self._readers
+    values = {name: tensor for reader in self._readers
              for name, tensor in reader.found.items()}
-    return Tapped([found[name] for name in self.layers],
-                  self._head.logits(found[_LOGITS]), output)
+    return Tapped([values[name] for name in self.layers],
+                  self._head.logits(values[_LOGITS]), output)
 
   def _check_output(self, output: Any, inner: Any) -> None:
-    given = {id(one) for one in tf.nest.flatten(output)}
-    if any(id(one) not in given for one in tf.nest.flatten(inner)):
+    given = {id(tensor) for tensor in tf.nest.flatten(output)}
+    if any(id(tensor) not in given for tensor in tf.nest.flatten(inner)):
       raise ValueError(
           f"model {self.model.name!r} computes something after the model "
           f"{self._readers[0].graph.name!r} it holds, so that its class scores "
@@ -223,17 +223,17 @@ class Tap:
 
 
 class _Reader:
-  """Runs a graph of layers with some of its tensors as outputs besides.
+  """Runs a graph of layers with some of its tensors as additional outputs.
 
-  A nested graph is run by the model around it. While `listening`, its `call` is
-  the reader's. Replicas run in threads, and each sees what it read itself.
+  The outer model runs a nested graph. While `listening`, the reader replaces
+  the graph's `call`. Replicas run in threads, and each sees its own values.
   """
 
   def __init__(self, graph: keras.Model, tensors: dict[str, Any]):
     self.graph = graph
     self._names = list(tensors)
-    # What `add_loss` on a model's own tensors made is a layer without a
-    # successor; it runs along, so that its loss is there.
+    # `add_loss` on a model's own tensors makes a layer without a successor.
+    # It becomes an output, so that its loss is computed.
     added = [layer.get_output_at(0) for layer in graph.layers
              if type(layer).__name__ in ("AddLoss", "AddMetric")]
     self._wide = keras.Model(
@@ -243,7 +243,7 @@ class _Reader:
 
   @property
   def found(self) -> dict[str, tf.Tensor]:
-    """What this thread's last run read, by name."""
+    """The tensors of this thread's last run, by name."""
     runs = self._seen.runs
     if len(runs) != 1:
       raise ValueError(
@@ -257,13 +257,13 @@ class _Reader:
     return self._seen.runs[-1][0] if self._seen.runs else None
 
   def run(self, images: Any, training: bool | None) -> Any:
-    """Runs the graph and keeps what is read; returns the graph's output."""
+    """Runs the graph, keeps the tensors and returns the graph's output."""
     self._seen.runs = []
     return self._call(images, training)
 
   @contextlib.contextmanager
   def listening(self) -> Iterator[None]:
-    """Reads what the graph computes inside the block."""
+    """Reads the graph's tensors inside the block."""
     self._seen.runs = []
     with self._swap.on():
       yield
@@ -275,9 +275,9 @@ class _Reader:
   def _call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
     outputs = tf.nest.flatten(
         self._wide(inputs, training=training, mask=mask))
-    own = len(self.graph.outputs)
-    output = tf.nest.pack_sequence_as(self.graph.output, outputs[:own])
-    self._seen.runs.append((output, outputs[own:own + len(self._names)]))
+    count = len(self.graph.outputs)
+    output = tf.nest.pack_sequence_as(self.graph.output, outputs[:count])
+    self._seen.runs.append((output, outputs[count:count + len(self._names)]))
     return output
 
 
@@ -285,15 +285,15 @@ class _Reader:
 def _apart(
     layer: keras.layers.Layer, images: Any, tape: tf.GradientTape | None
 ) -> Iterator[None]:
-  """Gives a layer's output a tensor of its own, and a tape that watches it.
+  """Makes a layer's output a separate tensor and watches it on the tape.
 
-  A layer that hands on its input, such as a linear Activation, gives the
-  very tensor that others take as well: their paths are not the layer's.
+  A layer such as a linear Activation returns its own input tensor. Other layers
+  may read that tensor too, and their gradients are not the layer's.
   """
   def call(own_call: Any, *args: Any, **settings: Any) -> Any:
-    inputs = {id(one) for one in tf.nest.flatten([args, settings])}
+    inputs = {id(tensor) for tensor in tf.nest.flatten([args, settings])}
     outputs = tf.nest.map_structure(
-        lambda one: tf.identity(one) if id(one) in inputs else one,
+        lambda tensor: tf.identity(tensor) if id(tensor) in inputs else tensor,
         own_call(*args, **settings))
     if tape is not None:
       tape.watch(outputs)
@@ -309,9 +309,9 @@ def _apart(
 
 
 def watch(tape: tf.GradientTape, images: Any) -> None:
-  """Records from the images on, so that frozen nets are recorded too."""
-  tape.watch([one for one in tf.nest.flatten(images)
-              if one.dtype.is_floating])
+  """Watches the images, so that the tape records frozen models too."""
+  tape.watch([tensor for tensor in tf.nest.flatten(images)
+              if tensor.dtype.is_floating])
 
 
 def sensitivities(
@@ -340,13 +340,13 @@ def feature_gradients(
     tape: tf.GradientTape, tapped: Tapped, seed: tf.Tensor) -> list[tf.Tensor]:
   """Differentiates a score by each feature map.
 
-  Quantizers are transparent to it: it is alive where one clips a score, and an
-  outer tape can differentiate it (see `SENSITIVITY_RULES`). The statistics of a
-  batch are constants to it (see `batch_statistics.py`).
+  The gradient passes through quantizers, even where a quantizer clips a score.
+  An outer tape can differentiate it (see `SENSITIVITY_RULES`). It takes batch
+  statistics as constants (see `batch_statistics.py`).
 
   Args:
-    tape: the tape that recorded the tap's call; persistent to ask it again.
-    tapped: what that call gave.
+    tape: the tape that recorded the tap's call; persistent for several calls.
+    tapped: the result of that call.
     seed: `[batch, classes]`, the score as a weighted sum of logits: one-hot for
       one class.
 

@@ -1,4 +1,4 @@
-"""One graph of layers in place of models that hold models."""
+"""Copies nested models into one graph of layers."""
 
 import inspect
 import numbers
@@ -13,7 +13,7 @@ from keras_attr_preserve.models.layer_calls import calls, refuse_wrapped
 
 __all__ = ["unnest"]
 
-# What an operator with one number does, as a Rescaling: its scale and offset.
+# Scale and offset of a Rescaling equal to an operator with one number.
 _RESCALINGS = {
     "math.truediv": lambda number: (1 / number, 0.0),
     "math.multiply": lambda number: (number, 0.0),
@@ -35,39 +35,39 @@ def unnest(
     keep_augmentation: bool = True,
     keep_inference_mode: bool = True,
 ) -> keras.Model:
-  """Copies a model into one graph, the layers of those it holds in their place.
+  """Copies a model into one graph, with the layers of its nested models.
 
       teacher = kap.unnest(model, keep_augmentation=False)
 
   Transfer learning puts a pretrained base into a model as one layer. tfmot's
-  pruning does not see into it, its quantization-aware training takes no such
-  model, and `layer_sparsities`, `prune_with_reconstruction` and `prune_filters`
-  leave it whole. The copy computes the same, and all of them take it.
+  pruning does not prune inside it, and its quantization-aware training takes no
+  such model. `layer_sparsities`, `prune_with_reconstruction` and
+  `prune_filters` leave the base unchanged. The copy computes the same, and all
+  of them take it.
 
   Args:
     model: a built Functional or Sequential `tf_keras` model, stripped of
-      tfmot's wrappers; left as it came.
-    start: the layer of the copy to begin with, by its name, the base's first
-      say; None begins with the model's inputs. What comes before it,
-      preprocessing that quantization-aware training does not take, is left to
-      the caller.
-    keep_augmentation: False leaves out the layers that change pictures at
-      random in training, not their size (`RandomFlip` and others): tfmot's
+      tfmot's wrappers; it stays unchanged.
+    start: the name of the copy's first layer, for example the base's first;
+      None begins with the model's inputs. The copy leaves out the layers before
+      it, such as preprocessing that quantization-aware training does not take.
+    keep_augmentation: False leaves out layers that change images at random in
+      training and keep their size (`RandomFlip` and others). tfmot's
       quantization-aware training does not take them.
-    keep_inference_mode: False lifts `training=False` from a base that is called
-      with it, so that its batch normalizations learn again in training, as a
-      student's have to; measure them anew first, with `recalibrate_batch_norm`.
+    keep_inference_mode: False removes `training=False` from the call of a base.
+      Its batch normalizations then learn in training, as a student needs. Call
+      `recalibrate_batch_norm` first, to measure their statistics again.
 
   Returns:
-    A new, uncompiled model. Layers keep their names; one whose name is taken
-    has that of the model it was in, and "_", before its own. An operator with
-    a number, as `preprocess_input` has, becomes a `Rescaling`, one on two
-    tensors, as `x + y`, an `Add`, `Subtract` or `Multiply`.
+    A new, uncompiled model. Layers keep their names. If a name is taken, the
+    name of the nested model and "_" come before it. An operator with a number,
+    as in `preprocess_input`, becomes a `Rescaling`. An operator on two tensors,
+    as in `x + y`, becomes an `Add`, `Subtract` or `Multiply`.
 
   Raises:
-    TypeError, ValueError: an argument is not as above, the model holds one that
-      is no graph of layers, or has losses of its own (`add_loss`), or not all
-      goes through `start`.
+    TypeError, ValueError: an argument is not as above. Or the model holds a
+      model that is no graph of layers, has losses of its own (`add_loss`), or
+      has a path that bypasses `start`.
   """
   check_model(model)
   refuse_wrapped(model)
@@ -76,8 +76,8 @@ def unnest(
 
 
 def _copied(model: keras.Model, copier: "_Copier") -> keras.Model:
-  inputs = [keras.Input(batch_shape=one.shape, dtype=one.dtype,
-                        name=one.node.layer.name) for one in model.inputs]
+  inputs = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype,
+                        name=tensor.node.layer.name) for tensor in model.inputs]
   output, = copier.run(model, inputs, model.name, {})
   copy = keras.Model(inputs, output, name=model.name)
   copier.carry_weights()
@@ -85,25 +85,25 @@ def _copied(model: keras.Model, copier: "_Copier") -> keras.Model:
 
 
 def _begun(copy: keras.Model, start: str) -> keras.Model:
-  """The copy from a layer on, as a model of its own."""
+  """Makes a model of the copy's layers from `start` on."""
   names = [layer.name for layer in copy.layers]
   if start not in names:
     raise ValueError(
         f"start must name a layer of the copy, one of {names}; got {start!r}.")
   first = copy.get_layer(start).input
   try:
-    part = keras.Model(first, copy.output, name=copy.name)
+    tail = keras.Model(first, copy.output, name=copy.name)
   except ValueError as error:  # Keras: "Graph disconnected".
     raise ValueError(
         f"start must be a layer that all of model {copy.name!r} goes through; "
         f"something leads past {start!r}.") from error
   inputs = keras.Input(batch_shape=first.shape, dtype=first.dtype)
-  return _copied(keras.Model(inputs, part(inputs), name=copy.name),
+  return _copied(keras.Model(inputs, tail(inputs), name=copy.name),
                  _Copier(keep_augmentation=True, keep_inference_mode=True))
 
 
 class _Copier:
-  """Calls copies of layers, each copied once, one after another."""
+  """Calls copies of layers; copies each layer once."""
 
   def __init__(self, keep_augmentation: bool, keep_inference_mode: bool):
     self._keep_augmentation = keep_augmentation
@@ -114,15 +114,18 @@ class _Copier:
   def run(
       self, graph: keras.Model, inputs: Sequence[Any], prefix: str,
       settings: dict[str, Any]) -> list[Any]:
-    """Gives what a graph makes of symbolic tensors, by copies of its layers.
+    """Calls copies of a graph's layers on symbolic tensors.
 
     Args:
-      graph: the model, or one that it holds.
-      inputs: in the place of its own.
-      prefix: what goes before names that are taken.
-      settings: `training` where the graph is called with it.
+      graph: the model or a nested model.
+      inputs: tensors that replace the graph's inputs.
+      prefix: comes before layer names that are taken.
+      settings: `training`, if the graph is called with it.
+
+    Returns:
+      The graph's outputs.
     """
-    values = {id(one): new for one, new in zip(
+    values = {id(tensor): new for tensor, new in zip(
         graph.inputs, inputs, strict=True)}
     for layer, node in calls(graph):
       if type(layer).__name__ in ("AddLoss", "AddMetric"):
@@ -130,17 +133,17 @@ class _Copier:
             f"model {graph.name!r} has a loss or metric of its own, which a "
             "copy would lose; add it to the copy instead.")
       args, kwargs = tf.nest.map_structure(
-          lambda one: values.get(id(one), one),
+          lambda value: values.get(id(value), value),
           (node.call_args, node.call_kwargs))
       kwargs = self._with_training(layer, kwargs, settings)
-      read = [values[id(one)] for one in node.keras_inputs]
+      read = [values[id(tensor)] for tensor in node.keras_inputs]
       outputs = self._called(layer, read, args, kwargs, prefix)
       values.update(zip(map(id, tf.nest.flatten(node.outputs)),
                         tf.nest.flatten(outputs), strict=True))
-    return [values[id(one)] for one in graph.outputs]
+    return [values[id(tensor)] for tensor in graph.outputs]
 
   def carry_weights(self) -> None:
-    """Gives the copies the weights of what they are copies of."""
+    """Copies the weights of the layers to their copies."""
     for layer, copy in self._copies.values():
       copy.set_weights(layer.get_weights())
 
@@ -166,7 +169,7 @@ class _Copier:
   def _with_training(
       self, layer: keras.layers.Layer, kwargs: dict[str, Any],
       settings: dict[str, Any]) -> dict[str, Any]:
-    """Passes `training` on, as a call of the model around it would."""
+    """Passes `training` on, as a call of the outer model does."""
     if not self._keep_inference_mode and kwargs.get("training") is False:
       kwargs = {**kwargs, "training": None}
     takes = "training" in inspect.signature(layer.call).parameters
@@ -186,38 +189,38 @@ def _as_layer(
     layer: keras.layers.Layer, read: Sequence[Any], args: Sequence[Any],
     kwargs: dict[str, Any]
 ) -> tuple[type, dict[str, Any], Sequence[Any], dict[str, Any]]:
-  """Gives a layer's kind and config, and what to call it with.
+  """Returns a layer's class and config, and the arguments of its call.
 
-  Those of a layer that does the same, for an operator on floats and a number,
-  and for a sum and a product of two tensors: tfmot takes no operator.
+  An operator on float tensors becomes an equal layer, because tfmot takes no
+  operators: arithmetic with a number, or between two tensors.
 
   Args:
-    layer: any.
+    layer: any layer.
     read: the tensors among its arguments.
-    args: what it is called with.
-    kwargs: and by name.
+    args: the positional arguments of its call.
+    kwargs: the keyword arguments of its call.
   """
   config = layer.get_config()
   kind, function = type(layer), config.get("function")
   name = {"name": layer.name.replace(".", "_")}
-  one, other = [*args, kwargs.get("y"), None, None][:2]
-  if function in _EITHER_WAY and _number(one) is not None:
-    one, other = other, one
-  if (kind.__name__ != "TFOpLambda" or one is not read[0]
+  first, second = [*args, kwargs.get("y"), None, None][:2]
+  if function in _EITHER_WAY and _number(first) is not None:
+    first, second = second, first
+  if (kind.__name__ != "TFOpLambda" or first is not read[0]
       or any(tensor.dtype != tf.float32 for tensor in read)):
     return kind, config, args, kwargs
-  if function in _RESCALINGS and _number(other) is not None:
-    scale, offset = _RESCALINGS[function](_number(other))
+  if function in _RESCALINGS and _number(second) is not None:
+    scale, offset = _RESCALINGS[function](_number(second))
     return (keras.layers.Rescaling,
-            {**name, "scale": scale, "offset": offset}, [one], {})
-  if (other is read[-1] and function in _MERGES
-      and len(other.shape) == len(one.shape)):
-    return _MERGES[function], name, [[one, other]], {}
+            {**name, "scale": scale, "offset": offset}, [first], {})
+  if (second is read[-1] and function in _MERGES
+      and len(second.shape) == len(first.shape)):
+    return _MERGES[function], name, [[first, second]], {}
   return kind, config, args, kwargs
 
 
 def _number(value: Any) -> float | None:
-  """The number that it is; None for all else."""
+  """Returns a scalar as a float, and None for any other value."""
   if isinstance(value, numbers.Real):
     return float(value)
   if isinstance(value, (np.ndarray, tf.Tensor)) and np.shape(value) == ():

@@ -189,7 +189,7 @@ class AgreementLogger(keras.callbacks.Callback):
     """Scores the student's maps; NaN without any."""
     cosine = spearman = dead = np.full(1, np.nan)
     if maps is not None:
-      reference, maps = (one.numpy() for one in same_size(
+      reference, maps = (resized.numpy() for resized in same_size(
           tf.convert_to_tensor(self._reference), tf.convert_to_tensor(maps)))
       scores = agreement(reference, maps)
       cosine, spearman = scores["cosine"], scores["spearman"]

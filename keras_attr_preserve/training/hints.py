@@ -103,19 +103,20 @@ class Hints:
       teacher: of each of them `(None, height, width, channels)`.
       student: the same of the student's; channels may differ.
     """
-    for name, one, other in zip(layers, teacher, student, strict=True):
-      if tuple(one[1:3]) != tuple(other[1:3]):
+    for name, shape, other in zip(layers, teacher, student, strict=True):
+      if tuple(shape[1:3]) != tuple(other[1:3]):
         raise ValueError(
             "hints need layers of the same height and width in teacher and "
-            f"student; got {tuple(one[1:3])} and {tuple(other[1:3])}. Name "
+            f"student; got {tuple(shape[1:3])} and {tuple(other[1:3])}. Name "
             "others with layer and student_layer.")
-      kept = self._channels.get(name)
-      if kept is not None and (
-          len(kept) != other[-1] or np.max(kept, initial=0) >= one[-1]):
+      numbers = self._channels.get(name)
+      if numbers is not None and (
+          len(numbers) != other[-1]
+          or np.max(numbers, initial=0) >= shape[-1]):
         raise ValueError(
-            f"channels must name, of layer {name!r}, {other[-1]} of {one[-1]} "
-            f"channels, as many as the student has; got {len(kept)}, up to "
-            f"number {np.max(kept, initial=0)}.")
+            f"channels must name, of layer {name!r}, {other[-1]} of "
+            f"{shape[-1]} channels, as many as the student has; got "
+            f"{len(numbers)}, up to number {np.max(numbers, initial=0)}.")
 
   def distance(
       self, layers: Sequence[str], teacher: Sequence[tf.Tensor],
@@ -131,10 +132,11 @@ class Hints:
       The mean distance over the layers, `[batch]`, in 0..2.
     """
     distances = []
-    for name, one, other in zip(layers, teacher, student, strict=True):
-      kept = self._channels.get(name)
+    for name, features, other in zip(layers, teacher, student, strict=True):
+      numbers = self._channels.get(name)
       distances.append(feature_distance(
-          one if kept is None else tf.gather(one, kept, axis=-1), other))
+          features if numbers is None
+          else tf.gather(features, numbers, axis=-1), other))
     return tf.add_n(distances) / len(distances)
 
 
@@ -159,7 +161,8 @@ def feature_distance(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
     cosine of the two products is their linear CKA, but for the mean.
   """
   teacher, student = (
-      at_least_float32(one) for one in (tf.stop_gradient(teacher), student))
+      at_least_float32(features)
+      for features in (tf.stop_gradient(teacher), student))
   prepare = (_as_map if teacher.shape[-1] == student.shape[-1]
              else _products)
   return map_formulas.map_distance(
@@ -186,13 +189,14 @@ def _checked(channels: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     raise TypeError(
         "channels must map names of layers to numbers of channels; got "
         f"{type(channels)}.")
-  found = {}
+  checked = {}
   for name, numbers in channels.items():
-    kept = np.array(numbers)
-    if (kept.ndim != 1 or not np.issubdtype(kept.dtype, np.integer)
-        or np.min(kept, initial=0) < 0 or len(np.unique(kept)) < len(kept)):
+    array = np.array(numbers)
+    if (array.ndim != 1 or not np.issubdtype(array.dtype, np.integer)
+        or np.min(array, initial=0) < 0
+        or len(np.unique(array)) < len(array)):
       raise ValueError(
           "channels must have, for each layer, a list of different integers "
           f"from 0 up; got {numbers!r} for {name!r}.")
-    found[name] = kept
-  return found
+    checked[name] = array
+  return checked

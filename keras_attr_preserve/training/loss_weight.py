@@ -85,19 +85,19 @@ class Weighting:
 
   def warnings(self) -> list[tuple[str, str]]:
     """Says what gives cause to mend: what it is about, and a sentence."""
-    found = []
+    messages = []
     if self._constraint is not None and self._constraint.at_ceiling:
-      found.append((
+      messages.append((
           "ceiling",
           f"agreement={self._settings.agreement} is not held although the "
           "weight is at its ceiling; ask for less, compress less, or train "
           "longer."))
     if self._scale is not None and self._scale.is_zero:
-      found.append((
+      messages.append((
           "no task",
           "weight='auto' goes by the rest of the loss, which is 0, so that "
           f"{self._what} do not count; give weight= a number."))
-    return found
+    return messages
 
 
 class TaskScale:

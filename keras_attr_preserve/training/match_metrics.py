@@ -43,8 +43,9 @@ class MatchMeter:
       Distance, agreement, and how much the agreement counts, each `[batch]`.
     """
     distance, agreement, valid = (
-        tf.reduce_sum(one * tf.constant(self._shares, one.dtype), axis=-1)
-        for one in (match.distance, match.agreement * match.valid, match.valid))
+        tf.reduce_sum(values * tf.constant(self._shares, values.dtype), axis=-1)
+        for values in (
+            match.distance, match.agreement * match.valid, match.valid))
     return distance, tf.math.divide_no_nan(agreement, valid), valid
 
   def update(self, match: Match, attr_loss: tf.Tensor) -> None:
@@ -54,16 +55,18 @@ class MatchMeter:
       match: how its maps stand.
       attr_loss: what they add to the loss, a scalar.
     """
-    some = tf.size(match.valid) > 0  # Not so on a replica without pictures.
-    self.means["attr_loss"].update_state(attr_loss, tf.cast(some, tf.float32))
+    has_images = tf.size(match.valid) > 0  # A replica may have none.
+    self.means["attr_loss"].update_state(
+        attr_loss, tf.cast(has_images, tf.float32))
     _, agreement, valid = self.overall(match)
     _, dead, _ = self.overall(match._replace(agreement=match.dead))
     self._update("", agreement, dead, valid)
     for i, layer in enumerate(self._layers):
-      one = Match(*(figure[:, i] for figure in match))
-      self._alive[layer].update_state(one.valid, one.explained)
+      of_layer = Match(*(figure[:, i] for figure in match))
+      self._alive[layer].update_state(of_layer.valid, of_layer.explained)
       if len(self._layers) > 1:
-        self._update(f"_{layer}", one.agreement, one.dead, one.valid)
+        self._update(f"_{layer}", of_layer.agreement, of_layer.dead,
+                     of_layer.valid)
 
   def warnings(self) -> list[tuple[str, str]]:
     """Says what the means since their reset give cause to mend.
@@ -72,24 +75,24 @@ class MatchMeter:
       For each thing what it is about, by which to warn but once, and a
       sentence.
     """
-    found = []
+    messages = []
     for layer, alive in self._alive.items():
       dead = self.means[f"attr_dead_{layer}" if len(self._layers) > 1
                         else "attr_dead"]
       if _number(alive.count) and not float(alive.result()):
-        found.append((
+        messages.append((
             f"teacher {layer}",
             f"the teacher's maps at layer {layer!r} are all zero on every "
             "picture, so that nothing is matched there; choose another layer, "
             "another target, or method='ewa'."))
       elif _number(dead.count) and float(dead.result()) >= DEAD:
-        found.append((
+        messages.append((
             f"student {layer}",
             f"{float(dead.result()):.0%} of the student's maps at layer "
             f"{layer!r} are all zero, and a dead map has no gradient to come "
             "back by; lower the learning rate, compress less at once, or begin "
             "with method='ewa'."))
-    return found
+    return messages
 
   def _update(self, suffix, agreement, dead, valid) -> None:
     self.means[f"attr_agreement{suffix}"].update_state(agreement, valid)

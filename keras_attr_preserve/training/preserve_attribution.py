@@ -172,12 +172,12 @@ class PreserveAttribution(keras.callbacks.Callback):
       self._masks = masks_of(self.model)
     if self.step is None:
       return
-    found, cache = self.step.warnings(), self.step.cache
+    messages, cache = self.step.warnings(), self.step.cache
     if cache is not None and self._epochs > 1 and cache.looked > cache.found:
-      found.append((
+      messages.append((
           "cache", "the cache did not know most of the pictures of a second "
           "epoch; are they augmented? Then leave cache= out."))
-    for kind, sentence in found:
+    for kind, sentence in messages:
       if kind not in self._warned:
         self._warned.add(kind)
         notice(f"PreserveAttribution: {sentence}")

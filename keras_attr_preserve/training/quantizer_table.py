@@ -100,16 +100,16 @@ class RangeTable:
   @property
   def warnings(self) -> list[str]:
     """What is wrong, in words, the worst first."""
-    found = [row.warning for row in self.rows if row.warning]
+    messages = [row.warning for row in self.rows if row.warning]
     if self.unquantized:
-      found.append(
+      messages.append(
           f"{', '.join(self.unquantized)}: weights without a quantizer; the "
           "file rounds them, training does not see it.")
-    return found
+    return messages
 
   def __str__(self) -> str:
     """The warnings, and a line a quantizer."""
-    lines = [f"!! {one}" for one in self.warnings]
+    lines = [f"!! {warning}" for warning in self.warnings]
     lines += [f"{self.top_clipped:.2%} of {self.images} images have a clipped "
               "top score.", ""]
     lines.append(f"{'layer':<26}{'quantizer':<11}{'role':<9}{'range':>19}"

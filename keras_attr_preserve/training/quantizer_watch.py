@@ -49,11 +49,11 @@ class QuantizerWatch:
     images = self.tap.input.check(images)
     counts, top = None, 0.0
     for start in range(0, len(images), batch_size):
-      found, clipped = self._run(tf.constant(images[start:start + batch_size]))
-      found = [{name: value.numpy().astype(np.float64)
-                for name, value in one.items()} for one in found]
-      counts = found if counts is None else [
-          _joined(*pair) for pair in zip(counts, found)]
+      batch, clipped = self._run(tf.constant(images[start:start + batch_size]))
+      batch = [{name: value.numpy().astype(np.float64)
+                for name, value in count.items()} for count in batch]
+      counts = batch if counts is None else [
+          _joined(*pair) for pair in zip(counts, batch)]
       top += float(clipped)
     rows = [_row(place, count) for place, count in zip(self._places, counts)]
     return RangeTable(
@@ -100,7 +100,7 @@ def _quantizers_of(tensor: tf.Tensor) -> list[tf.Operation]:
   op = _source(tensor)
   if op.type.startswith("FakeQuant"):
     return [op]
-  found, seen, todo = [], set(), [op]
+  quantizers, seen, todo = [], set(), [op]
   while todo:
     op = todo.pop()
     for output in op.outputs:
@@ -109,10 +109,10 @@ def _quantizers_of(tensor: tf.Tensor) -> list[tf.Operation]:
           continue
         seen.add(user.name)
         if user.type.startswith("FakeQuant"):
-          found.append(user)
+          quantizers.append(user)
         else:
           todo.append(user)
-  return found
+  return quantizers
 
 
 def _after(op: tf.Operation) -> set[str]:
@@ -143,7 +143,7 @@ def _source(tensor: tf.Tensor) -> tf.Operation:
 
 def _layer_name(op: tf.Operation, names: set[str]) -> str:
   """The innermost layer in an operation's name, such as net/quant_conv/..."""
-  inside = [part for part in op.name.split("/") if part in names]
+  inside = [name for name in op.name.split("/") if name in names]
   return unwrapped_name(inside[-1]) if inside else op.name
 
 
@@ -157,7 +157,7 @@ def _last(op: tf.Operation) -> int:
 
 def _range(op: tf.Operation) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """Low, high and step, `[channels]`, moved so that 0 is a step, as in TF."""
-  low, high = (tf.reshape(one, [-1]) for one in op.inputs[1:])
+  low, high = (tf.reshape(end, [-1]) for end in op.inputs[1:])
   step = (high - low) / (_last(op) - _first(op))
   zero = tf.clip_by_value(
       tf.round(_first(op) - tf.math.divide_no_nan(low, step)),
@@ -210,10 +210,10 @@ _JOIN = {"least": np.minimum, "most": np.maximum, "below": np.add,
          "above": np.add, "broken": np.add, "total": np.add, "hits": np.add}
 
 
-def _joined(one: dict, other: dict) -> dict:
+def _joined(first: dict, second: dict) -> dict:
   """Joins what two batches counted."""
-  return {name: _JOIN[name](value, other[name]) if name in _JOIN else value
-          for name, value in one.items()}
+  return {name: _JOIN[name](value, second[name]) if name in _JOIN else value
+          for name, value in first.items()}
 
 
 def _row(place: dict[str, Any], count: dict[str, np.ndarray]) -> QuantizerRange:

@@ -78,12 +78,12 @@ class StepFunction:
       delattr(model, f"{self._kind}_step")
       model.distribute_reduction_method = reduction
 
-  def _function(self, ours: bool) -> Callable[..., Any]:
+  def _function(self, preserving: bool) -> Callable[..., Any]:
     """Has Keras make the function around the step, once for each step."""
-    if ours not in self._made:
-      self._made[ours] = self._keras_function()
+    if preserving not in self._made:
+      self._made[preserving] = self._keras_function()
       setattr(self.owner.model, f"{self._kind}_function", self)
-    return self._made[ours]
+    return self._made[preserving]
 
   def _keras_function(self) -> Callable[..., Any]:
     return getattr(self.owner.model, f"make_{self._kind}_function")(force=True)

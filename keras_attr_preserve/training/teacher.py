@@ -136,13 +136,13 @@ class Guidance:
 
   def _packed(self, guide: Guide) -> tf.Tensor:
     """Lays a batch's logits and maps side by side, `[batch, numbers]`."""
-    parts = [guide.logits]
+    tensors = [guide.logits]
     for maps in guide.maps:
       empty = self._slots - tf.shape(maps)[0]
-      parts.append(tf.pad(tf.transpose(maps, [1, 0, 2, 3]), [
+      tensors.append(tf.pad(tf.transpose(maps, [1, 0, 2, 3]), [
           [0, 0], [0, empty], [0, 0], [0, 0]]))
     return tf.concat([
-        tf.cast(flat(one), tf.float32) for one in parts], axis=1)
+        tf.cast(flat(tensor), tf.float32) for tensor in tensors], axis=1)
 
 
 def _own_output(teacher: keras.Model, output: str | None) -> str | None:

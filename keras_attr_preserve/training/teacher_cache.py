@@ -101,7 +101,7 @@ class TeacherCache:
     Args:
       identity: what the entries depend on; `load` asks for the same.
     """
-    keys, rows = (one.numpy() for one in self._table.export())
+    keys, rows = (tensor.numpy() for tensor in self._table.export())
     header = json.dumps({"identity": identity, "width": self._width,
                          "entries": len(keys)}).encode()
     write_whole(self.path, b"\n".join(
@@ -162,7 +162,7 @@ def flat(tensor: tf.Tensor) -> tf.Tensor:
 def _keys(pictures: Any) -> tf.Tensor:
   """Hashes each element of a batch to an int64, `[batch]`."""
   hashes = [
-      tf.fingerprint(flat(one)) for one in tf.nest.flatten(pictures)]
+      tf.fingerprint(flat(tensor)) for tensor in tf.nest.flatten(pictures)]
   if len(hashes) > 1:
     hashes = [tf.fingerprint(tf.concat(hashes, axis=1))]
   return tf.bitcast(hashes[0], tf.int64)

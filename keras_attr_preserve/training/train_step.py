@@ -137,8 +137,8 @@ class TrainStep:
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
     """The means that a step updates; reset them where an epoch begins."""
-    found = [] if self._meter is None else self._meter.metrics
-    return found + self._hint_means + (
+    means = [] if self._meter is None else self._meter.metrics
+    return means + self._hint_means + (
         [] if self._divergence is None else [self._divergence])
 
   def __call__(self, data: Any) -> dict[str, tf.Tensor]:
@@ -208,7 +208,7 @@ class TrainStep:
     model = self.model
     _check_pruning(model)
     x, y, sample_weight = tf.nest.map_structure(
-        lambda one: one if one is None else tf.convert_to_tensor(one),
+        lambda value: value if value is None else tf.convert_to_tensor(value),
         (x, y, sample_weight))
     labels, weights = self._of_output(y), self._of_output(sample_weight)
     count = step
@@ -218,7 +218,7 @@ class TrainStep:
     if training and self.wcam is not None and self.wcam.drop_rate:
       # A step's own, and equal when a run is resumed or repeated.
       seed = tf.stack([tf.cast(count, tf.int32), 0])
-    kept = self._kept(training)
+    old_values = self._kept(training)
     # The teacher is to see what the student sees: pictures turned alike.
     seen = self._student.floats(self._student.augment(x, training))
     guide = self._guidance(seen, labels, seed)
@@ -245,7 +245,7 @@ class TrainStep:
           count, task, training)
       hint_loss = self._hinted(guide, features, weights, hint_weight)
       loss += tf.cast(_replica_share(hint_loss), loss.dtype)
-    return (self._only_finite(loss, kept, x, y, sample_weight),
+    return (self._only_finite(loss, old_values, x, y, sample_weight),
             student.output, weight)
 
   def save_cache(self) -> None:
@@ -259,11 +259,11 @@ class TrainStep:
       For each thing what it is about, by which to warn but once, and a
       sentence.
     """
-    found = [] if self._meter is None else self._meter.warnings()
+    messages = [] if self._meter is None else self._meter.warnings()
     for weighting in (self._weighting, self._hinting):
       if weighting is not None:
-        found += weighting.warnings()
-    return found
+        messages += weighting.warnings()
+    return messages
 
   def _of_output(self, structure: Any) -> Any:
     """Takes the labels or weights of the output that is explained."""
@@ -317,10 +317,11 @@ class TrainStep:
     """
     if not training or tf.distribute.has_strategy():
       return []
-    return [(one, tf.convert_to_tensor(one)) for one in self.model.variables]
+    return [(variable, tf.convert_to_tensor(variable))
+            for variable in self.model.variables]
 
   def _only_finite(
-      self, loss: tf.Tensor, kept: list[tuple[tf.Variable, tf.Tensor]],
+      self, loss: tf.Tensor, old_values: list[tuple[tf.Variable, tf.Tensor]],
       *batch: Any) -> tf.Tensor:
     """Stops before a loss that is not finite reaches a weight.
 
@@ -332,8 +333,10 @@ class TrainStep:
                        keras.mixed_precision.LossScaleOptimizer)
 
     def stop():
-      done = [one.assign(value, read_value=False) for one, value in kept]
-      with tf.control_dependencies([one for one in done if one is not None]):
+      done = [variable.assign(value, read_value=False)
+              for variable, value in old_values]
+      with tf.control_dependencies([
+          operation for operation in done if operation is not None]):
         if skips:
           return tf.constant(1, loss.dtype)
         check = tf.debugging.Assert(False, [
@@ -343,10 +346,10 @@ class TrainStep:
       with tf.control_dependencies([check]):
         return tf.constant(1, loss.dtype)
 
-    one = tf.cond(tf.math.is_finite(loss),
-                  lambda: tf.constant(1, loss.dtype), stop)
+    factor = tf.cond(tf.math.is_finite(loss),
+                     lambda: tf.constant(1, loss.dtype), stop)
     # So that every gradient waits for the check.
-    return loss * tf.stop_gradient(one)
+    return loss * tf.stop_gradient(factor)
 
   def _logs(self, x, y, output, sample_weight) -> dict[str, tf.Tensor]:
     logs = self.model.compute_metrics(x, y, output, sample_weight)
@@ -360,9 +363,9 @@ class TrainStep:
 def _count_bad(structure: Any) -> tf.Tensor:
   """Counts the values that are NaN or infinite."""
   return tf.add_n([tf.constant(0)] + [
-      tf.reduce_sum(tf.cast(~tf.math.is_finite(one), tf.int32))
-      for one in tf.nest.flatten(structure)
-      if one is not None and one.dtype.is_floating])
+      tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.int32))
+      for tensor in tf.nest.flatten(structure)
+      if tensor is not None and tensor.dtype.is_floating])
 
 
 def _mean(per_image: tf.Tensor, sample_weight: Any) -> tf.Tensor:
@@ -402,9 +405,9 @@ def _check_pruning(model: keras.Model) -> None:
 
 
 def _check_apart(model: keras.Model, teacher: keras.Model) -> None:
-  own = {variable.ref() for variable in model.variables}
+  references = {variable.ref() for variable in model.variables}
   shared = [variable.name for variable in teacher.variables
-            if variable.ref() in own]
+            if variable.ref() in references]
   if shared:
     raise ValueError(
         "teacher must share no weights with the model, or training would "

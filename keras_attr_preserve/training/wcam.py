@@ -81,7 +81,7 @@ class Seeds(NamedTuple):
     """
     if self.slots == 1 or compiled_by_xla():
       each = [one_slot(self.seed(k)) for k in range(self.slots)]
-      return [tf.stack(one) for one in zip(*each)]
+      return [tf.stack(tensors) for tensors in zip(*each)]
     filled = tf.reduce_max(
         tf.math.count_nonzero(self.weights, axis=1, dtype=tf.int32))
     # A loop: tf.vectorized_map, which makes one batch of all slots, is traced
@@ -267,13 +267,13 @@ class WCAM:
       marks, numbers = tf.math.top_k(marks, slots)
       return Seeds(numbers, marks, classes)
     else:
-      one = (top_class_seed(teacher_logits)
+      seed = (top_class_seed(teacher_logits)
              if self.target in ("teacher", "top_k")
              else _label_seed(_labels(labels, self.target), classes))
       # Of one-hot weights or a sign: its place, and what stands there.
-      numbers = tf.argmax(tf.abs(one), axis=-1, output_type=tf.int32)[:, None]
+      numbers = tf.argmax(tf.abs(seed), axis=-1, output_type=tf.int32)[:, None]
       return Seeds(
-          numbers, tf.reduce_sum(one, axis=-1, keepdims=True), classes)
+          numbers, tf.reduce_sum(seed, axis=-1, keepdims=True), classes)
     return Seeds(numbers, tf.ones(tf.stack([batch, slots])), classes)
 
   def guide(
@@ -297,15 +297,15 @@ class WCAM:
     """
     logits = tf.stop_gradient(teacher.logits)
     seeds = self.seeds(logits, labels)
-    features = [at_least_float32(one) for one in teacher.features]
+    features = [at_least_float32(tensor) for tensor in teacher.features]
     if drop_seed is not None:
       features = [
-          map_formulas.drop_channels(one, self.drop_rate, drop_seed + [0, i])
-          for i, one in enumerate(features)]
+          map_formulas.drop_channels(tensor, self.drop_rate, drop_seed + [0, i])
+          for i, tensor in enumerate(features)]
 
     return Guide(logits, [
-        tf.stop_gradient(one)
-        for one in self._maps(tape, teacher, features, seeds)])
+        tf.stop_gradient(maps)
+        for maps in self._maps(tape, teacher, features, seeds)])
 
   def match(
       self,
@@ -333,17 +333,18 @@ class WCAM:
       raise ValueError(
           f"guide must hold maps of {len(self.layers)} layers; got "
           f"{len(guide.maps)}.")
-    features = [at_least_float32(one) for one in student.features]
+    features = [at_least_float32(tensor) for tensor in student.features]
 
     maps = self._maps(tape, student, features, seeds)
     slots = tf.shape(maps[0])[0]
     present = tf.transpose(tf.abs(seeds.weights))[:slots]
     # Layers x five figures [slots, batch], to five sums [batch, layers].
     present, distance, agreement, dead, valid = (
-        tf.stack([tf.reduce_sum(one, axis=0) for one in figure], axis=-1)
+        tf.stack([tf.reduce_sum(values, axis=0) for values in figure], axis=-1)
         for figure in zip(*(
-            self._compare(wanted[:slots], one, present)
-            for wanted, one in zip(guide.maps, maps, strict=True))))
+            self._compare(teacher_maps[:slots], student_maps, present)
+            for teacher_maps, student_maps in zip(
+                guide.maps, maps, strict=True))))
     return Match(
         tf.math.divide_no_nan(distance, present),
         tf.math.divide_no_nan(agreement, valid),
@@ -374,20 +375,21 @@ class WCAM:
   ) -> list[tf.Tensor]:
     """Returns `[slots, batch, height, width]` maps for each layer."""
     if not self.needs_gradient:
-      return [map_formulas.equal_weighted_map(one)[None] for one in features]
+      return [map_formulas.equal_weighted_map(tensor)[None]
+              for tensor in features]
     weights = seeds.explain(
         lambda seed: sensitivities(tape, tapped, seed),
-        [tf.TensorSpec([one.shape[0], 1, 1, one.shape[-1]], one.dtype)
-         for one in features])
-    return [self._collapse(one, weight)
-            for one, weight in zip(features, weights)]
+        [tf.TensorSpec([tensor.shape[0], 1, 1, tensor.shape[-1]], tensor.dtype)
+         for tensor in features])
+    return [self._collapse(tensor, weight)
+            for tensor, weight in zip(features, weights)]
 
   def _compare(self, teacher_maps, student_maps, present):
     """Returns present, distance, agreement, dead and valid, by slot."""
     shape = tf.shape(student_maps)[:2]
     teacher_maps, student_maps = (
-        tf.reshape(one, tf.concat([[-1], tf.shape(one)[2:]], 0))
-        for one in (tf.cast(teacher_maps, student_maps.dtype), student_maps))
+        tf.reshape(maps, tf.concat([[-1], tf.shape(maps)[2:]], 0))
+        for maps in (tf.cast(teacher_maps, student_maps.dtype), student_maps))
     present = tf.reshape(tf.cast(present, student_maps.dtype), [-1])
     nothing = tf.zeros_like(present)
     alive = tf.where(_is_alive(teacher_maps), present, nothing)
@@ -399,7 +401,7 @@ class WCAM:
         tf.reduce_prod(tf.shape(student_maps)[1:]), distance.dtype)
     figures = (present, self._loss(distance, positions) * present,
                (alive - dead) * (1 - distance), dead, alive)
-    return [tf.reshape(one, shape) for one in figures]
+    return [tf.reshape(figure, shape) for figure in figures]
 
 
 def _is_alive(maps: tf.Tensor) -> tf.Tensor:
@@ -462,7 +464,7 @@ def _layer_weights(
     raise ValueError(
         f"layer_weights must be {layers} numbers of 0 or more, not all 0; got "
         f"{weights!r}.")
-  return tuple(one / sum(weights) for one in weights)
+  return tuple(weight / sum(weights) for weight in weights)
 
 
 def _labels(labels: Any, target: str) -> tf.Tensor:

@@ -1,1 +1,1 @@
-"""What every part needs: checks, progress, drawings, files written whole."""
+"""Shared helpers: checks, progress, drawings, writing whole files."""

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writes files and folders completely or not at all."""
 
 import os
 import tempfile
@@ -9,17 +9,17 @@ __all__ = ["make_folder", "replace_folder", "take_name", "write_whole"]
 
 
 def make_folder(folder: str | os.PathLike, name: str = "folder") -> Path:
-  """Creates a folder that can be written to, parents too.
+  """Creates a writable folder and its parents.
 
   Args:
-    folder: its path; it may exist.
+    folder: the path; the folder may exist.
     name: the argument's name, for the error.
 
   Returns:
     The path.
 
   Raises:
-    OSError: it cannot be created or written to.
+    OSError: the folder cannot be created or written to.
   """
   path = Path(folder)
   try:
@@ -34,14 +34,14 @@ def make_folder(folder: str | os.PathLike, name: str = "folder") -> Path:
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
-  """Writes a file so that its name never holds half of it.
+  """Writes a file so that its path never holds half the content.
 
-  The content goes to a file beside it first, which then takes the name; an
-  interrupted or failed write leaves what was there before.
+  The content first goes to a temporary file beside it, which then takes the
+  name. An interrupted or failed write leaves the previous file.
 
   Args:
-    path: the file's final name, in a folder that exists.
-    content: all of it; text is written as UTF-8.
+    path: the file's final path, in a folder that exists.
+    content: the whole content; text is written as UTF-8.
 
   Returns:
     The path.
@@ -51,16 +51,16 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
   """
   path = Path(path)
   data = content.encode() if isinstance(content, str) else content
-  handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
     with os.fdopen(handle, "wb") as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(part, 0o666 & ~_umask())
-    os.replace(part, path)
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
   except BaseException:
-    os.unlink(part)
+    os.unlink(temporary)
     raise
   return path
 
@@ -78,27 +78,27 @@ def replace_folder(
     *,
     dry_run: bool = False,
 ) -> Path:
-  """Writes a folder of files so that its name never holds some of them.
+  """Writes a folder of files so that its path never holds only some of them.
 
-  The files go to a folder beside it first, which then takes the name; what was
-  there is removed after that, and put back if that fails.
+  The files first go to a temporary folder beside it, which then takes the name.
+  After that the old folder is removed; if the move fails, it is put back.
 
   Args:
-    folder: its path; parents are made. It may exist if it is empty or holds
-      nothing but files of the allowed names.
+    folder: its path; parents are made. An existing folder must be empty or hold
+      only files of the allowed names.
     files: contents by name; text is written as UTF-8.
     allowed: names of files that may be replaced.
-    dry_run: whether only to check, beforehand, that it could be done.
+    dry_run: whether to check only that the folder could be written.
 
   Returns:
     The path.
 
   Raises:
-    ValueError: the folder holds something else, or a name leads out of it.
-    OSError: the disk is full, or the place cannot be written to.
+    ValueError: the folder holds other files, or a name leads out of it.
+    OSError: the disk is full, or the parent folder cannot be written to.
   """
   for name in files:
-    # Names may come from files that others have made.
+    # Names may come from untrusted files.
     if name in ("", ".", "..") or {"/", "\\", "\0"} & {*name}:
       raise ValueError(
           f"files must have plain names, which stay in their folder; got "
@@ -106,8 +106,8 @@ def replace_folder(
   path = Path(folder).absolute()
   if path.exists():
     path = path.resolve()
-    others = sorted(one.name for one in path.iterdir()
-                    if one.name not in allowed or one.is_dir()
+    others = sorted(entry.name for entry in path.iterdir()
+                    if entry.name not in allowed or entry.is_dir()
                     ) if path.is_dir() else [path.name]
     if others:
       raise ValueError(
@@ -128,16 +128,16 @@ def replace_folder(
 
 
 def take_name(part: Path, path: Path, old: Path) -> None:
-  """Moves what was written to its name, which a folder must be empty for.
+  """Moves a written file or folder to its final path.
 
   Args:
     part: the file or folder that was written.
-    path: the name; a file of that name is replaced.
-    old: where a folder of that name goes, on the same disk; it is put back if
-      the move fails.
+    path: the final path; a file there is replaced.
+    old: a folder at `path` moves here first, on the same disk; it is put back
+      if the move fails.
 
   Raises:
-    OSError: it cannot be moved.
+    OSError: the move fails.
   """
   if not path.is_dir():
     os.replace(part, path)

@@ -1,4 +1,4 @@
-"""Checks on pictures, before anything is computed from them."""
+"""Checks images before any computation."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ def check_images(
   """Returns `images` as a float32 array of the shape a model takes.
 
   Args:
-    images: `[count, height, width, channels]`, finite numbers, in the range the
-      model was trained on; or in parts, see `gathered`.
+    images: `[count, height, width, channels]`, finite numbers in the range of
+      the training images; or a source of batches, see `gathered`.
     shape: the model's input shape without the batch; None fits any size.
     name: the argument's name, for the error.
 

@@ -1,4 +1,4 @@
-"""Pictures and their maps side by side, as arrays of pixels."""
+"""Draws images and their attribution maps side by side."""
 
 from collections.abc import Sequence
 
@@ -21,32 +21,33 @@ def side_by_side(
     *maps: np.ndarray,
     value_range: tuple[float, float] | None = None,
 ) -> np.ndarray:
-  """Draws each picture, and beside it its maps laid over the grey picture.
+  """Draws each image and, beside it, its maps over the grey image.
 
-  A map is divided by its own maximum and coloured from dark blue (0) over
-  green to yellow (1), brighter all the way; all blue is a dead map. Pictures of
-  at most 64 pixels a side are enlarged, a whole number of times, and maps
-  resized (bilinear) to them.
+  Each map is divided by its maximum. Its colours get brighter from dark blue
+  (0) over green to yellow (1). A dead map is all blue. Images of at most 64
+  pixels a side are enlarged by a whole factor, and the maps are resized
+  (bilinear) to them.
 
   Args:
     images: `[images, height, width, channels]`, of any range; 3 channels are
       red, green and blue, any other number is drawn as their mean in grey.
-    *maps: each `[images, map height, map width]`; below 0 is drawn as 0.
-    value_range: what is drawn black and white; None for the smallest and the
+    *maps: each `[images, map height, map width]`; negative values are drawn as
+      0.
+    value_range: the values drawn black and white; None for the smallest and the
       largest value of the images.
 
   Returns:
     uint8 `[images, height, width of all panels and white gaps, 3]`.
   """
   low, high = value_range or (images.min(), images.max())
-  pictures = np.clip((images - low) / (high - low or 1), 0, 1)
+  pixels = np.clip((images - low) / (high - low or 1), 0, 1)
   scale = max(1, _LEAST_SIDE // max(images.shape[1:3]))
-  pictures = 255 * pictures.repeat(scale, 1).repeat(scale, 2)
-  grey = np.repeat(pictures.mean(-1, keepdims=True), 3, -1)
-  panels = [pictures if images.shape[-1] == 3 else grey]
+  pixels = 255 * pixels.repeat(scale, 1).repeat(scale, 2)
+  grey = np.repeat(pixels.mean(-1, keepdims=True), 3, -1)
+  panels = [pixels if images.shape[-1] == 3 else grey]
   gap = np.full((*grey.shape[:2], _GAP, 3), 255.0)
-  for one in maps:
-    colours = _colours(_resized(one, grey.shape[1:3]))
+  for column in maps:
+    colours = _colours(_resized(column, grey.shape[1:3]))
     panels += [gap, _COLOUR_SHARE * colours + (1 - _COLOUR_SHARE) * grey]
   return np.concatenate(panels, axis=2).round().astype(np.uint8)
 
@@ -58,35 +59,35 @@ def labelled_png(
     labels: Sequence[str],
     value_range: tuple[float, float] | None = None,
 ) -> bytes:
-  """Draws rows of pictures and maps, each under a line of text, as a PNG.
+  """Draws rows of images and maps, each under a line of text, as a PNG.
 
   Args:
     images: as for `side_by_side`.
     *maps: as for `side_by_side`.
-    heads: the columns' names, plain ASCII, in the first line.
+    heads: the columns' names for the first line, plain ASCII.
     labels: a line for each image, plain ASCII.
     value_range: as for `side_by_side`.
 
   Returns:
-    The file.
+    The content of the PNG file.
   """
   rows = side_by_side(images, *maps, value_range=value_range)
   width = rows.shape[2]
   step = (width + _GAP) / len(heads)
-  parts = [_strip(width, {round(i * step): head
+  bands = [_strip(width, {round(i * step): head
                           for i, head in enumerate(heads)})]
   for row, label in zip(rows, labels):
-    parts += [_strip(width, {0: label}), row]
-  # Text that is wider than the pictures is not cut.
-  width = max(part.shape[1] for part in parts)
+    bands += [_strip(width, {0: label}), row]
+  # Text that is wider than the images is not cut.
+  width = max(band.shape[1] for band in bands)
   return tf.io.encode_png(np.concatenate([
-      np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)),
-             constant_values=255) for part in parts])).numpy()
+      np.pad(band, ((0, 0), (0, width - band.shape[1]), (0, 0)),
+             constant_values=255) for band in bands])).numpy()
 
 
 def _strip(width: int, texts: dict[int, str]) -> np.ndarray:
-  """A white strip with texts, each from a column of pixels on."""
-  import cv2  # Here: nothing else in this module needs it.
+  """Draws texts on a white strip, each from its column of pixels on."""
+  import cv2  # Imported here, because only this function needs it.
 
   font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4
   ends = [start + cv2.getTextSize(text, font, size, 1)[0][0] + 2 * _GAP
@@ -99,7 +100,7 @@ def _strip(width: int, texts: dict[int, str]) -> np.ndarray:
 
 
 def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes maps and divides each by its largest value, 0..1."""
+  """Resizes maps and divides each by its largest value, to 0..1."""
   maps = np.maximum(tf.image.resize(
       maps[..., None], size, antialias=True)[..., 0].numpy(), 0)
   peak = maps.max(axis=(1, 2), keepdims=True)
@@ -107,6 +108,7 @@ def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
-  """Turns 0..1 into red, green and blue in 0..255, in a last axis."""
+  """Turns values in 0..1 into red, green and blue in 0..255, on a last axis."""
   stops = np.linspace(0, 1, len(_RAMP))
-  return np.stack([np.interp(values, stops, one) for one in _RAMP.T], -1)
+  return np.stack(
+      [np.interp(values, stops, channel) for channel in _RAMP.T], -1)

@@ -1,4 +1,4 @@
-"""Which layers with kernels a function left as they were, said aloud."""
+"""Warns of layers with kernels that a function left unchanged."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -16,12 +16,12 @@ _LISTED = 8
 
 
 class Left(NamedTuple):
-  """A layer that was left as it was.
+  """A layer that a function left unchanged.
 
   Attributes:
-    kind: its class.
-    weights: how many there are in its kernels.
-    why: it was left.
+    kind: the name of its class.
+    weights: the number of weights in its kernels.
+    why: the reason.
   """
 
   kind: str
@@ -30,7 +30,7 @@ class Left(NamedTuple):
 
 
 class LayersLeftWhole(UserWarning):
-  """The warning that says so.
+  """The warning that lists the layers left unchanged.
 
       with warnings.catch_warnings(record=True) as caught:
         shares = kap.layer_sparsities(model, 0.9)
@@ -38,7 +38,7 @@ class LayersLeftWhole(UserWarning):
               if isinstance(one.message, kap.LayersLeftWhole)]
 
   Attributes:
-    layers: by name, each `Left`: its kind, weights and why.
+    layers: a `Left` for each layer, by name.
   """
 
   def __init__(self, text: str, layers: Mapping[str, Left]):
@@ -47,7 +47,7 @@ class LayersLeftWhole(UserWarning):
 
 
 def kernel_size(layer: keras.layers.Layer) -> int:
-  """Counts the weights in a layer's kernels, those of what it holds too."""
+  """Counts the weights in a layer's kernels, inner layers included."""
   return sum(int(np.prod(weight.shape)) for weight in layer.weights
              if (sum(size > 1 for size in weight.shape) > 1 and
              weight.name.split("/")[-1].split(":")[0] not in _NO_KERNELS)
@@ -61,13 +61,13 @@ def tell_left_whole(
     *,
     known: Collection[str] = (),
 ) -> None:
-  """Warns of layers with kernels that a function does nothing to.
+  """Warns of layers with kernels that a function leaves unchanged.
 
   Args:
-    function: its name.
-    model: what it was given.
-    why: says why it leaves a layer; None where it does not.
-    known: names of layers that the caller left by name, and knows of.
+    function: the function's name.
+    model: the function's model.
+    why: returns the reason why a layer is left; None if it is not.
+    known: names of layers that the caller excluded by name.
   """
   left = {}
   for layer in model.layers:
@@ -76,10 +76,10 @@ def tell_left_whole(
       left[layer.name] = Left(type(layer).__name__, weights, reason)
   if not left:
     return
-  listed = [f"{name!r} ({one.kind}, {one.weights}: {one.why})"
-            for name, one in [*left.items()][:_LISTED]]
+  listed = [f"{name!r} ({entry.kind}, {entry.weights}: {entry.why})"
+            for name, entry in [*left.items()][:_LISTED]]
   more = [f"and {len(left) - _LISTED} more"] * (len(left) > _LISTED)
   notice(LayersLeftWhole(
-      f"{function} leaves {sum(one.weights for one in left.values())} of "
+      f"{function} leaves {sum(entry.weights for entry in left.values())} of "
       f"{sum(map(kernel_size, model.layers))} weights in kernels of model "
       f"{model.name!r} as they are: {', '.join(listed + more)}.", left))

@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the caller's own that they are about."""
+"""Warnings that point at the line in the caller's own code."""
 
 import inspect
 import warnings
@@ -6,11 +6,11 @@ import warnings
 __all__ = ["notice"]
 
 _INNER = ("keras_attr_preserve", "tf_keras", "tensorflow")
-"""Packages whose lines say nothing to a caller, Keras between two of ours."""
+"""Packages whose lines a warning skips; Keras may stand between two of them."""
 
 
 def notice(message: str | Warning) -> None:
-  """Warns at the line that called this library, however deep the fault lies.
+  """Warns at the line that called this library, from any depth.
 
   Args:
     message: a sentence, or a warning of another category than `UserWarning`.

@@ -1,4 +1,4 @@
-"""What long computations say while they run."""
+"""Progress messages of long computations."""
 
 import sys
 import time
@@ -7,8 +7,9 @@ from collections.abc import Callable
 __all__ = ["Progress", "reporter"]
 
 Progress = bool | Callable[[int, int], None] | None
-"""True for a line on stderr, False for none; None for one on a terminal where
-it takes long; or a function of what is done and to be done: pictures, say."""
+"""True prints a line on stderr, False prints none. None prints one only on a
+terminal and only for long computations. A function gets the number done and the
+total, for example of images."""
 
 _LONG = 10.0  # Seconds.
 
@@ -16,16 +17,16 @@ _LONG = 10.0  # Seconds.
 def reporter(
     progress: Progress, name: str, total: int, unit: str = "pictures run"
 ) -> Callable[[int], None]:
-  """Returns what is to be called with the number done so far.
+  """Returns a function to call with the number done so far.
 
   Args:
     progress: see `Progress`.
-    name: what the line begins with.
-    total: how many are to be done.
-    unit: what they are, and what is done to them.
+    name: the beginning of the line.
+    total: the number of items to do.
+    unit: the items, and a verb for the work.
 
   Raises:
-    TypeError: neither a function nor a truth value.
+    TypeError: `progress` is neither a function nor a truth value nor None.
   """
   if callable(progress):
     return lambda done: progress(done, total)
@@ -46,7 +47,7 @@ def reporter(
     text = f"{name}: {done} of {total} {unit}"
     if passed >= _LONG and 0 < done < total:
       text += f", {passed / done * (total - done):.0f} s left"
-    # What is longer and stood there before is written over.
+    # Spaces overwrite the rest of a longer earlier line.
     print("\r" + text.ljust(width), end="\n" if done == total else "",
           file=sys.stderr, flush=True)
     width = len(text)

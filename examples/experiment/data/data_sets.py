@@ -1,6 +1,6 @@
-"""Pictures for the experiments: train, validation and test, labels and masks.
+"""Images for the experiments: train, validation and test, labels and masks.
 
-Every experiment reads its pictures by `load`, whatever they come from.
+Every experiment reads its images by `load`, from any source.
 """
 
 import logging
@@ -33,14 +33,14 @@ SCENES = {"train": 5000, "validation": 600, "test": 1000}
 
 
 class Split(NamedTuple):
-  """Pictures of one part.
+  """Images of one part.
 
   Attributes:
-    images: uint8 `[pictures, size, size, 3]`.
-    labels: float32 `[pictures, classes]`, 1 where the picture shows the class;
-      one-hot where classes exclude each other.
-    label_maps: uint8 `[pictures, size, size]`, 0 background and 255 void; None
-      where there are no masks.
+    images: uint8 `[images, size, size, 3]`.
+    labels: float32 `[images, classes]`, 1 if the image shows the class;
+      one-hot if classes exclude each other.
+    label_maps: uint8 `[images, size, size]`, 0 background and 255 void; None
+      without masks.
   """
 
   images: np.ndarray
@@ -52,13 +52,13 @@ class Data(NamedTuple):
   """All parts of a data set.
 
   Attributes:
-    train: what is learned from.
-    validation: what is chosen by.
-    test: what is reported.
-    class_names: of the columns of the labels.
-    class_ids: int `[classes]`, the label of each class in the label maps; 0
-      where a class has no mask, and is never judged against one.
-    multi_label: whether a picture may show several classes, or none.
+    train: images to train on.
+    validation: images to choose settings on.
+    test: images to report on.
+    class_names: names of the columns of the labels.
+    class_ids: int `[classes]`, the label of each class in the label maps; 0 for
+      a class without masks, which no mask judges.
+    multi_label: whether an image may show several classes, or none.
   """
 
   train: Split
@@ -81,45 +81,45 @@ def load(
   """Reads a data set.
 
   Args:
-    name: "digits"; the path of PASCAL VOC's devkit, of a folder with a folder
-      of pictures for each class, or of an .npz file; or "tfds:" and the name of
-      a data set of TensorFlow Datasets. The modules voc, image_folder, npz and
-      tfds say what each must hold.
-    size: images are squashed to this height and width, and label maps to the
-      same by their nearest pixel.
-    classes: names of the classes to keep, in this order. Pictures of others
-      are kept where a picture may show several, and left out where classes
+    name: "digits"; a path; or "tfds:" and the name of a data set of TensorFlow
+      Datasets. The path names PASCAL VOC's devkit, a folder with a folder of
+      images for each class, or an .npz file. The modules voc, image_folder, npz
+      and tfds document their formats.
+    size: height and width of the resized images, in any aspect ratio. Label maps
+      take the nearest pixel.
+    classes: names of the classes to keep, in this order. Images of other classes
+      stay if an image may show several classes. They are left out if classes
       exclude each other.
-    seed: which scenes are drawn, and which pictures are for validation where
-      the source does not say so. Other test pictures it does not choose.
-    limit: how many pictures of each part at most.
-    background_class: with one class in `classes`, the name of its absence: the
-      classes are then this one and that, and exclude each other.
+    seed: chooses the scenes. It also chooses the validation images if the source
+      has no validation part. It never chooses other test images.
+    limit: the largest number of images of each part.
+    background_class: the name for the absence of the one class in `classes`. The
+      two classes then exclude each other.
 
   Returns:
-    The data. The order within a part is mixed and always the same. From parts
-    that the source does not name itself, pictures are taken out which nearly
-    repeat one of test, or one of validation.
+    The data. The order within a part is shuffled and always the same. If the
+    source has no test or validation part, the parts before it lose images that
+    nearly repeat one of it.
 
   Raises:
-    ImportError: "tfds:" without that library.
-    ValueError: an argument is wrong, the source lacks something or is damaged,
-      or a part is empty.
+    ImportError: "tfds:" without the library.
+    ValueError: an argument is wrong, the source is incomplete or damaged, or a
+      part is empty.
   """
   _check_arguments(size, classes, seed, limit, background_class)
-  kept = classes if background_class is None else None
-  source = _open(name, classes, kept, seed, limit)
+  kept_classes = classes if background_class is None else None
+  source = _open(name, classes, kept_classes, seed, limit)
   source = choose(source, classes, background_class)
   splits = {}
   for key in PARTS:
-    part = shuffled(source.parts[key], limit)
-    if not part.pictures:
+    unread = shuffled(source.parts[key], limit)
+    if not unread.pictures:
       raise ValueError(
           f"name: the part {key} of {name!r} is empty"
           + ("." if classes is None else f" for the classes {[*classes]}."))
-    images, label_maps = read(part.pictures, size, key)
-    _check_label_maps(label_maps, part.pictures, source.map_ids)
-    splits[key] = Split(images, part.labels, label_maps)
+    images, label_maps = read(unread.pictures, size, key)
+    _check_label_maps(label_maps, unread.pictures, source.map_ids)
+    splits[key] = Split(images, unread.labels, label_maps)
   splits = _without_repeats(splits, source.cut)
   return Data(**splits, class_names=source.class_names,
               class_ids=source.class_ids, multi_label=source.multi_label)
@@ -147,7 +147,7 @@ def _check_arguments(
   if classes is not None:
     names = () if isinstance(classes, str) else tuple(classes)
     if not names or len({*names}) < len(names) or not all(
-        isinstance(one, str) for one in names):
+        isinstance(class_name, str) for class_name in names):
       raise ValueError(
           "classes must be a list of different names, or None for all; got "
           f"{classes!r}.")
@@ -161,14 +161,14 @@ def _check_arguments(
 def _open(
     name: str,
     classes: Sequence[str] | None,
-    kept: Sequence[str] | None,
+    kept_classes: Sequence[str] | None,
     seed: int,
     limit: int | None,
 ) -> Source:
   if name == "digits":
     return _digits(seed, limit)
   if name.startswith("tfds:"):
-    return open_tfds(name.removeprefix("tfds:"), kept, seed, limit)
+    return open_tfds(name.removeprefix("tfds:"), kept_classes, seed, limit)
   path = Path(name).expanduser()
   if not name:
     raise ValueError("name must not be empty.")
@@ -184,15 +184,16 @@ def _open(
 
 
 def _digits(seed: int, limit: int | None) -> Source:
-  parts = {}
-  for part, count in SCENES.items():
-    scenes = digit_scenes.make_scenes(part, min(count, limit or count), seed)
+  splits = {}
+  for name, count in SCENES.items():
+    scenes = digit_scenes.make_scenes(name, min(count, limit or count), seed)
     images = np.round(scenes.images * 255).astype(np.uint8)
-    parts[part] = Part([
-        Picture(f"{part} scene {i}", *one)
-        for i, one in enumerate(zip(images, scenes.label_maps))], scenes.labels)
+    splits[name] = Part([
+        Picture(f"{name} scene {i}", *pair)
+        for i, pair in enumerate(zip(images, scenes.label_maps))],
+        scenes.labels)
   ids = digit_scenes.CLASS_IDS.copy()
-  return Source(parts, tuple(map(str, ids - 1)), ids, True)
+  return Source(splits, tuple(map(str, ids - 1)), ids, True)
 
 
 def _check_label_maps(
@@ -214,22 +215,23 @@ def _check_label_maps(
 def _without_repeats(
     splits: dict[str, Split], cut_off: Sequence[str]
 ) -> dict[str, Split]:
-  """Takes out of train, and of validation, what others nearly repeat."""
+  """Removes images of train and validation that nearly repeat others."""
   splits = dict(splits)
-  for part, kept in (("validation", "test"), ("train", "test"),
-                     ("train", "validation")):
-    if kept not in cut_off:
+  for name, reference in (("validation", "test"), ("train", "test"),
+                          ("train", "validation")):
+    if reference not in cut_off:
       continue
-    found = repeats(splits[part].images, splits[kept].images)
-    if not found.any():
+    repeated = repeats(splits[name].images, splits[reference].images)
+    if not repeated.any():
       continue
-    if found.all():
+    if repeated.all():
       raise ValueError(
-          f"name: the part {part} is empty without the pictures that nearly "
-          f"repeat one of {kept}.")
+          f"name: the part {name} is empty without the pictures that nearly "
+          f"repeat one of {reference}.")
     logging.getLogger(__name__).warning(
         "%d of %d pictures of %s are left out: they nearly repeat one of %s.",
-        found.sum(), len(found), part, kept)
-    splits[part] = Split(*(
-        None if values is None else values[~found] for values in splits[part]))
+        repeated.sum(), len(repeated), name, reference)
+    splits[name] = Split(*(
+        None if values is None else values[~repeated]
+        for values in splits[name]))
   return splits

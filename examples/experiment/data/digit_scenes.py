@@ -1,8 +1,8 @@
 """Digit scenes: real handwritten digits over real photographs, with masks.
 
-A data set that needs no download: the digits are scikit-learn's (UCI ML
-hand-written digits), the backgrounds crops of its two sample photographs. Every
-scene is 64x64 RGB and holds one to three digits of random size and colour.
+The data set needs no download. The digits are scikit-learn's (UCI ML hand-written
+digits). The backgrounds are crops of its two sample photographs. Every scene is
+64x64 RGB and shows one to three digits of random size and colour.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ BACKGROUND, VOID = 0, 255
 CLASS_IDS = np.arange(1, CLASSES + 1)
 """The label of each digit in the label maps: digit + 1."""
 
-# Shares of the digits and of the photographs' width. The parts have no digit
-# and no photo region in common.
+# Shares of the digits and of the photographs' width. The parts share no digit
+# and no photo region.
 _PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.65), "test": (0.65, 1.0)}
 
 
@@ -44,14 +44,14 @@ def make_scenes(part: str, count: int, seed: int = 0) -> Scenes:
 
   Args:
     part: "train", "validation" or "test".
-    count: how many.
+    count: the number of scenes.
     seed: equal seeds draw equal scenes.
 
   Returns:
     The scenes.
 
   Raises:
-    ValueError: no such part.
+    ValueError: the part is unknown.
   """
   if part not in _PARTS:
     raise ValueError(f"part must be one of {[*_PARTS]}; got {part!r}.")
@@ -70,17 +70,17 @@ def make_scenes(part: str, count: int, seed: int = 0) -> Scenes:
   return Scenes(images, labels, label_maps)
 
 
-def _digits(part: str) -> tuple[np.ndarray, np.ndarray]:
-  """The part's digits, `[digits, 8, 8]` in 0..1, and their classes."""
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the part's digits, `[digits, 8, 8]` in 0..1, and their classes."""
   data = datasets.load_digits()
-  first, last = (int(share * len(data.images)) for share in _PARTS[part])
+  first, last = (int(share * len(data.images)) for share in _PARTS[split])
   order = np.random.default_rng(0).permutation(len(data.images))[first:last]
   return data.images[order].astype(np.float32) / 16, data.target[order]
 
 
-def _photos(part: str) -> list[np.ndarray]:
-  """The part's strip of each photograph, `[height, width, 3]` in 0..1."""
-  first, last = _PARTS[part]
+def _photos(split: str) -> list[np.ndarray]:
+  """Returns each photograph's strip, `[height, width, 3]` in 0..1."""
+  first, last = _PARTS[split]
   return [
       photo[:, int(first * photo.shape[1]):int(last * photo.shape[1])].astype(
           np.float32) / 255
@@ -104,7 +104,7 @@ def _place(
     image: np.ndarray,
     label_map: np.ndarray,
 ) -> bool:
-  """Paints a digit where no other stands; False where none of 20 tries did."""
+  """Paints a digit on a free place; False if 20 tries find no such place."""
   size = int(rng.integers(18, 31))
   stroke = np.asarray(Image.fromarray(digit).resize(
       (size, size), Image.Resampling.BICUBIC)).clip(0, 1)[..., None]

@@ -1,4 +1,4 @@
-"""Pictures that are in a data set twice, not always pixel by pixel."""
+"""Finds images that are in a data set twice, exactly or nearly."""
 
 import numpy as np
 from PIL import Image
@@ -6,41 +6,42 @@ from PIL import Image
 __all__ = ["repeats"]
 
 THUMBNAIL = 16
-# Of 2,599 photographs of animals and 5,500 small ones of CIFAR-10, the closest
-# that are different pictures are at .087 and .074. Seven pairs of the latter
-# are one picture in another crop or colour, at .027 to .086: four are below.
+# Measured on 2,599 photographs of animals and 5,500 small images of CIFAR-10. The
+# closest different images are at .087 and .074. Seven pairs of CIFAR-10 are one
+# image in another crop or colour, at .027 to .086: four are below the bound.
 BOUND = 0.06
 _BLOCK = 1000
 
 
 def repeats(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """Finds pictures that nearly repeat one of another set.
+  """Finds images that nearly repeat an image of another set.
 
-  Two are held to be one where their thumbnails' squared difference is below
-  6 % of their variances' sum: a copy that was saved anew, made smaller, or
-  cut a little at its borders. Plain pictures, without any contrast, are none.
+  Two images match if their thumbnails' squared difference is below 6 % of the
+  sum of their variances. A match is a copy that was saved again, made smaller, or
+  cut a little at its borders. Images without contrast never match.
 
   Args:
-    images: uint8 `[pictures, size, size, 3]`.
-    others: the same, of another number.
+    images: uint8 `[images, size, size, 3]`.
+    others: the other set, of any number of images.
 
   Returns:
-    bool `[pictures]`.
+    bool `[images]`, True for a repeat.
   """
-  one, other = _thumbnails(images), _thumbnails(others)
-  found = np.zeros(len(one), bool)
-  contrast = _contrast(other)
-  squares = (other ** 2).sum(1)
-  for first in range(0, len(one), _BLOCK):
-    some = one[first:first + _BLOCK]
-    distance = (some ** 2).sum(1)[:, None] + squares - 2 * some @ other.T
-    bound = BOUND * (_contrast(some)[:, None] + contrast)
-    found[first:first + _BLOCK] = (distance < bound).any(1)
-  return found
+  thumbnails, other_thumbnails = _thumbnails(images), _thumbnails(others)
+  repeated = np.zeros(len(thumbnails), bool)
+  contrast = _contrast(other_thumbnails)
+  squares = (other_thumbnails ** 2).sum(1)
+  for first in range(0, len(thumbnails), _BLOCK):
+    block = thumbnails[first:first + _BLOCK]
+    distance = (
+        (block ** 2).sum(1)[:, None] + squares - 2 * block @ other_thumbnails.T)
+    bound = BOUND * (_contrast(block)[:, None] + contrast)
+    repeated[first:first + _BLOCK] = (distance < bound).any(1)
+  return repeated
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
-  """float32 `[pictures, values]`; what is smaller than a thumbnail is grown."""
+  """Returns float32 `[images, values]`; small images are enlarged."""
   return np.stack([
       np.asarray(Image.fromarray(image).resize(
           (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).ravel()
@@ -48,6 +49,6 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 def _contrast(thumbnails: np.ndarray) -> np.ndarray:
-  """The sum of squares about each channel's mean."""
+  """Returns the sum of squares about each channel's mean."""
   channels = thumbnails.reshape(len(thumbnails), -1, 3)
   return channels.var(1).sum(1) * channels.shape[1]

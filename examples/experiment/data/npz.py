@@ -1,18 +1,18 @@
-"""Pictures from an .npz file, in one of three forms.
+"""Images from an .npz file, in one of three forms.
 
     images or jpeg_buf and jpeg_off   uint8 [n, height, width, 3], or JPEG files
     labels (or targets)               class numbers [n], or 0 and 1 [n, classes]
     label_maps or masks, class_names, class_ids (or class_label_ids), split:
                                       optional
 
-Without class_ids, class k has the label k + 1 in label_maps. In masks, what is
-not 0 is the object of the picture's one class; 255 is void where the mask has
-other values than 0 and 255. The values of split are 0, 1, 2 or train,
-validation, test; `parts.complete` says what fills a part that is empty.
+Without class_ids, class k has the label k + 1 in label_maps. In masks, values other
+than 0 mark the object of the image's one class. 255 is void if the mask has other
+values than 0 and 255. The values of split are 0, 1, 2 or train, validation, test.
+`parts.complete` fills an empty validation or test part.
 
-JPEG files stand one after the other in jpeg_buf, and picture i is
-jpeg_buf[jpeg_off[i]:jpeg_off[i + 1]]. The third form is that of CIFAR: x_train,
-y_train, x_test, y_test and perhaps class_names.
+jpeg_buf holds the JPEG files one after another. Image i is
+jpeg_buf[jpeg_off[i]:jpeg_off[i + 1]]. The third form is CIFAR's: x_train, y_train,
+x_test, y_test and optionally class_names.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from examples.experiment.data.reading import VOID, Part, Picture, Source
 
 __all__ = ["open_npz"]
 
-# What the readers of zip files and of arrays raise, with bytes changed.
+# Errors of the zip and array readers on damaged files.
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError,
             MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 _VOC_CLASSES = 20
@@ -38,17 +38,17 @@ _VOC_CLASSES = 20
 def open_npz(
     path: Path, classes: Sequence[str] | None = None, seed: int = 0
 ) -> Source:
-  """Reads an .npz file but for its pictures.
+  """Reads an .npz file, without decoding its images.
 
   Args:
     path: the file.
-    classes: those that are wanted. Where one is no class of the labels, and the
-      file has targets20 and voc20_names, the labels are these.
-    seed: which pictures are for validation where the file does not say so.
+    classes: the classes to keep. If the labels lack one of them, the function
+      uses the arrays targets20 and voc20_names, if the file has them.
+    seed: chooses the validation images if the file has no validation part.
 
   Returns:
-    The source. Rows of 0 and 1 that hold a single 1 each are one-hot: such
-    classes exclude each other.
+    The source. If every row of 0 and 1 has a single 1, the classes exclude each
+    other.
 
   Raises:
     ValueError: the file is damaged, or an array is missing or does not fit.
@@ -97,19 +97,19 @@ def _one_set(arrays, name, classes, seed, fault) -> Source:
                   f"got {class_ids.min()}..{class_ids.max()}.")
     objects = class_ids[labels.argmax(1)].tolist()
   pictures = [
-      Picture(f"picture {i} of {name}", *one) for i, one in enumerate(zip(
+      Picture(f"picture {i} of {name}", *fields) for i, fields in enumerate(zip(
           images, [None] * len(images) if maps is None else maps, objects))]
   whole = Part(pictures, labels)
   if "split" in arrays:
-    parts, cut_off = complete(
+    splits, cut_off = complete(
         _split(whole, arrays["split"], fault), seed, name)
   else:
-    parts, cut_off = divide(whole, seed), ("validation", "test")
-  return Source(parts, class_names, class_ids, multi_label, cut_off, map_ids)
+    splits, cut_off = divide(whole, seed), ("validation", "test")
+  return Source(splits, class_names, class_ids, multi_label, cut_off, map_ids)
 
 
 def _label_maps(arrays, fault) -> tuple[str, np.ndarray | None]:
-  """What marks the objects, uint8, and which of the two keys it has."""
+  """Returns the key and the uint8 array that marks the objects."""
   keys = [key for key in ("label_maps", "masks") if key in arrays]
   if len(keys) != 1:
     if keys:
@@ -128,25 +128,25 @@ def _label_maps(arrays, fault) -> tuple[str, np.ndarray | None]:
 
 
 def _train_and_test(arrays, name, seed, fault) -> Source:
-  parts = {}
+  splits = {}
   names = arrays.get("class_names")
   count = len(names) if names is not None else None
-  for part in ("train", "test"):
-    images = _images(arrays, f"x_{part}", fault)
-    labels = _needed(arrays, f"y_{part}", fault)
+  for split in ("train", "test"):
+    images = _images(arrays, f"x_{split}", fault)
+    labels = _needed(arrays, f"y_{split}", fault)
     if len(images) != len(labels):
-      raise fault(f"x_{part} and y_{part} must be equally long; got "
+      raise fault(f"x_{split} and y_{split} must be equally long; got "
                   f"{len(images)} and {len(labels)}.")
     if count is None:
       count = _count(labels, fault)
-    labels, multi_label = _rows(labels, count, f"y_{part}", fault)
-    parts[part] = Part([Picture(f"picture {i} of x_{part} of {name}", image)
-                        for i, image in enumerate(images)], labels)
-    if part == "train":
+    labels, multi_label = _rows(labels, count, f"y_{split}", fault)
+    splits[split] = Part([Picture(f"picture {i} of x_{split} of {name}", image)
+                          for i, image in enumerate(images)], labels)
+    if split == "train":
       multi_train = multi_label
   names = _names(names, count)
-  parts, cut_off = complete(parts, seed, name)
-  return Source(parts, names, np.zeros(count, int), multi_train or multi_label,
+  splits, cut_off = complete(splits, seed, name)
+  return Source(splits, names, np.zeros(count, int), multi_train or multi_label,
                 cut_off)
 
 
@@ -179,8 +179,9 @@ def _jpegs(arrays, fault) -> list[bytes]:
 
 
 def _classes(arrays, classes, fault):
-  """Labels, the names of their classes, and the labels in the maps or None."""
-  key = next((one for one in ("labels", "targets") if one in arrays), "labels")
+  """Returns labels, class names, and the labels in the maps or None."""
+  key = next((candidate for candidate in ("labels", "targets")
+              if candidate in arrays), "labels")
   labels = _needed(arrays, key, fault)
   names = arrays.get("class_names")
   names = _names(names, len(names) if names is not None
@@ -205,7 +206,7 @@ def _names(names: np.ndarray | None, count: int) -> tuple[str, ...]:
 
 
 def _count(labels: np.ndarray, fault: Callable) -> int:
-  """How many classes labels without names tell."""
+  """Returns the number of classes that labels without names imply."""
   if labels.dtype.kind not in "iufb" or labels.ndim not in (1, 2) or not len(
       labels):
     raise fault("labels must be class numbers [n] or 0 and 1 [n, classes]; "
@@ -214,7 +215,7 @@ def _count(labels: np.ndarray, fault: Callable) -> int:
 
 
 def _rows(labels, count, key, fault) -> tuple[np.ndarray, bool]:
-  """Labels as rows of 0 and 1, and whether a row may hold other than one 1."""
+  """Returns rows of 0 and 1, and whether they are multi-label."""
   if labels.shape[1:] == (1,) and count > 1:
     labels = labels[:, 0]
   wrong = fault(
@@ -234,14 +235,14 @@ def _rows(labels, count, key, fault) -> tuple[np.ndarray, bool]:
 
 
 def _split(whole: Part, split: np.ndarray, fault: Callable) -> dict[str, Part]:
-  """The parts that the file names: 0, 1, 2 or by their names."""
+  """Splits into the file's parts, given as 0, 1, 2 or by their names."""
   names = dict(enumerate(PARTS))
   numbers = split.tolist()
   if split.dtype.kind in "US":
     names = {name: name for name in PARTS}
-    numbers = [str(one) for one in split.astype(str)]
+    numbers = [str(value) for value in split.astype(str)]
   others = {*numbers} - {*names}
   if split.ndim != 1 or others:
     raise fault(f"split must hold {[*names]}; got {sorted(others)[:5]}.")
-  return {part: cut(whole, np.array([number == key for number in numbers]))
-          for key, part in names.items()}
+  return {name: cut(whole, np.array([number == key for number in numbers]))
+          for key, name in names.items()}

@@ -1,4 +1,4 @@
-"""Choosing among pictures and dividing them: train, validation and test."""
+"""Chooses images and divides them into train, validation and test."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ __all__ = ["HELD_OUT", "PARTS", "SHARE", "check_known", "choose", "complete",
            "cut", "divide", "draw", "hold_out", "shuffled"]
 
 PARTS = ("train", "validation", "test")
-SHARE = 0.15  # Of validation and of test, where all is divided.
-HELD_OUT = 0.1  # Of what is there to train on, where a test part is given.
+SHARE = 0.15  # Of validation and of test each, if train is divided.
+HELD_OUT = 0.1  # Of the training images, if a test part is given.
 
 
 def check_known(classes: Sequence[str], names: Sequence[str]) -> None:
-  """Raises a ValueError where one of the classes is none of the names."""
-  unknown = [one for one in classes if one not in names]
+  """Raises a ValueError if one of the classes is not among the names."""
+  unknown = [name for name in classes if name not in names]
   if unknown:
     raise ValueError(
         f"classes must be among {[*names]}; got {unknown} too.")
@@ -26,19 +26,19 @@ def check_known(classes: Sequence[str], names: Sequence[str]) -> None:
 def choose(
     source: Source, classes: Sequence[str] | None, background: str | None
 ) -> Source:
-  """The source with the wanted classes alone.
+  """Reduces a source to the chosen classes.
 
   Args:
-    source: what there is.
-    classes: names in the wanted order; None for all.
-    background: the name of the absence of the class in `classes`, then one.
+    source: the whole source.
+    classes: class names in their new order; None for all.
+    background: the name for the absence of the one class in `classes`, or None.
 
   Returns:
-    Another source. Where classes exclude each other, the pictures of others
-    are gone.
+    A new source. If classes exclude each other, it has no images of other
+    classes.
 
   Raises:
-    ValueError: a class is unknown, or alone where classes exclude each other.
+    ValueError: a class is unknown, or alone although classes exclude each other.
   """
   names = source.class_names if classes is None else (*classes,)
   if background is None and not source.multi_label and len(names) == 1:
@@ -48,42 +48,42 @@ def choose(
   if classes is None:
     return source
   check_known(classes, source.class_names)
-  columns = [source.class_names.index(one) for one in classes]
+  columns = [source.class_names.index(name) for name in classes]
   ids = source.class_ids[columns]
-  parts = {name: Part(part.pictures, part.labels[:, columns])
-           for name, part in source.parts.items()}
+  splits = {name: Part(split.pictures, split.labels[:, columns])
+            for name, split in source.parts.items()}
   if background is not None:
-    parts = {
-        name: Part(part.pictures, np.hstack([1 - part.labels, part.labels]))
-        for name, part in parts.items()}
+    splits = {
+        name: Part(split.pictures, np.hstack([1 - split.labels, split.labels]))
+        for name, split in splits.items()}
     return source._replace(
-        parts=parts, class_names=(background, *classes),
+        parts=splits, class_names=(background, *classes),
         class_ids=np.concatenate([[0], ids]), multi_label=False)
   if not source.multi_label:
-    parts = {name: cut(part, part.labels.any(1))
-             for name, part in parts.items()}
-  return source._replace(parts=parts, class_names=names, class_ids=ids)
+    splits = {name: cut(split, split.labels.any(1))
+              for name, split in splits.items()}
+  return source._replace(parts=splits, class_names=names, class_ids=ids)
 
 
 def complete(
     parts: Mapping[str, Part], seed: int, name: str
 ) -> tuple[dict[str, Part], tuple[str, ...]]:
-  """Gives pictures to the parts that a source leaves out, or leaves empty.
+  """Fills the missing or empty parts of a source.
 
-  Without pictures in test, validation is test. Without any in both, train is
-  divided as by `divide`; without validation, it is cut off train.
+  If test and validation are empty, `divide` divides train. If test is empty, the
+  validation part becomes test. An empty validation part takes a share of train.
 
   Args:
-    parts: the source's own; "train" among them.
-    seed: which of train's pictures are for validation.
-    name: of the source, for the warning where test is not its own.
+    parts: the parts of the source, including "train".
+    seed: chooses the validation images from train.
+    name: the source's name, for the warning about an empty test part.
 
   Returns:
-    All parts, and the names of those that were cut off train. All stay empty
-    where train is.
+    All parts, and the names of the parts cut off train. If train is empty, the
+    empty parts stay empty.
   """
   nothing = cut(parts["train"], [])
-  parts = {part: parts.get(part, nothing) for part in PARTS}
+  parts = {split: parts.get(split, nothing) for split in PARTS}
   if not parts["train"].pictures:
     return parts, ()
   if not parts["test"].pictures:
@@ -102,19 +102,19 @@ def complete(
 
 
 def cut(part: Part, which: np.ndarray | Sequence[int]) -> Part:
-  """Some pictures of a part, by number or by a mask."""
+  """Selects images of a part, by number or by a mask."""
   numbers = np.arange(len(part.pictures))[which]
   return Part([part.pictures[i] for i in numbers], part.labels[numbers])
 
 
 def draw(names: Sequence[str], count: int, seed: int) -> list[str]:
-  """Some of the names, which the seed chooses, in the order of all."""
+  """Draws names by the seed and keeps their order."""
   chosen = np.random.default_rng(seed).permutation(len(names))[:count]
   return [names[i] for i in sorted(chosen)]
 
 
 def divide(part: Part, seed: int) -> dict[str, Part]:
-  """70 % to train, 15 % to validation and to test, which no seed changes."""
+  """Divides 70 %, 15 % and 15 %; the seed does not change test."""
   order = np.random.default_rng(0).permutation(len(part.pictures))
   tests = max(1, round(SHARE * len(order)))
   rest, validation = hold_out(
@@ -126,10 +126,10 @@ def divide(part: Part, seed: int) -> dict[str, Part]:
 def hold_out(
     part: Part, seed: int, share: float = HELD_OUT
 ) -> tuple[Part, Part]:
-  """Cuts a share, at least one picture, off a part.
+  """Cuts a share, at least one image, off a part.
 
   Returns:
-    The rest, and what was held out, which the seed chooses.
+    The rest, and the held-out images, which the seed chooses.
   """
   order = np.random.default_rng(seed).permutation(len(part.pictures))
   held = max(1, round(share * len(order)))
@@ -137,9 +137,9 @@ def hold_out(
 
 
 def shuffled(part: Part, limit: int | None) -> Part:
-  """The part in an order that is always the same, or the first ones of it.
+  """Shuffles a part in a fixed order, and cuts it to the limit.
 
-  Files come sorted by class, or by the day they were taken.
+  Files are often sorted by class, or by date.
   """
   order = np.random.default_rng(0).permutation(len(part.pictures))
   return cut(part, order[:limit])

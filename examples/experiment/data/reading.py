@@ -1,4 +1,4 @@
-"""Reading pictures and label maps, one size for all, or not at all."""
+"""Reads images and label maps, all in one size."""
 
 import io
 import os
@@ -18,15 +18,14 @@ BACKGROUND, VOID = 0, 255
 
 
 class Picture(NamedTuple):
-  """A picture that is not read yet.
+  """An image that is not read yet.
 
   Attributes:
-    name: what errors call it.
+    name: its name in errors.
     image: a file's path, its content, or uint8 pixels.
-    label_map: a file's path or uint8 `[height, width]`; None where there is
-      none.
-    object_id: where the label map is a mask of one object, the label that the
-      object gets; 0 without a label map where there is no object to mark.
+    label_map: a file's path or uint8 `[height, width]`; None for no label map.
+    object_id: the object's label, if the label map is a mask of one object. 0
+      without a label map means that there is no object to mark.
   """
 
   name: str
@@ -36,24 +35,24 @@ class Picture(NamedTuple):
 
 
 class Part(NamedTuple):
-  """Pictures and float32 `[pictures, classes]`: 1 where a class is there."""
+  """Unread images and float32 `[images, classes]`: 1 if a class is there."""
 
   pictures: list[Picture]
   labels: np.ndarray
 
 
 class Source(NamedTuple):
-  """What a source of pictures holds, before any is read.
+  """A source of images, before any image is read.
 
   Attributes:
     parts: by "train", "validation" and "test".
-    class_names: of the columns of the labels.
-    class_ids: the label of each class in the label maps; 0 where it has none.
-    multi_label: whether a picture may hold several classes, or none.
-    cut: the parts that were not the source's own, but cut off here; no other
-      part may repeat a picture of theirs.
-    map_ids: all labels that the label maps may hold beside 0 and 255; None
-      where that is not known.
+    class_names: names of the columns of the labels.
+    class_ids: the label of each class in the label maps; 0 for none.
+    multi_label: whether an image may show several classes, or none.
+    cut: names of the parts cut off here, which the source does not have. No other
+      part may repeat their images.
+    map_ids: all labels that the label maps may hold beside 0 and 255; None if
+      unknown.
   """
 
   parts: dict[str, Part]
@@ -69,28 +68,28 @@ def read(
     size: int,
     title: str = "pictures",
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Reads pictures, several at a time.
+  """Reads images, several at a time.
 
   Args:
-    pictures: what to read.
-    size: each is squashed to this height and width: images by a filter that
-      averages, label maps by their nearest pixel.
-    title: what the progress bar says.
+    pictures: the images to read.
+    size: the new height and width, in any aspect ratio. Images use an averaging
+      filter, label maps their nearest pixel.
+    title: the text of the progress bar.
 
   Returns:
-    Images, uint8 `[pictures, size, size, 3]`, and label maps, uint8
-    `[pictures, size, size]`, or None where no picture has one; all background
-    where there is no object to mark. Pictures are turned as their EXIF data
-    say; what is transparent is white.
+    Images, uint8 `[images, size, size, 3]`, and label maps, uint8
+    `[images, size, size]`, or None if no image has one. A label map without an
+    object is all background. Images follow their EXIF orientation; transparent
+    pixels become white.
 
   Raises:
-    ValueError: one is damaged, is no picture, or only some have label maps.
+    ValueError: a file is damaged or no image, or only some have label maps.
     OSError: a file is missing.
   """
   masked = not pictures or any(
-      one.label_map is not None for one in pictures)
-  without = [one.name for one in pictures
-             if one.label_map is None and one.object_id != BACKGROUND]
+      entry.label_map is not None for entry in pictures)
+  without = [entry.name for entry in pictures
+             if entry.label_map is None and entry.object_id != BACKGROUND]
   if masked and without:
     raise ValueError(
         f"{title}: all pictures or none must have a mask; {len(without)} of "
@@ -107,7 +106,7 @@ def read(
     images[i] = image.resize((size, size), Image.Resampling.BILINEAR)
 
   with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-    # An error ends the loop, and what has not begun is not read.
+    # An error ends the loop, and pending reads do not start.
     for _ in tqdm(pool.map(read_one, range(len(pictures))), desc=title,
                   total=len(pictures), delay=1, disable=None, leave=False):
       pass
@@ -115,7 +114,7 @@ def read(
 
 
 def _open(content: Path | bytes | np.ndarray, name: str) -> Image.Image:
-  """The whole picture, the right way up."""
+  """Opens an image and turns it the right way up."""
   if isinstance(content, np.ndarray):
     return Image.fromarray(content)
   data = content if isinstance(content, bytes) else content.read_bytes()
@@ -128,19 +127,19 @@ def _open(content: Path | bytes | np.ndarray, name: str) -> Image.Image:
         f"{name} cannot be read as a picture: {error}") from error
 
 
-def _image(picture: Picture) -> Image.Image:
-  """The picture in RGB."""
-  image = _open(picture.image, picture.name)
-  if image.mode.startswith("I"):  # 16 bits of grey; PIL would cut, not scale.
+def _image(entry: Picture) -> Image.Image:
+  """Opens the image in RGB."""
+  image = _open(entry.image, entry.name)
+  if image.mode.startswith("I"):  # 16-bit grey; PIL would clip.
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
       raise ValueError(
-          f"{picture.name} must have 8 or 16 bits a pixel; its values are "
+          f"{entry.name} must have 8 or 16 bits a pixel; its values are "
           f"{values.min()}..{values.max()}.")
     image = Image.fromarray((values // 257).astype(np.uint8))
   if image.mode == "F":
     raise ValueError(
-        f"{picture.name} must have 8 or 16 bits a pixel; it has floats.")
+        f"{entry.name} must have 8 or 16 bits a pixel; it has floats.")
   if image.has_transparency_data:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
@@ -148,10 +147,10 @@ def _image(picture: Picture) -> Image.Image:
   return image.convert("RGB")
 
 
-def _label_map(picture: Picture, size: tuple[int, int]) -> Image.Image:
-  """The label map, whose size must be the picture's."""
-  name = f"The mask of {picture.name}"
-  image = _open(picture.label_map, name)
+def _label_map(entry: Picture, size: tuple[int, int]) -> Image.Image:
+  """Opens the label map, which must have the image's size."""
+  name = f"The mask of {entry.name}"
+  image = _open(entry.label_map, name)
   if image.mode == "1":
     image = image.convert("L")
   if image.mode not in ("L", "P"):
@@ -163,15 +162,15 @@ def _label_map(picture: Picture, size: tuple[int, int]) -> Image.Image:
         f"{name} must be of the picture's size, {size[0]} x {size[1]} as it is "
         f"shown; got {image.size[0]} x {image.size[1]}.")
   labels = np.asarray(image)
-  if picture.object_id is not None:
-    labels = _one_object(labels, picture.object_id)
+  if entry.object_id is not None:
+    labels = _one_object(labels, entry.object_id)
   return Image.fromarray(labels)
 
 
 def _one_object(mask: np.ndarray, object_id: int) -> np.ndarray:
-  """The object's label where a mask is not 0; 255 beside others is void."""
+  """Labels the object where the mask is not 0; 255 may mean void."""
   objects = mask > 0
   void = mask == VOID
-  if void.sum() == objects.sum():  # 0 and 255 alone: 255 is the object.
+  if void.sum() == objects.sum():  # Only 0 and 255: 255 is the object.
     void[:] = False
   return np.where(void, VOID, np.where(objects, object_id, 0)).astype(np.uint8)

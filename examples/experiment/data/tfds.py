@@ -1,7 +1,7 @@
-"""Pictures from TensorFlow Datasets, where that is installed.
+"""Images from TensorFlow Datasets, if that is installed.
 
-https://www.tensorflow.org/datasets. A data set that is not on the machine yet
-is downloaded by that library.
+https://www.tensorflow.org/datasets. The library downloads data sets that are not
+on the machine.
 """
 
 import itertools
@@ -26,24 +26,24 @@ def open_tfds(
     seed: int = 0,
     limit: int | None = None,
 ) -> Source:
-  """Reads labels and the pictures' files into memory.
+  """Reads labels and the images' files into memory.
 
   Args:
-    name: the data set's, as "voc/2012". Its examples must have "image", and
-      "labels" (those without difficult objects, if told), "label" or "objects".
-    classes: where classes exclude each other, pictures of others are not kept.
-    seed: which of train's pictures are for validation, where the data set has
-      no such split.
-    limit: where given, no more than is needed for it is read.
+    name: the data set's name, such as "voc/2012". Its examples must have "image",
+      and "labels", "label" or "objects". "labels_no_difficult" goes before these.
+    classes: if classes exclude each other, only images of these are kept.
+    seed: chooses the validation images from train, if the data set has no
+      validation split.
+    limit: the function reads no more images than this limit needs.
 
   Returns:
-    The source, without masks. Where the test split has no labels, as VOC 2012's
-    has not, the test part is the split "validation".
+    The source, without masks. If the test split has no labels, as in VOC 2012,
+    the test part is the split "validation".
 
   Raises:
     ImportError: the library is missing.
-    ValueError: the data set has no train split, no other with labels, or no
-      such features.
+    ValueError: the data set has no train split, no other split with labels,
+      or other features.
   """
   try:
     import tensorflow_datasets
@@ -53,7 +53,8 @@ def open_tfds(
         "tensorflow-datasets") from error
   builder = tensorflow_datasets.builder(name)
   features = builder.info.features
-  key = next((one for one in _LABELS if one in features), None)
+  key = next((label_key for label_key in _LABELS
+              if label_key in features), None)
   if "image" not in features or key is None:
     raise ValueError(
         f"name: 'tfds:{name}' must have the features image and labels, label "
@@ -63,18 +64,18 @@ def open_tfds(
   builder.download_and_prepare()
 
   def examples(split):
-    # The files as they are: decoded, they would not fit into memory.
+    # Keep files encoded: decoded images would not fit into memory.
     return tensorflow_datasets.as_numpy(builder.as_dataset(
         split=split,
         decoders={"image": tensorflow_datasets.decode.SkipDecoding()}))
 
   def rows(split):
-    for i, one in enumerate(examples(split)):
-      row = _row(one[key], key, len(names))
+    for i, example in enumerate(examples(split)):
+      row = _row(example[key], key, len(names))
       if key == "label" and classes is not None and not any(
           row[i] and names[i] in classes for i in range(len(names))):
         continue
-      yield Picture(f"picture {i} of {name} {split}", one["image"]), row
+      yield Picture(f"picture {i} of {name} {split}", example["image"]), row
 
   splits = [*builder.info.splits]
   judged = next((split for split in ("test", "validation") if split in splits
@@ -83,17 +84,17 @@ def open_tfds(
     raise ValueError(
         f"name: 'tfds:{name}' must have a split train, and a test or "
         f"validation with labels; got {splits}.")
-  own = judged == "test" and "validation" in splits
-  parts = {"test": _part(rows(judged), limit, judged, len(names))}
-  most = limit if own or limit is None else 2 * limit
-  parts["train"] = _part(rows("train"), most, "train", len(names))
-  if own:
-    parts["validation"] = _part(
+  has_validation = judged == "test" and "validation" in splits
+  listed = {"test": _part(rows(judged), limit, judged, len(names))}
+  most = limit if has_validation or limit is None else 2 * limit
+  listed["train"] = _part(rows("train"), most, "train", len(names))
+  if has_validation:
+    listed["validation"] = _part(
         rows("validation"), limit, "validation", len(names))
   else:
-    parts["train"], parts["validation"] = hold_out(parts["train"], seed)
-  return Source(parts, names, np.zeros(len(names), int), key != "label",
-                () if own else ("validation",))
+    listed["train"], listed["validation"] = hold_out(listed["train"], seed)
+  return Source(listed, names, np.zeros(len(names), int), key != "label",
+                () if has_validation else ("validation",))
 
 
 def _class_names(feature: Any, key: str) -> tuple[str, ...]:
@@ -105,7 +106,7 @@ def _class_names(feature: Any, key: str) -> tuple[str, ...]:
 
 
 def _row(value: Any, key: str, count: int) -> np.ndarray:
-  """1 where a class is there; all 0 where nothing is told."""
+  """Returns 1 for each class in the image; all 0 without labels."""
   row = np.zeros(count, np.float32)
   if key == "objects":
     hard = value.get("is_difficult", np.zeros(len(value["label"]), bool))
@@ -116,17 +117,17 @@ def _row(value: Any, key: str, count: int) -> np.ndarray:
 
 
 def _labelled(examples: Iterable, key: str, count: int) -> bool:
-  """Whether the first pictures have labels."""
-  return any(_row(one[key], key, count).any()
-             for one in itertools.islice(examples, _PEEK))
+  """Checks whether the first images have labels."""
+  return any(_row(example[key], key, count).any()
+             for example in itertools.islice(examples, _PEEK))
 
 
 def _part(
     rows: Iterable, limit: int | None, title: str, count: int
 ) -> Part:
   pictures, labels = [], []
-  for picture, row in tqdm(itertools.islice(rows, limit), desc=title, delay=1,
-                           disable=None, leave=False):
-    pictures.append(picture)
+  for entry, row in tqdm(itertools.islice(rows, limit), desc=title, delay=1,
+                         disable=None, leave=False):
+    pictures.append(entry)
     labels.append(row)
   return Part(pictures, np.array(labels, np.float32).reshape(-1, count))

@@ -1,10 +1,10 @@
 """PASCAL VOC from its devkit's folder.
 
-    VOC2012/ImageSets/Main/{train,val}.txt         pictures with labels
-    VOC2012/ImageSets/Segmentation/val.txt         pictures to judge maps on
-    VOC2012/ImageSets/Segmentation/train.txt       more with masks, if there
-    VOC2012/{JPEGImages,SegmentationClass}         pictures; masks, 255 void
-    VOC2012/Annotations                            labels; where there is none,
+    VOC2012/ImageSets/Main/{train,val}.txt         images with labels
+    VOC2012/ImageSets/Segmentation/val.txt         images to judge maps on
+    VOC2012/ImageSets/Segmentation/train.txt       more masks, optional
+    VOC2012/{JPEGImages,SegmentationClass}         images; masks, 255 void
+    VOC2012/Annotations                            labels; without it,
     VOC2012/ImageSets/Main/<class>_{train,val}.txt
 
 Everingham et al., The PASCAL Visual Object Classes Challenge,
@@ -30,7 +30,7 @@ CLASSES = (
 
 
 def year_folder(path: Path) -> Path | None:
-  """The path, or its latest VOC<year>; None where it is no such folder."""
+  """Returns the path or its latest VOC<year>; None for another folder."""
   if any((path / name).is_dir() for name in ("ImageSets", "JPEGImages")):
     return path
   years = sorted(path.glob("VOC[0-9][0-9][0-9][0-9]"))
@@ -42,22 +42,22 @@ def open_voc(
 ) -> Source:
   """Reads lists and labels.
 
-  The test part is Segmentation/val. The other pictures of Main/train and
-  Main/val are for training but for a tenth, which is validation: as far as half
-  of them go, pictures of Segmentation/train, so that it has masks too. A class
+  The test part is Segmentation/val. A tenth of the other images of Main/train and
+  Main/val is validation, the rest is for training. If possible, validation takes
+  images of Segmentation/train, at most half of them, so it has masks too. A class
   is there if one of its objects is not marked as difficult.
 
   Args:
-    path: a folder that `year_folder` finds one in.
-    classes: those that are wanted; without Annotations, the lists of others
-      are not read, and neither are they among the source's classes.
-    seed: which pictures are for validation.
+    path: a folder that `year_folder` accepts.
+    classes: the classes to keep. Without Annotations, the function reads only
+      their lists, and the source has only these classes.
+    seed: chooses the validation images.
 
   Returns:
     The source; its train part has no masks.
 
   Raises:
-    ValueError: a list, a picture, a mask or a label is missing or damaged.
+    ValueError: a list, an image, a mask or a label is missing or damaged.
   """
   folder = year_folder(path)
   listed = _names(folder, "Main", "train") + _names(folder, "Main", "val")
@@ -76,21 +76,22 @@ def open_voc(
   with_masks = {"validation", "test"} if candidates else {"test"}
   _check_there(folder, "JPEGImages", ".jpg", rest + test)
   _check_there(folder, "SegmentationClass", ".png",
-               [name for part in with_masks for name in names[part]])
-  kept, labels = _labels(folder, rest + test, classes)
-  columns = [CLASSES.index(one) for one in kept]
-  parts = {
-      part: Part([_picture(folder, name, part in with_masks) for name in some],
-                 np.array([labels[name] for name in some], np.float32).reshape(
-                     len(some), len(kept)))
-      for part, some in names.items()}
-  return Source(parts, kept, 1 + np.array(columns), True,
+               [name for split in with_masks for name in names[split]])
+  class_names, labels = _labels(folder, rest + test, classes)
+  columns = [CLASSES.index(name) for name in class_names]
+  splits = {
+      split: Part(
+          [_picture(folder, name, split in with_masks) for name in split_names],
+          np.array([labels[name] for name in split_names], np.float32).reshape(
+              len(split_names), len(class_names)))
+      for split, split_names in names.items()}
+  return Source(splits, class_names, 1 + np.array(columns), True,
                 ("validation", "test"), tuple(range(1, len(CLASSES) + 1)))
 
 
-def _names(folder: Path, kind: str, part: str) -> list[str]:
+def _names(folder: Path, kind: str, split: str) -> list[str]:
   return [line.split()[0] for line in _lines(
-      folder / "ImageSets" / kind / f"{part}.txt")]
+      folder / "ImageSets" / kind / f"{split}.txt")]
 
 
 def _lines(path: Path) -> list[str]:
@@ -119,55 +120,58 @@ def _check_there(
 def _labels(
     folder: Path, names: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-  """Classes, and of each picture 1 where a class is there."""
+  """Returns the classes, and 1 for each class in each image."""
   if (folder / "Annotations").is_dir():
     _check_there(folder, "Annotations", ".xml", names)
-    found = {name: _objects(folder / "Annotations" / f"{name}.xml")
-             for name in names}
-    return CLASSES, {name: [int(one in found[name]) for one in CLASSES]
-                     for name in names}
-  # A name that is no class's is told of later, among all of these.
-  kept = CLASSES
+    objects = {name: _objects(folder / "Annotations" / f"{name}.xml")
+               for name in names}
+    return CLASSES, {
+        name: [int(class_name in objects[name]) for class_name in CLASSES]
+        for name in names}
+  # With an unknown name, keep all: the later error then lists them.
+  class_names = CLASSES
   if {*(classes or CLASSES)} <= {*CLASSES}:
-    kept = tuple(classes or CLASSES)
-  present = [_present(folder, one) for one in kept]
-  missing = [name for name in names if any(name not in one for one in present)]
+    class_names = tuple(classes or CLASSES)
+  present = [_present(folder, class_name) for class_name in class_names]
+  missing = [name for name in names if any(
+      name not in class_labels for class_labels in present)]
   if missing:
     raise ValueError(
         f"name: {folder} has no Annotations, and {len(missing)} of "
         f"{len(names)} pictures have no label in ImageSets/Main/<class>_*.txt; "
         f"the first is {missing[0]}.")
-  return kept, {name: [one[name] for one in present] for name in names}
+  return class_names, {
+      name: [class_labels[name] for class_labels in present] for name in names}
 
 
 def _objects(path: Path) -> set[str]:
-  """The classes in a picture that are not difficult to see."""
+  """Returns the classes of an image's objects that are not difficult."""
   try:
     root = ElementTree.parse(path).getroot()
   except ElementTree.ParseError as error:
     raise ValueError(f"{path} cannot be read as XML: {error}") from error
-  found = set()
-  for one in root.findall("object"):
-    name = (one.findtext("name") or "").strip()
+  names = set()
+  for element in root.findall("object"):
+    name = (element.findtext("name") or "").strip()
     if name not in CLASSES:
       raise ValueError(
           f"{path}: the name of an object must be one of {[*CLASSES]}; got "
           f"{name!r}.")
-    if (one.findtext("difficult") or "0").strip() == "0":
-      found.add(name)
-  return found
+    if (element.findtext("difficult") or "0").strip() == "0":
+      names.add(name)
+  return names
 
 
-def _present(folder: Path, one: str) -> dict[str, int]:
-  """What a class's lists say: 1 there, 0 difficult and -1 not."""
-  found = {}
-  for part in ("train", "val"):
-    path = folder / "ImageSets/Main" / f"{one}_{part}.txt"
+def _present(folder: Path, class_name: str) -> dict[str, int]:
+  """Reads a class's lists; 1 in a list means there, 0 difficult, -1 not."""
+  present = {}
+  for split in ("train", "val"):
+    path = folder / "ImageSets/Main" / f"{class_name}_{split}.txt"
     for line in _lines(path):
       name, *value = line.split()
       if value not in (["1"], ["0"], ["-1"]):
         raise ValueError(
             f"{path}: a line must be a picture's name and 1, 0 or -1; got "
             f"{line!r}.")
-      found[name] = int(value == ["1"])
-  return found
+      present[name] = int(value == ["1"])
+  return present

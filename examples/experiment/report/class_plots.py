@@ -1,4 +1,4 @@
-"""Bars of an experiment: one figure, class by class."""
+"""Draws bars of one figure, class by class."""
 
 from typing import TYPE_CHECKING
 
@@ -26,35 +26,35 @@ __all__ = ["class_bars", "class_title"]
 
 
 def class_title(key: str) -> str:
-  """What a figure within `per_class` is called."""
+  """Returns the title of a figure within `per_class`."""
   return "average precision" if key == "ap" else figure(key).title
 
 
 def class_bars(
     rows: Rows, compression: str, strength: float, key: str
 ) -> "Figure | None":
-  """Draws one figure class by class, a bar an arm.
+  """Draws one figure class by class, with a bar for each variant.
 
-  Thin bars are the sample standard deviation over seeds. Uncompressed arms are
-  lines across a class.
+  Thin bars show the sample standard deviation over seeds. Uncompressed variants
+  are lines across a class.
 
   Args:
-    rows: of one experiment.
-    compression: its name.
-    strength: of it.
+    rows: the rows of one experiment.
+    compression: the compression's name.
+    strength: the compression's strength.
     key: the figure within `per_class`, such as "ap", "cosine_mean", "roc_auc".
 
   Returns:
-    The drawing; None where no compressed arm has the figure.
+    The drawing; None if no compressed variant has the figure.
 
   Raises:
     ValueError: no row has the compression at that strength.
   """
-  found = {arm: by_class(theirs, key) for arm, theirs in
-           by_arm(rows, compression, strength).items()}
-  found = {arm: classes for arm, classes in found.items() if classes}
-  arms = [arm for arm in found if arm not in LINES]
-  names = [*dict.fromkeys(name for arm in arms for name in found[arm])]
+  values = {arm: by_class(arm_rows, key) for arm, arm_rows in
+            by_arm(rows, compression, strength).items()}
+  values = {arm: classes for arm, classes in values.items() if classes}
+  arms = [arm for arm in values if arm not in LINES]
+  names = [*dict.fromkeys(name for arm in arms for name in values[arm])]
   if not names:
     return None
   drawing = new_drawing(1.3 + len(names) * (0.15 + 0.11 * len(arms)))
@@ -63,17 +63,19 @@ def class_bars(
   centres = np.arange(len(names))
   for i, arm in enumerate(arms):
     color, _, full = style(arm, arms)
-    ones = [summarize(found[arm].get(name, ())) for name in names]
+    summaries = [summarize(values[arm].get(name, ())) for name in names]
     axes.barh(
-        centres + (i - (len(arms) - 1) / 2) * thick, [one.mean for one in ones],
-        thick * 0.88, xerr=[one.spread if one.count > 1 else 0 for one in ones],
+        centres + (i - (len(arms) - 1) / 2) * thick,
+        [summary.mean for summary in summaries], thick * 0.88,
+        xerr=[summary.spread if summary.count > 1 else 0
+              for summary in summaries],
         color=color if full else "white", edgecolor=color, linewidth=0.8,
         hatch=None if full else "////", label=arm,
         error_kw={"ecolor": "#444444", "elinewidth": 0.9})
-  for arm in found:
+  for arm in values:
     if arm in LINES:
       color, dashes = LINES[arm]
-      means = [summarize(found[arm].get(name, ())).mean for name in names]
+      means = [summarize(values[arm].get(name, ())).mean for name in names]
       axes.vlines(means, centres - 0.46, centres + 0.46, color=color,
                   linestyle=dashes, label=arm)
   axes.set_yticks(centres, names, fontsize=10)
@@ -83,7 +85,7 @@ def class_bars(
   axes.set_axisbelow(True)
   axes.set_xlabel(class_title(key))
   axes.spines[["top", "right"]].set_visible(False)
-  finish(drawing, [*found],
+  finish(drawing, [*values],
          f"{compression}, {strength_text(compression, strength)}: classes, "
          "means over seeds, bars ± one standard deviation", bars=True)
   return drawing

@@ -1,4 +1,4 @@
-"""An experiment's rows as CSV, for spreadsheets and other programs."""
+"""Writes an experiment's rows as CSV, for other programs."""
 
 import csv
 import io
@@ -18,16 +18,15 @@ def results_csv(rows: Rows) -> str:
   """Writes a line for each row.
 
   Args:
-    rows: of a results file.
+    rows: the rows of a results file.
 
   Returns:
-    CSV with a head. The columns are always the same ones in the same order,
-    empty where a row lacks the figure: what was run, every figure of the file
-    that ships, the same of the float student ("float_"), and how it was run.
-    Figures that are unknown here stand after them, by name. Settings and
-    versions are JSON in one cell.
+    CSV with a header. The columns and their order are always the same: the run,
+    every figure of the shipped file, the figures of the float student ("float_"),
+    and the settings of the run. A cell is empty if the row lacks the figure.
+    Unknown figures come last, by name. Settings and versions are JSON in one cell.
   """
-  figures = [one.key for one in FIGURES]
+  figures = [figure.key for figure in FIGURES]
   columns = [*_RUN, *figures, *(f"float_{key}" for key in figures), *_ABOUT]
   columns += sorted({key for row in rows for key in row}
                     - {*columns, "per_class"})
@@ -38,17 +37,17 @@ def per_class_csv(rows: Rows) -> str:
   """Writes a line for each row and class.
 
   Args:
-    rows: of a results file.
+    rows: the rows of a results file.
 
   Returns:
-    CSV with a head; only that where no row has figures by class.
+    CSV with a header; only the header if no row has figures by class.
   """
-  found = [(row, name, figures) for row in rows
-           for name, figures in (row.get("per_class") or {}).items()]
-  keys = [*dict.fromkeys(key for *_, figures in found for key in figures)]
+  entries = [(row, name, figures) for row in rows
+             for name, figures in (row.get("per_class") or {}).items()]
+  keys = [*dict.fromkeys(key for *_, figures in entries for key in figures)]
   return _csv([*_RUN, "class", *keys], (
       [*(row[key] for key in _RUN), name, *(figures.get(key) for key in keys)]
-      for row, name, figures in found))
+      for row, name, figures in entries))
 
 
 def _csv(columns, lines) -> str:
@@ -60,7 +59,7 @@ def _csv(columns, lines) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """A dictionary or list as JSON, None as nothing; the rest as it is."""
+  """Turns a dictionary or list into JSON; returns other values as they are."""
   if isinstance(value, dict | list):
     return json.dumps(value, sort_keys=True)
   return value

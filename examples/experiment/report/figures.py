@@ -1,4 +1,4 @@
-"""The arms and the figures of an experiment: order, names and units."""
+"""The variants and the figures of an experiment: order, names and units."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -32,7 +32,7 @@ _ARMS = {
 }
 
 UNCOMPRESSED = ("teacher", "centre_prior", "fine_tune")
-"""Arms that stand beside the compressed ones and are not compared with them."""
+"""Variants for reference, which no table compares with the compressed ones."""
 
 
 class Figure(NamedTuple):
@@ -40,12 +40,12 @@ class Figure(NamedTuple):
 
   Attributes:
     key: its name in the row.
-    title: what a table's head and a plot's axis say.
-    better: 1 where more is better, -1 where less is, 0 where neither.
-    teachers: the teacher's own, where it is the same for every net; None where
-      the teacher's row tells.
-    scale: what a value is multiplied by to be shown.
-    decimals: how many are shown.
+    title: its title in tables and plots.
+    better: 1 if more is better, -1 if less is better, 0 for neither.
+    teachers: the teacher's value, if it is the same for every model; None if the
+      teacher's row has it.
+    scale: the factor on a value that is shown.
+    decimals: the number of decimals shown.
   """
 
   key: str
@@ -85,44 +85,44 @@ FIGURES = (
     Figure("bytes_gzipped", "gzipped, kB", -1, scale=1e-3, decimals=1),
     Figure("seconds", "seconds", better=-1, decimals=0),
 )
-"""All that a row may hold, in the order of the CSV's columns."""
+"""All figures of a row, in the order of the CSV's columns."""
 
 TASK = ("map", "accuracy", "f1")
 TABLE = (
     *TASK, "cosine_mean", "cosine_p5", "spearman_mean", "roc_auc", "pointing",
     "gradient_cosine_mean", "gradient_spearman_mean", "occlusion_cosine_mean",
     "occlusion_roc_auc", "dead", "same_top_class", "bytes_gzipped")
-"""The columns of the table that compares the arms."""
+"""The columns of the table that compares the variants."""
 
-_BY_KEY = {one.key: one for one in FIGURES}
+_BY_KEY = {entry.key: entry for entry in FIGURES}
 
 
 def figure(key: str) -> Figure:
-  """Finds a figure by its name in a row; "float_" before it is the same one.
+  """Finds a figure by its name in a row, with or without "float_".
 
   Raises:
     ValueError: there is no such figure.
   """
-  found = _BY_KEY.get(key.removeprefix("float_"))
-  if found is None:
+  entry = _BY_KEY.get(key.removeprefix("float_"))
+  if entry is None:
     raise ValueError(f"figure must be one of {[*_BY_KEY]}; got {key!r}.")
-  return found._replace(key=key)
+  return entry._replace(key=key)
 
 
 def arm_name(arm: str) -> str:
-  """An arm's name as a reader sees it; an unknown arm keeps its own."""
+  """Returns a variant's displayed name; an unknown name stays as it is."""
   return _ARMS.get(arm, arm)
 
 
 def in_order(arms: Iterable[str]) -> list[str]:
-  """Sorts arms into the order of every table; others after, by name."""
+  """Sorts variants in the order of the tables; unknown ones last, by name."""
   order = [*_ARMS]
   return sorted(set(arms), key=lambda arm: (
       order.index(arm) if arm in order else len(order), arm))
 
 
 def strength_text(compression: str, strength: float) -> str:
-  """A strength in words: "90 %" removed, "1/4" of the width, "8 bits"."""
+  """Formats a strength: "90 %" removed, "1/4" of the width, "8 bits"."""
   if "narrow" in compression:
     return f"1/{strength:g}"
   if 0 <= strength < 1:

@@ -1,4 +1,4 @@
-"""Pictures with the maps of some arms: successes and failures, by rule."""
+"""Draws images with maps of some variants: successes and failures, by rule."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ __all__ = ["Choice", "choose_pictures", "success_and_failure_grid"]
 
 
 class Choice(NamedTuple):
-  """A picture that the rule chose: which one, why, and by how much."""
+  """A chosen image: its index, the reason, and the gain in cosine."""
 
   index: int
   reason: str
@@ -22,32 +22,32 @@ class Choice(NamedTuple):
 def choose_pictures(
     cosines: np.ndarray, plain: np.ndarray, *, each: int = 2
 ) -> list[Choice]:
-  """Chooses pictures by how much an arm gains over plain compression.
+  """Chooses images by a variant's gain over plain compression.
 
-  No hand takes part: the largest gains, those at the middle, and the largest
-  losses, which are the smallest gains where nothing is lost.
+  The rule takes the largest gains, the middle gains, and the largest losses. If
+  nothing is lost, it takes the smallest gains in place of the losses.
 
   Args:
-    cosines: `[images]`, of the arm's maps to the teacher's; NaN, where the
-      teacher has no map, is never chosen.
-    plain: `[images]`, the same of the maps of compression alone.
-    each: how many of each kind; fewer where there are not three times as many.
+    cosines: `[images]`, of the variant's maps to the teacher's. NaN means that
+      the teacher has no map; the rule never chooses such an image.
+    plain: `[images]`, the same for the maps of compression alone.
+    each: the number of images of each kind; at most a third of all images.
 
   Returns:
-    The pictures, from the largest gain down; of pictures with the same gain
-    the earlier one comes first.
+    The images, sorted by falling gain. Images with the same gain keep their order.
 
   Raises:
-    ValueError: shapes that differ, or fewer than three pictures have a gain.
+    ValueError: the shapes differ, or fewer than three images have a gain.
   """
-  ours, theirs = np.asarray(cosines, float), np.asarray(plain, float)
-  if ours.ndim != 1 or ours.shape != theirs.shape:
+  arm_cosines, plain_cosines = (
+      np.asarray(cosines, float), np.asarray(plain, float))
+  if arm_cosines.ndim != 1 or arm_cosines.shape != plain_cosines.shape:
     raise ValueError(
         "cosines and plain must be [images] of one length; got "
-        f"{list(ours.shape)} and {list(theirs.shape)}.")
+        f"{list(arm_cosines.shape)} and {list(plain_cosines.shape)}.")
   if each < 1:
     raise ValueError(f"each must be 1 or more; got {each}.")
-  gains = ours - theirs
+  gains = arm_cosines - plain_cosines
   order = np.argsort(-gains, kind="stable")  # NaN comes last.
   order = order[:np.isfinite(gains).sum()]
   if len(order) < 3:
@@ -55,13 +55,13 @@ def choose_pictures(
         f"cosines must hold three pictures or more; got {len(order)}.")
   each = min(each, len(order) // 3)
   middle = (len(order) - each) // 2
-  parts = {
+  groups = {
       "most gained": order[:each],
       "middle": order[middle:middle + each],
       "most lost" if gains[order[-1]] < 0 else "least gained": order[-each:],
   }
   return [Choice(int(index), reason, float(gains[index]))
-          for reason, part in parts.items() for index in part]
+          for reason, indices in groups.items() for index in indices]
 
 
 def success_and_failure_grid(
@@ -76,21 +76,22 @@ def success_and_failure_grid(
     labels: Sequence[str] | None = None,
     about: str = "",
 ) -> bytes:
-  """Draws where some arms look, where one gains most, middling and least.
+  """Draws maps of some variants on images where one gains most to least.
 
   Args:
     images: `[images, height, width, 1 or 3]`, uint8, or floats in 0..1.
-    masks: bool `[images, height, width]`, of the class explained; None draws
-      none.
-    maps: maps `[images, any, any]` by arm, the teacher's among them if it is to
-      be seen; drawn in this order. Values below 0 are drawn as 0.
-    cosines: `[images]` to the teacher's maps, by arm; of `arm` and `plain` at
-      least.
-    arm: whose gains over `plain` choose the pictures; see `choose_pictures`.
-    plain: the arm of compression alone.
-    each: how many pictures of each kind.
-    labels: what is explained in each picture.
-    about: which experiment and compression, for the title.
+    masks: bool `[images, height, width]`, of the explained class; None draws no
+      masks.
+    maps: maps `[images, any, any]` by variant, in drawing order; "teacher" is
+      optional. Values below 0 are drawn as 0.
+    cosines: `[images]` to the teacher's maps, by variant; at least for `arm` and
+      `plain`.
+    arm: the variant whose gains over `plain` choose the images; see
+      `choose_pictures`.
+    plain: the variant of compression alone.
+    each: the number of images of each kind.
+    labels: the name of the explained class in each image.
+    about: the experiment and the compression, for the title.
 
   Returns:
     A PNG file's bytes.
@@ -111,46 +112,47 @@ def success_and_failure_grid(
     raise ValueError(
         f"labels must be {len(pictures)}, one an image; got {len(labels)}.")
   chosen = choose_pictures(cosines[arm], cosines[plain], each=each)
-  which = [one.index for one in chosen]
+  which = [choice.index for choice in chosen]
   return map_grid(
       pictures[which], None if masks is None else masks[which],
-      {arm_name(one): np.maximum(values, 0)[which]
-       for one, values in maps.items()},
-      [f"{labels[one.index]}\n{one.reason}\n{one.gain:+.2f}"
-       for one in chosen],
+      {arm_name(name): np.maximum(values, 0)[which]
+       for name, values in maps.items()},
+      [f"{labels[choice.index]}\n{choice.reason}\n{choice.gain:+.2f}"
+       for choice in chosen],
       f"{about + ': ' if about else ''}pictures by what {arm_name(arm)} gains "
       f"in cosine over {arm_name(plain)}",
-      {arm_name(one): [_note(values[index], maps[one][index])
-                       for index in which]
-       for one, values in cosines.items() if one in maps and one != "teacher"})
+      {arm_name(name): [_note(values[index], maps[name][index])
+                        for index in which]
+       for name, values in cosines.items()
+       if name in maps and name != "teacher"})
 
 
-def _note(cosine: float, one: np.ndarray) -> str:
-  return f"cosine {cosine:.2f}" + ("" if np.any(one > 0) else ", dead map")
+def _note(cosine: float, values: np.ndarray) -> str:
+  return f"cosine {cosine:.2f}" + ("" if np.any(values > 0) else ", dead map")
 
 
 def _check_arms(maps, cosines, needed: Sequence[str], images: int) -> None:
-  """Refuses maps and cosines that are not one an image, or not there."""
-  for one in needed:
-    if one not in cosines or one not in maps:
+  """Rejects missing maps and cosines, and any that do not fit the images."""
+  for name in needed:
+    if name not in cosines or name not in maps:
       raise ValueError(
-          f"maps and cosines must have {one!r}; got {[*maps]} and "
+          f"maps and cosines must have {name!r}; got {[*maps]} and "
           f"{[*cosines]}.")
-  for one, values in maps.items():
+  for name, values in maps.items():
     shape = np.shape(values)
     if len(shape) != 3 or shape[0] != images or not np.isfinite(values).all():
       raise ValueError(
-          f"maps of {one!r} must be finite [{images}, height, width]; got "
+          f"maps of {name!r} must be finite [{images}, height, width]; got "
           f"{list(shape)}.")
-  for one, values in cosines.items():
+  for name, values in cosines.items():
     if np.shape(values) != (images,):
       raise ValueError(
-          f"cosines of {one!r} must be [{images}]; got "
+          f"cosines of {name!r} must be [{images}]; got "
           f"{list(np.shape(values))}.")
 
 
 def _checked_images(images: np.ndarray) -> np.ndarray:
-  """The images in 0..1 with three channels."""
+  """Returns the images in 0..1 with three channels."""
   images = np.asarray(images)
   if images.ndim != 4 or images.shape[-1] not in (1, 3):
     raise ValueError(

@@ -1,4 +1,4 @@
-"""A grid of pictures: scenes, masks and maps side by side."""
+"""Draws a grid of images: scenes, masks and maps side by side."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ def map_grid(
     title: str,
     notes: Mapping[str, Sequence[str]] | None = None,
 ) -> bytes:
-  """Draws one row a scene: the scene, its mask, and a map from each model.
+  """Draws a row for each scene: the scene, its mask, and each model's map.
 
   Args:
     images: `[rows, height, width, 3]`, in 0..1.
-    masks: bool `[rows, height, width]`; None draws none.
-    columns: maps `[rows, any, any]`, not negative, by their model's name; each
-      map is drawn over the scene, from transparent (0) to its own maximum.
-    row_titles: what each row explains.
-    title: above it all.
+    masks: bool `[rows, height, width]`; None draws no masks.
+    columns: maps `[rows, any, any]`, not negative, by model name. Each map is
+      drawn over the scene, from 0 to its own maximum.
+    row_titles: the name of the explained class of each row.
+    title: the title of the drawing.
     notes: a short text under a model's map, for each row.
 
   Returns:
     A PNG file's bytes.
   """
-  # Imported here, so that the example's data needs no drawing library.
+  # Imported here: the example's data needs no drawing library.
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt

@@ -1,9 +1,9 @@
-"""How a plot looks: an arm's colour and marker, the legend, the file.
+"""Styles of plots: a variant's colour and marker, the legend, the file.
 
-An arm has the same colour and marker in every plot. The colours are those of
-Okabe and Ito (2008, Color Universal Design), which colour-blind people can tell
-apart; full and hollow markers tell arms of one colour apart. A plot has 1200
-pixels across and is made to be read at 800.
+A variant has the same colour and marker in every plot. The colours are from Okabe
+and Ito (2008, Color Universal Design); colour-blind people can tell them apart.
+Full and hollow markers distinguish variants of one colour. A plot is 1200 pixels
+wide and readable at 800.
 """
 
 import io
@@ -19,12 +19,12 @@ __all__ = ["FAINT", "LINES", "finish", "new_drawing", "png", "style"]
 
 LINES = {"teacher": ("#000000", "--"), "centre_prior": ("#555555", ":"),
          "fine_tune": ("#8c8c8c", "-.")}
-"""Colour and dashes of the arms that are not compressed."""
+"""Colour and dashes of the uncompressed variants."""
 
 FAINT = "#e3e3e3"
 
-_WIDTH, _DPI = 8, 150  # Inches, and pixels an inch.
-# Colour, marker, and whether it is full.
+_WIDTH, _DPI = 8, 150  # Inches, and pixels per inch.
+# Colour, marker, and whether the marker is full.
 _STYLES = {
     "plain": ("#000000", "o", True),
     "plain_bn": ("#000000", "o", False),
@@ -48,24 +48,24 @@ _OTHERS = ("<", ">", "h", "d", "8", "H")
 
 
 def style(arm: str, arms: Sequence[str]) -> tuple[str, str, bool]:
-  """An arm's colour, marker, and whether it is full.
+  """Returns a variant's colour, marker, and whether the marker is full.
 
   Args:
-    arm: its name.
-    arms: all arms of the plot; those without a style of their own share grey
-      and take a marker each, in order of their names.
+    arm: the variant's name.
+    arms: all variants of the plot. Variants without a style are grey and take a
+      marker each, in order of their names.
   """
   if arm in _STYLES:
     return _STYLES[arm]
-  others = [one for one in in_order(arms)
-            if one not in _STYLES and one not in LINES]
+  others = [name for name in in_order(arms)
+            if name not in _STYLES and name not in LINES]
   place = others.index(arm)
   return ("#666666", _OTHERS[place % len(_OTHERS)], place < len(_OTHERS))
 
 
 def new_drawing(height: float) -> "Figure":
-  """An empty drawing of the usual width; height in inches, 8 are the width."""
-  from matplotlib.figure import Figure  # Not through pyplot: no global state.
+  """Makes an empty drawing, 8 inches wide; the height is in inches."""
+  from matplotlib.figure import Figure  # pyplot has global state.
 
   drawing = Figure(figsize=(_WIDTH, height), layout="constrained")
   drawing.get_layout_engine().set(
@@ -79,10 +79,10 @@ def finish(
   """Gives a drawing its title, and a legend below it.
 
   Args:
-    drawing: what was drawn.
-    arms: those in it.
-    title: above it all.
-    bars: whether arms are bars, or else curves.
+    drawing: the drawing.
+    arms: the variants in it.
+    title: the title.
+    bars: True if variants are bars, False for curves.
   """
   from matplotlib.lines import Line2D
   from matplotlib.patches import Patch
@@ -106,11 +106,11 @@ def finish(
 
 
 def png(drawing: "Figure") -> bytes:
-  """The drawing as a PNG file, 1200 pixels wide."""
+  """Returns the drawing as a PNG file, 1200 pixels wide."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-  FigureCanvasAgg(drawing)  # Needs no screen.
+  FigureCanvasAgg(drawing)  # This canvas needs no screen.
   content = io.BytesIO()
-  # Without the version in it, the same drawing is the same file.
+  # Without the version, equal drawings give equal files.
   drawing.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
   return content.getvalue()

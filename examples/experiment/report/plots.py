@@ -1,4 +1,4 @@
-"""Curves of an experiment: figures against strength and against size."""
+"""Draws curves of figures against strength and against size."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,7 @@ __all__ = ["PANELS", "closed_curves", "trade_off_curves"]
 PANELS = (
     "cosine_mean", "roc_auc", "pointing", "gradient_cosine_mean",
     "occlusion_cosine_mean")
-"""The figures of the curves; the first task metric goes before them."""
+"""The figures of the curves; the first task metric precedes them."""
 
 _TITLES = {
     "cosine_mean": "agreement: cosine to the teacher's map",
@@ -47,10 +47,10 @@ _TITLES = {
     "gradient_cosine_mean": "not trained on: int. gradients, cosine",
     "occlusion_cosine_mean": "not trained on: occlusion, cosine",
 }
-_SPREAD_OUT = 0.5  # How wide the arms stand at a strength, of the step.
-_VIEW = (-100.0, 200.0)  # Of the share closed, in percent.
+_SPREAD_OUT = 0.5  # Spread of the variants, as a share of the step.
+_VIEW = (-100.0, 200.0)  # Limits of the share closed, in percent.
 
-# A curve's point: its height, and how far its bar reaches down and up.
+# A curve's point: its height, and its bar's reach down and up.
 Point = tuple[float, float, float]
 _NO_POINT: Point = (math.nan, 0.0, 0.0)
 
@@ -62,51 +62,52 @@ def trade_off_curves(
     against: str = "strength",
     panels: Sequence[str] | None = None,
 ) -> "Figure | None":
-  """Draws figures against strength or size, a panel each, a curve an arm.
+  """Draws figures against strength or size; variants are curves.
 
-  Bars are the sample standard deviation over seeds; one seed has none.
-  Uncompressed arms are level lines.
+  Each figure has a panel. Bars show the sample standard deviation over seeds; one
+  seed has no bar. Uncompressed variants are level lines.
 
   Args:
-    rows: of one experiment.
-    compression: its name.
-    against: "strength", at even steps, the arms a little apart so that bars do
-      not hide one another; or a figure such as "bytes_gzipped".
-    panels: the figures drawn; None for the first task metric there is, and
-      `PANELS`. Those that no compressed arm has are left out.
+    rows: the rows of one experiment.
+    compression: the compression's name.
+    against: "strength", at even steps, or a figure such as "bytes_gzipped".
+      Against strength, the variants stand a little apart, so all bars are visible.
+    panels: the figures to draw; None for the first available task metric and
+      `PANELS`. Figures without a compressed variant are left out.
 
   Returns:
-    The drawing; None where there is nothing to draw.
+    The drawing; None if there is nothing to draw.
 
   Raises:
     ValueError: no row has the compression.
   """
   grid = _grid(rows, compression)
-  own = [row for row in rows if row["compression"] == compression]
+  compressed = [row for row in rows if row["compression"] == compression]
 
   def known(key):
-    return summarize(row.get(key) for row in own).count > 0
+    return summarize(row.get(key) for row in compressed).count > 0
 
   if panels is None:
     panels = (*[key for key in TASK if known(key)][:1], *PANELS)
-  arms = in_order({row["arm"] for row in own} - {*LINES})
+  arms = in_order({row["arm"] for row in compressed} - {*LINES})
   beside = {arm: [row for row in rows if row["arm"] == arm] for arm in LINES}
 
   def draw(axes, key):
-    one = figure(key)
+    metric = figure(key)
     for arm, (color, dashes) in LINES.items():
       level = summarize(row.get(key) for row in beside[arm])
       if level.count:
-        axes.axhline(level.mean * one.scale, color=color, linestyle=dashes)
+        axes.axhline(level.mean * metric.scale, color=color, linestyle=dashes)
     for arm in arms:
       points = []
       for cells in grid.values():
-        found = summarize(row.get(key) for row in cells.get(arm, ()))
-        reach = found.spread if found.count > 1 else 0.0
-        points.append(tuple(one.scale * x for x in (found.mean, reach, reach)))
+        summary = summarize(row.get(key) for row in cells.get(arm, ()))
+        reach = summary.spread if summary.count > 1 else 0.0
+        points.append(tuple(
+            metric.scale * x for x in (summary.mean, reach, reach)))
       _curve(axes, arm, arms, _places(grid, arm, arms, against), points)
     _name_places(axes, grid, compression, against)
-    axes.set_title(_TITLES.get(key, one.title))
+    axes.set_title(_TITLES.get(key, metric.title))
 
   drawn = against == "strength" or known(against)
   return _panelled(
@@ -118,19 +119,19 @@ def trade_off_curves(
 def closed_curves(
     rows: Rows, compression: str, *, panels: Sequence[str] = PANELS
 ) -> "Figure | None":
-  """Draws the share of the gap closed against strength, a panel a figure.
+  """Draws the share of the gap closed against strength.
 
-  Bars reach from the least seed to the most. Where plain compression lost
-  nothing there is no point, see `gap_closed`; a dagger stands at points whose
-  task metric is worse than plain compression's, see `task_change`.
+  Each figure has a panel. Bars reach from the lowest seed to the highest. There is
+  no point if plain compression lost nothing; see `gap_closed`. A dagger marks a
+  worse task metric than plain compression's; see `task_change`.
 
   Args:
-    rows: of one experiment.
-    compression: its name.
-    panels: the figures drawn; those of which no arm has a share are left out.
+    rows: the rows of one experiment.
+    compression: the compression's name.
+    panels: the figures to draw; figures without any share are left out.
 
   Returns:
-    The drawing; None where there is nothing to draw.
+    The drawing; None if there is nothing to draw.
 
   Raises:
     ValueError: no row has the compression.
@@ -168,26 +169,28 @@ def closed_curves(
 
 
 def _grid(rows: Rows, compression: str) -> dict[float, dict[str, Rows]]:
-  """Arms by strength, ascending."""
-  strengths = [one for name, one in settings_of(rows) if name == compression]
+  """Groups the rows by strength, ascending, and by variant."""
+  strengths = [strength for name, strength in settings_of(rows)
+               if name == compression]
   if not strengths:
     raise ValueError(
         "compression must be one of "
         f"{sorted({name for name, _ in settings_of(rows)})}; got "
         f"{compression!r}.")
-  return {one: by_arm(rows, compression, one) for one in strengths}
+  return {strength: by_arm(rows, compression, strength)
+          for strength in strengths}
 
 
 def _share(cells: dict[str, Rows], arm: str, key: str) -> Point:
-  one = gap_closed(cells, arm, key)
-  if one is None:
+  closed = gap_closed(cells, arm, key)
+  if closed is None:
     return _NO_POINT
-  return (100 * one.mean, 100 * (one.mean - one.low),
-          100 * (one.high - one.mean))
+  return (100 * closed.mean, 100 * (closed.mean - closed.low),
+          100 * (closed.high - closed.mean))
 
 
 def _places(grid, arm: str, arms: Sequence[str], against: str) -> list[float]:
-  """Where an arm's points stand, from left to right."""
+  """Returns the horizontal positions of a variant's points."""
   if against == "strength":
     aside = (arms.index(arm) + 0.5) / len(arms) - 0.5
     return [i + _SPREAD_OUT * aside for i in range(len(grid))]
@@ -200,14 +203,14 @@ def _curve(
     axes: "Axes", arm: str, arms: Sequence[str], places: Iterable[float],
     points: Sequence[Point],
 ) -> None:
-  """Draws the points that there are, joined, with their bars."""
+  """Draws a curve of the finite points, with their bars."""
   color, marker, full = style(arm, arms)
-  kept = np.array([(x, *point) for x, point in zip(places, points)
-                   if math.isfinite(x) and math.isfinite(point[0])])
-  if not len(kept):
+  drawn = np.array([(x, *point) for x, point in zip(places, points)
+                    if math.isfinite(x) and math.isfinite(point[0])])
+  if not len(drawn):
     return
   axes.errorbar(
-      kept[:, 0], kept[:, 1], yerr=kept[:, 2:].T, color=color, marker=marker,
+      drawn[:, 0], drawn[:, 1], yerr=drawn[:, 2:].T, color=color, marker=marker,
       markerfacecolor=color if full else "white", markersize=6, linewidth=1.2,
       elinewidth=1, label=arm)
 
@@ -219,7 +222,7 @@ def _name_places(axes: "Axes", grid, compression: str, against: str) -> None:
     axes.set_xlabel(figure(against).title)
     return
   axes.set_xticks(range(len(grid)),
-                  [strength_text(compression, one) for one in grid])
+                  [strength_text(compression, strength) for strength in grid])
   axes.set_xlim(-0.5, len(grid) - 0.5)
   for edge in range(1, len(grid)):
     axes.axvline(edge - 0.5, color=FAINT, linewidth=1)
@@ -227,7 +230,7 @@ def _name_places(axes: "Axes", grid, compression: str, against: str) -> None:
 
 
 def _limit_view(axes: "Axes", curves: Iterable[Sequence[Point]]) -> None:
-  """Keeps shares of a tiny gap from flattening the rest, and says so."""
+  """Limits the view, as huge shares would flatten the rest; counts the rest."""
   low, high = axes.get_ylim()
   axes.set_ylim(max(low, _VIEW[0]), min(high, _VIEW[1]))
   out = sum(not _VIEW[0] <= point[0] <= _VIEW[1] for points in curves
@@ -241,19 +244,19 @@ def _panelled(
     keys: Sequence[str], draw: Callable[["Axes", str], None],
     arms: Sequence[str], title: str,
 ) -> "Figure | None":
-  """Draws panels, two in a line."""
+  """Draws panels, two in a row."""
   if not keys:
     return None
   lines = math.ceil(len(keys) / 2)
   drawing = new_drawing(1.2 + 2.6 * lines)
   axes = drawing.subplots(lines, min(2, len(keys)), squeeze=False).flat
-  for one, key in zip(axes, keys):
-    draw(one, key)
-    one.title.set_fontsize(10)
-    one.xaxis.label.set_fontsize(9)
-    one.tick_params(labelsize=9)
-    one.spines[["top", "right"]].set_visible(False)
-  for one in axes[len(keys):]:
-    one.remove()
+  for panel, key in zip(axes, keys):
+    draw(panel, key)
+    panel.title.set_fontsize(10)
+    panel.xaxis.label.set_fontsize(9)
+    panel.tick_params(labelsize=9)
+    panel.spines[["top", "right"]].set_visible(False)
+  for panel in axes[len(keys):]:
+    panel.remove()
   finish(drawing, arms, title)
   return drawing

@@ -1,4 +1,4 @@
-"""From a folder of results to a page with its tables, plots and pictures."""
+"""Writes a page with tables, plots and images from a folder of results."""
 
 import dataclasses
 import os
@@ -37,27 +37,27 @@ def write_report(
     notes: str = "",
     runs: Iterable[Run] = (),
 ) -> list[Path]:
-  """Writes `EXPERIMENT.md` and beside it a folder of what it shows.
+  """Writes `EXPERIMENT.md`, and a folder of its files beside it.
 
-  The page says how its figures were made and shows them; what follows from
-  them is for `notes`. It can be written while an experiment goes on.
+  The page shows the figures and their origin; conclusions belong in `notes`. The
+  page can be written while an experiment runs.
 
   Args:
-    folder_of_results: it holds `RESULTS_FILE`, of one experiment, and the PNG
-      files of pictures that the page is to show, in order of their names.
-    output_folder: where to write; made if it is not there. A page of the same
+    folder_of_results: holds `RESULTS_FILE`, of one experiment, and the PNG files
+      that the page shows, in order of their names.
+    output_folder: the folder of the page, created if missing. A page of the same
       experiment and its files are replaced.
     command: the command that makes the results.
-    notes: Markdown, after the title.
-    runs: those that the command makes; the page lists what has no row yet.
+    notes: Markdown, placed after the title.
+    runs: the runs of the command; the page lists runs without a row.
 
   Returns:
     The files written, the page first.
 
   Raises:
     OSError: a file cannot be read or written.
-    ValueError: the results file is damaged, empty, or not of one experiment
-      that can name a file; or no compression has run.
+    ValueError: the results file is damaged or empty, or has several experiments.
+      The name is no file name, or no compression has run.
   """
   folder = Path(folder_of_results)
   every = read_rows(folder / RESULTS_FILE)
@@ -71,45 +71,47 @@ def write_report(
     raise ValueError(
         f"{folder / RESULTS_FILE} must hold a compressed arm; got "
         f"{sorted({row['arm'] for row in rows})}.")
-  made = {"results.csv": results_csv(every),
-          "per_class.csv": per_class_csv(every)}
-  pictures = {f"picture-{one.name}": one.read_bytes()
-              for one in sorted(folder.glob("*.png"))}
+  contents = {"results.csv": results_csv(every),
+              "per_class.csv": per_class_csv(every)}
+  pictures = {f"picture-{path.name}": path.read_bytes()
+              for path in sorted(folder.glob("*.png"))}
   origin = _origin(rows, len(every) - len(rows), command, _missing(rows, runs))
-  page = _page(name, rows, [notes, *origin], made, [*pictures])
-  made |= pictures
+  page = _page(name, rows, [notes, *origin], contents, [*pictures])
+  contents |= pictures
   place = make_folder(output_folder, "output_folder") / name
-  earlier = {*made, *(one.name for one in place.glob("*.png"))}
-  replace_folder(place, made, earlier)
-  # The page last: it never shows what is not there.
+  earlier = {*contents, *(path.name for path in place.glob("*.png"))}
+  replace_folder(place, contents, earlier)
+  # Written last: the page never links to a missing file.
   page = write_whole(place.parent / f"{name}.md", page)
-  return [page, *(place / one for one in made)]
+  return [page, *(place / file_name for file_name in contents)]
 
 
 def _page(
     name: str, rows: Rows, opening: Iterable[str],
-    made: dict[str, bytes | str], pictures: Sequence[str],
+    contents: dict[str, bytes | str], pictures: Sequence[str],
 ) -> str:
-  """The page's text; the plots that it shows are put into `made`."""
-  parts = [f"# {name}", *opening,
-           f"All rows: [results.csv]({name}/results.csv); class by class: "
-           f"[per_class.csv]({name}/per_class.csv).",
-           "## How to read the tables", tables.RESULTS_CAPTION,
-           tables.CLOSED_CAPTION]
-  for compression in dict.fromkeys(one for one, _ in settings_of(rows)):
-    parts += _compression(name, rows, compression, made)
+  """Builds the page's text, and puts its plots into `contents`."""
+  sections = [f"# {name}", *opening,
+              f"All rows: [results.csv]({name}/results.csv); class by class: "
+              f"[per_class.csv]({name}/per_class.csv).",
+              "## How to read the tables", tables.RESULTS_CAPTION,
+              tables.CLOSED_CAPTION]
+  for compression in dict.fromkeys(other for other, _ in settings_of(rows)):
+    sections += _compression(name, rows, compression, contents)
   if pictures:
-    parts += ["## Pictures", *(_image(name, one, "Pictures with the maps of "
-                                      "some arms") for one in pictures)]
-  parts += ["## What each arm costs", tables.cost_table(rows),
-            "Means over n seeds; seconds are those of one run."]
-  return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+    sections += ["## Pictures", *(
+        _image(name, file_name, "Pictures with the maps of some arms")
+        for file_name in pictures)]
+  sections += ["## What each arm costs", tables.cost_table(rows),
+               "Means over n seeds; seconds are those of one run."]
+  return "\n\n".join(
+      section.strip() for section in sections if section.strip()) + "\n"
 
 
 def _origin(
     rows: Rows, left_out: int, command: str, missing: Sequence[str]
 ) -> list[str]:
-  """Command, seeds, steps, versions, time, and what is missing."""
+  """Lists command, seeds, steps, versions, time and missing runs."""
   versions = {}
   for row in rows:
     for package, version in (row.get("versions") or {}).items():
@@ -121,8 +123,8 @@ def _origin(
       facts.append(f"{text}: {_list(sorted(values))}.")
   if versions:
     facts.append("Versions: " + ", ".join(
-        f"{one} {' and '.join(versions[one])}" for one in sorted(versions))
-        + ".")
+        f"{package} {' and '.join(versions[package])}"
+        for package in sorted(versions)) + ".")
   time = summarize(row.get("seconds") for row in rows)
   if time.count:
     facts.append(f"Time: {time.mean * time.count / 3600:.1f} hours in all, "
@@ -137,13 +139,13 @@ def _origin(
 
 
 def _seeds(rows: Rows) -> set[int]:
-  """All seeds but the teacher's, which has one row for all of them."""
+  """Returns all seeds, except of the teacher, which has a single row."""
   return {row["seed"] for row in rows
           if row["arm"] not in ("teacher", "centre_prior")}
 
 
 def _missing(rows: Rows, runs: Iterable[Run]) -> list[str]:
-  """Names the runs that have no row, with their seeds."""
+  """Lists the runs without a row, with their seeds."""
   there = {tuple(row[key] for key in ("compression", "strength", "arm", "seed"))
            for row in rows}
   seeds = {}
@@ -153,16 +155,17 @@ def _missing(rows: Rows, runs: Iterable[Run]) -> list[str]:
           run.seed)
   return [
       f"{compression} {strength_text(compression, strength)} {arm_name(arm)}, "
-      f"seeds {_list(one)}"
-      for (compression, strength, arm), one in seeds.items()]
+      f"seeds {_list(run_seeds)}"
+      for (compression, strength, arm), run_seeds in seeds.items()]
 
 
 def _compression(
-    name: str, rows: Rows, compression: str, made: dict[str, bytes | str],
+    name: str, rows: Rows, compression: str, contents: dict[str, bytes | str],
 ) -> list[str]:
-  """The parts of one compression: plots, then tables for each strength."""
+  """Builds a compression's sections: plots, then tables by strength."""
   short = re.sub(r"[^\w.+-]", "_", compression)
-  strengths = [one for other, one in settings_of(rows) if other == compression]
+  strengths = [value for other, value in settings_of(rows)
+               if other == compression]
   drawings = {
       "strength": (trade_off_curves(rows, compression),
                    "Figures of each arm against strength"),
@@ -174,19 +177,19 @@ def _compression(
           class_bars(rows, compression, strengths[-1], key),
           f"{class_title(key)} of each class at the largest strength")
          for key in _CLASS_FIGURES}}
-  parts = [f"## {compression}"]
+  sections = [f"## {compression}"]
   for end, (drawing, text) in drawings.items():
     if drawing is not None:
-      made[f"{short}-{end}.png"] = png(drawing)
-      parts.append(_image(name, f"{short}-{end}.png", text))
+      contents[f"{short}-{end}.png"] = png(drawing)
+      sections.append(_image(name, f"{short}-{end}.png", text))
   for strength in strengths:
-    parts += [f"### {compression}, {strength_text(compression, strength)}",
-              *_strength(rows, compression, strength)]
-  return parts
+    sections += [f"### {compression}, {strength_text(compression, strength)}",
+                 *_strength(rows, compression, strength)]
+  return sections
 
 
 def _strength(rows: Rows, compression: str, strength: float) -> list[str]:
-  """The tables of one strength; empty ones are left out by the page."""
+  """Builds the tables of one strength; the page drops empty ones."""
   closed = tables.closed_table(rows, compression, strength)
   floats = tables.results_table(rows, compression, strength, prefix="float_")
   classes = {key: tables.per_class_table(rows, compression, strength, key)
@@ -201,7 +204,7 @@ def _strength(rows: Rows, compression: str, strength: float) -> list[str]:
 
 
 def _float_maps(rows: Rows, compression: str, strength: float) -> str:
-  """Says which files do not compute their map from their own integers."""
+  """Names the files that compute their map in floats."""
   files = [row for row in rows if row.get("road") and
            (row["compression"], row["strength"]) == (compression, strength)]
   floats = [f"{arm_name(row['arm'])} (seed {row['seed']})" for row in files
@@ -216,7 +219,7 @@ def _float_maps(rows: Rows, compression: str, strength: float) -> str:
 
 
 def _folded(title: str, table: str) -> str:
-  """A table that a click opens."""
+  """Wraps a table so that a click opens it."""
   return (f"<details><summary>{title}</summary>\n\n{table}\n</details>"
           if table else "")
 

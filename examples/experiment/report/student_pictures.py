@@ -1,4 +1,4 @@
-"""Pictures of where kept students look, beside their teacher."""
+"""Draws attribution maps of kept students, beside their teacher."""
 
 from collections.abc import Collection
 
@@ -15,46 +15,47 @@ __all__ = ["draw_students", "shown"]
 
 RIVALS = ("distillation", "e2kd")
 OURS = ("swa_hints", "swa_hints_distillation", "swa_distillation", "swa")
-"""Of these the first one that is there is shown; its gains choose."""
+"""The drawing shows the first available one; its gains choose the images."""
 
 
 def shown(arms: Collection[str]) -> tuple[str, ...]:
-  """Chooses the arms that a picture shows; the last one's gains choose it.
+  """Chooses the variants of a drawing; the last one's gains choose the images.
 
   Args:
-    arms: those whose files were kept.
+    arms: the variants whose files were kept.
 
   Returns:
-    Plain compression, rivals, one of ours; empty without the first or the last.
+    Plain compression, rivals, and one of `OURS`; empty without plain compression
+    or without any of `OURS`.
   """
-  ours = [arm for arm in OURS if arm in arms]
-  if "plain" not in arms or not ours:
+  candidates = [arm for arm in OURS if arm in arms]
+  if "plain" not in arms or not candidates:
     return ()
-  return ("plain", *(arm for arm in RIVALS if arm in arms), ours[0])
+  return ("plain", *(arm for arm in RIVALS if arm in arms), candidates[0])
 
 
 def draw_students(experiment: Experiment, seed: int) -> list[str]:
   """Draws the maps of the files that an experiment has kept.
 
   Args:
-    experiment: with `keep`; a picture is drawn of each compression and strength
-      that has arms to show, see `shown`, from the pairs of a picture and a
-      class with a mask, or of a picture and its top class where none has one.
-    seed: whose students.
+    experiment: an experiment with `keep`. The function makes a drawing for each
+      compression and strength that `shown` accepts. It draws (image, class) pairs
+      with a mask. Without masks, it draws each image's top class.
+    seed: the seed of the students.
 
   Returns:
-    The names of the pictures written to the experiment's folder. Why one is
-    not drawn of files that were kept, is printed.
+    The names of the drawings, written to the experiment's folder. The function
+    prints the reason for each missing drawing.
   """
-  found = {}
+  kept_files = {}
   for row in experiment.rows():
     if row["arm"] in CALLBACK_ARMS and row["seed"] == seed:
       setting = row["compression"], row["strength"]
       file = experiment.kept(Run(*setting, row["arm"], seed))
       if file is not None:
-        found.setdefault(setting, {})[row["arm"]] = file
+        kept_files.setdefault(setting, {})[row["arm"]] = file
   written = []
-  for (compression, strength), files in sorted(found.items()):
+  for (compression, strength), files in sorted(kept_files.items()):
     arms = shown(files)
     setting = f"{compression} {strength:g}"
     if not arms:
@@ -66,7 +67,7 @@ def draw_students(experiment: Experiment, seed: int) -> list[str]:
     try:
       drawn = _grid(experiment, {arm: files[arm] for arm in arms},
                     f"{experiment.name}, {setting}")
-    except ValueError as error:  # Too few pictures; the runs' tables remain.
+    except ValueError as error:  # Too few images for a drawing.
       print(f"no picture of {setting}: {error}")
       continue
     write_whole(experiment.folder / name, drawn)
@@ -88,4 +89,5 @@ def _grid(experiment: Experiment, files: dict[str, bytes], about: str) -> bytes:
   names = experiment.data.class_names
   return success_and_failure_grid(
       np.clip((images - low) / (high - low), 0, 1), masks, maps, cosines,
-      arm=[*files][-1], labels=[names[one] for one in classes], about=about)
+      arm=[*files][-1],
+      labels=[names[class_index] for class_index in classes], about=about)

@@ -1,4 +1,4 @@
-"""Seeds brought together: means, spreads, the best arm, the gap closed."""
+"""Summarizes seeds: means, spreads, the best variant, the gap closed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ __all__ = [
 Rows = Sequence[dict[str, Any]]
 
 COLLAPSED = 0.2
-"""A net that keeps less of what the teacher is above chance has collapsed."""
+"""Least share of the teacher's mean AP above chance; below it, a collapse."""
 
 
 class Summary(NamedTuple):
-  """Values of some seeds: mean, sample standard deviation, how many.
+  """A summary over seeds: mean, sample standard deviation, number of seeds.
 
-  The spread is NaN with one seed, the mean too with none.
+  With one seed the spread is NaN. Without seeds the mean is NaN too.
   """
 
   mean: float
@@ -36,7 +36,7 @@ class Summary(NamedTuple):
 
 
 class Closed(NamedTuple):
-  """The share of the gap closed: mean over seeds, least, most, how many."""
+  """The share of the gap closed: mean, least, most, number of seeds."""
 
   mean: float
   low: float
@@ -45,32 +45,34 @@ class Closed(NamedTuple):
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
-  """Brings seeds together; None, NaN and infinities are left out."""
-  kept = [one for one in values if one is not None and math.isfinite(one)]
-  if not kept:
+  """Summarizes the values of all seeds, without None, NaN and infinities."""
+  finite = [value for value in values
+            if value is not None and math.isfinite(value)]
+  if not finite:
     return Summary(math.nan, math.nan, 0)
-  spread = float(np.std(kept, ddof=1)) if len(kept) > 1 else math.nan
-  return Summary(float(np.mean(kept)), spread, len(kept))
+  spread = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
+  return Summary(float(np.mean(finite)), spread, len(finite))
 
 
 def settings_of(rows: Rows) -> list[tuple[str, float]]:
-  """All compressions, in the file's order, with their strengths, ascending."""
+  """Lists all compressions in file order, with ascending strengths."""
   names = [*dict.fromkeys(row["compression"] for row in rows)]
-  found = {(row["compression"], float(row["strength"])) for row in rows
-           if row["compression"] != "none"}
-  return sorted(found, key=lambda one: (names.index(one[0]), one[1]))
+  settings = {(row["compression"], float(row["strength"])) for row in rows
+              if row["compression"] != "none"}
+  return sorted(settings, key=lambda setting: (
+      names.index(setting[0]), setting[1]))
 
 
 def by_arm(rows: Rows, compression: str, strength: float) -> dict[str, Rows]:
-  """The rows of a compression at a strength, and the uncompressed, by arm.
+  """Groups the rows of a compression and the uncompressed rows by variant.
 
   Args:
-    rows: of one experiment.
-    compression: its name.
-    strength: of it.
+    rows: the rows of one experiment.
+    compression: the compression's name.
+    strength: the compression's strength.
 
   Returns:
-    Rows by arm, in the order of every table.
+    Rows by variant, in the order of the tables.
 
   Raises:
     ValueError: there is no row of that compression and strength.
@@ -80,61 +82,64 @@ def by_arm(rows: Rows, compression: str, strength: float) -> dict[str, Rows]:
     raise ValueError(
         f"compression and strength must be one of {settings}; got "
         f"{(compression, strength)}.")
-  kept = [row for row in rows if row["compression"] == "none" or (
+  chosen = [row for row in rows if row["compression"] == "none" or (
       row["compression"] == compression and row["strength"] == strength)]
-  return {arm: [row for row in kept if row["arm"] == arm]
-          for arm in in_order(row["arm"] for row in kept)}
+  return {arm: [row for row in chosen if row["arm"] == arm]
+          for arm in in_order(row["arm"] for row in chosen)}
 
 
 def by_class(rows: Rows, key: str) -> dict[str, list[float | None]]:
-  """One figure's values in each row, by class; without classes that lack it."""
-  found = {}
+  """Returns a figure's values in the rows, by class."""
+  values = {}
   for row in rows:
     for name, figures in (row.get("per_class") or {}).items():
       if figures.get(key) is not None:
-        found.setdefault(name, []).append(figures[key])
-  return found
+        values.setdefault(name, []).append(figures[key])
+  return values
 
 
 def best_arms(arms: dict[str, Rows], key: str) -> set[str]:
-  """Names the best compressed arm, and all that tie with it.
+  """Names the best compressed variant, and all variants that tie with it.
 
-  An arm ties with the best where the best leads by no more than the larger of
-  their two spreads. An arm with one seed has no spread and takes no part;
-  neither do `collapsed_arms`.
+  A variant ties with the best if the best leads by no more than the larger of the
+  two spreads. A variant with one seed has no spread and takes no part. The
+  `collapsed_arms` take no part either.
 
   Args:
-    arms: as `by_arm` gives them.
+    arms: rows by variant, from `by_arm`.
     key: the figure.
 
   Returns:
-    Their names; none where more of the figure is neither better nor worse, and
-    none where fewer than two arms could be compared.
+    The names. Empty if the figure has no better direction, or if fewer than two
+    variants can be compared.
   """
   better = figure(key).better
   out = {*UNCOMPRESSED, *collapsed_arms(
       arms, "float_" if key.startswith("float_") else "")}
-  found = {arm: summarize(row.get(key) for row in rows)
-           for arm, rows in arms.items() if arm not in out}
-  found = {arm: one for arm, one in found.items() if one.count > 1}
-  if not better or len(found) < 2:
+  summaries = {arm: summarize(row.get(key) for row in rows)
+               for arm, rows in arms.items() if arm not in out}
+  summaries = {arm: summary for arm, summary in summaries.items()
+               if summary.count > 1}
+  if not better or len(summaries) < 2:
     return set()
-  top = max(found.values(), key=lambda one: better * one.mean)
-  return {arm for arm, one in found.items()
-          if better * (top.mean - one.mean) <= max(top.spread, one.spread)}
+  top = max(summaries.values(), key=lambda summary: better * summary.mean)
+  return {arm for arm, summary in summaries.items()
+          if better * (top.mean - summary.mean) <= max(
+              top.spread, summary.spread)}
 
 
 def collapsed_arms(arms: dict[str, Rows], prefix: str = "") -> dict[str, int]:
-  """Names the compressed arms that guess, with how many of their seeds do.
+  """Names the collapsed variants, with the number of collapsed seeds.
 
   Args:
-    arms: as `by_arm` gives them.
-    prefix: "" for the file that ships, "float_" for the float student.
+    arms: rows by variant, from `by_arm`.
+    prefix: "" for the shipped file, "float_" for the float student.
 
   Returns:
-    Arms of which a seed's mean AP lies above chance by less than `COLLAPSED` of
-    what the teacher's does, or of what 1 does where no teacher has a row. Rows
-    that do not say what chance is, as of earlier versions, tell nothing.
+    The number of collapsed seeds by compressed variant, without zeros. A seed has
+    collapsed if its mean AP above chance is less than `COLLAPSED` of the
+    teacher's. Without a row of the teacher, its mean AP counts as 1. Rows without
+    chance, as of earlier versions, are ignored.
   """
   teacher = summarize(row.get("map") for row in arms.get("teacher", ())).mean
   top = 1.0 if math.isnan(teacher) else teacher
@@ -152,44 +157,46 @@ def collapsed_arms(arms: dict[str, Rows], prefix: str = "") -> dict[str, int]:
 def gap_closed(
     arms: dict[str, Rows], arm: str, key: str, *, plain: str = "plain"
 ) -> Closed | None:
-  """The share of what plain compression lost that an arm has kept.
+  """Returns the share of the plain loss that a variant recovers.
 
-  (arm - plain) / (teacher - plain) in each seed: 1 is the teacher's figure, 0
-  is plain's, and less is worse than plain. The teacher's agreement with itself
-  is 1; other figures come from the teacher's row of the same seed, or from its
-  one row.
+  The share of a seed is (variant - plain) / (teacher - plain). 1 is the teacher's
+  figure, 0 is plain's figure, and below 0 is worse than plain. The teacher's
+  agreement with itself is 1. Other figures come from the teacher's row of the same
+  seed, or from its single row.
 
   Args:
-    arms: as `by_arm` gives them.
-    arm: whose share.
-    key: a figure of which more is better.
-    plain: the arm of compression alone.
+    arms: rows by variant, from `by_arm`.
+    arm: the variant.
+    key: a figure for which more is better.
+    plain: the variant of compression alone.
 
   Returns:
-    The share; None where plain lost nothing that stands out (in one of the
-    seeds teacher - plain is not above 0, or its mean is not above its own
-    sample standard deviation), or where the arm shares no seed with plain.
+    The share. None if the variant shares no seed with plain, or if plain has no
+    clear loss. A loss is clear if teacher - plain is above 0 in every seed, and
+    its mean is above its sample standard deviation.
 
   Raises:
-    ValueError: more of the figure is not better.
+    ValueError: more is not better for the figure.
   """
-  one = figure(key)
-  if one.better != 1:
+  metric = figure(key)
+  if metric.better != 1:
     raise ValueError(f"key must be a figure to raise; got {key!r}.")
-  ours, theirs = _by_seed(arms, arm, key), _by_seed(arms, plain, key)
-  if one.teachers is None:
+  arm_values, plain_values = (
+      _by_seed(arms, arm, key), _by_seed(arms, plain, key))
+  if metric.teachers is None:
     top = _by_seed(arms, "teacher", key)
-    if len(top) == 1:  # One teacher for all seeds.
-      top = dict.fromkeys(theirs, *top.values())
+    if len(top) == 1:  # One teacher serves all seeds.
+      top = dict.fromkeys(plain_values, *top.values())
   else:
-    top = dict.fromkeys(theirs, one.teachers)
-  gaps = {seed: top[seed] - theirs[seed] for seed in theirs if seed in top}
+    top = dict.fromkeys(plain_values, metric.teachers)
+  gaps = {seed: top[seed] - plain_values[seed]
+          for seed in plain_values if seed in top}
   lost = summarize(gaps.values())
   if not gaps or min(gaps.values()) <= 0 or (
       lost.count > 1 and lost.mean <= lost.spread):
     return None
-  shares = [(ours[seed] - theirs[seed]) / gap for seed, gap in gaps.items()
-            if seed in ours]
+  shares = [(arm_values[seed] - plain_values[seed]) / gap
+            for seed, gap in gaps.items() if seed in arm_values]
   if not shares:
     return None
   return Closed(float(np.mean(shares)), min(shares), max(shares), len(shares))
@@ -198,33 +205,34 @@ def gap_closed(
 def task_change(
     arms: dict[str, Rows], arm: str, *, plain: str = "plain"
 ) -> dict[str, tuple[float, bool]]:
-  """How an arm's task metrics differ from plain compression's.
+  """Compares a variant's task metrics with plain compression's.
 
   Args:
-    arms: as `by_arm` gives them.
-    arm: whose.
-    plain: the arm of compression alone.
+    arms: rows by variant, from `by_arm`.
+    arm: the variant.
+    plain: the variant of compression alone.
 
   Returns:
-    For each task metric that both have in a same seed: the mean difference, and
-    whether it is worse by more than the larger of the two spreads over those
-    seeds (by anything at all with one seed, where no spread is known).
+    The mean difference of each task metric over shared seeds, and whether it is
+    clearly worse. That means worse by more than the larger spread of the two. With
+    one seed there is no spread, and any loss counts.
   """
-  found = {}
+  changes = {}
   for key in TASK:
-    ours, theirs = _by_seed(arms, arm, key), _by_seed(arms, plain, key)
-    seeds = [seed for seed in ours if seed in theirs]
+    arm_values, plain_values = (
+        _by_seed(arms, arm, key), _by_seed(arms, plain, key))
+    seeds = [seed for seed in arm_values if seed in plain_values]
     if seeds:
       both = [summarize(each[seed] for seed in seeds)
-              for each in (ours, theirs)]
-      noise = max(one.spread for one in both) if len(seeds) > 1 else 0.0
+              for each in (arm_values, plain_values)]
+      noise = max(summary.spread for summary in both) if len(seeds) > 1 else 0.0
       change = both[0].mean - both[1].mean
-      found[key] = change, -change > noise
-  return found
+      changes[key] = change, -change > noise
+  return changes
 
 
 def _by_seed(arms: dict[str, Rows], arm: str, key: str) -> dict[int, float]:
-  """A figure's finite values by seed."""
+  """Returns a figure's finite values by seed."""
   values = {row["seed"]: row.get(key) for row in arms.get(arm, ())}
   return {seed: value for seed, value in values.items()
           if value is not None and math.isfinite(value)}

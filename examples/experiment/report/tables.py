@@ -1,4 +1,4 @@
-"""Tables of an experiment in Markdown."""
+"""Writes the tables of an experiment in Markdown."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -64,17 +64,17 @@ _COSTS = ("sparsity", "parameters", "macs", "bytes", "bytes_gzipped", "seconds")
 def results_table(
     rows: Rows, compression: str, strength: float, *, prefix: str = ""
 ) -> str:
-  """Compares the arms at one strength; the caption is `RESULTS_CAPTION`.
+  """Compares the variants at one strength; the caption is `RESULTS_CAPTION`.
 
   Args:
-    rows: of one experiment.
-    compression: its name.
-    strength: of it.
-    prefix: "" for the file that ships, "float_" for the float student.
+    rows: the rows of one experiment.
+    compression: the compression's name.
+    strength: the compression's strength.
+    prefix: "" for the shipped file, "float_" for the float student.
 
   Returns:
-    A Markdown table, a row for each arm; figures that no arm has are left out.
-    Empty where no arm has any.
+    A Markdown table with a row for each variant. Figures without a value are left
+    out. Empty without any figure.
   """
   arms = by_arm(rows, compression, strength)
   keys = _present(arms, (prefix + key for key in TABLE))
@@ -83,43 +83,44 @@ def results_table(
   best = {key: best_arms(arms, key) for key in keys}
   collapsed = collapsed_arms(arms, prefix)
   lines = []
-  for arm, theirs in arms.items():
+  for arm, arm_rows in arms.items():
     cells = []
     for key in keys:
-      text = _cell(key, summarize(row.get(key) for row in theirs), len(theirs))
+      text = _cell(
+          key, summarize(row.get(key) for row in arm_rows), len(arm_rows))
       cells.append(f"**{text}**" if arm in best[key] else text)
-    mark = f" ‡ {collapsed[arm]} of {len(theirs)}" if arm in collapsed else ""
-    lines.append([arm_name(arm) + mark, str(len(theirs)), *cells])
+    mark = f" ‡ {collapsed[arm]} of {len(arm_rows)}" if arm in collapsed else ""
+    lines.append([arm_name(arm) + mark, str(len(arm_rows)), *cells])
   return _markdown(["arm", "n", *(figure(key).title for key in keys)], lines)
 
 
 def closed_table(rows: Rows, compression: str, strength: float) -> str:
-  """Says how much of the gap each arm closes, as `CLOSED_CAPTION` explains.
+  """Shows the share of the gap that each variant closes; see `CLOSED_CAPTION`.
 
   Args:
-    rows: of one experiment.
-    compression: its name.
-    strength: of it.
+    rows: the rows of one experiment.
+    compression: the compression's name.
+    strength: the compression's strength.
 
   Returns:
-    A Markdown table, a row for each compressed arm but plain; empty where there
-    is no such arm, or no plain one.
+    A Markdown table with a row for each compressed variant except plain. Empty
+    without such a variant, or without plain.
   """
   arms = by_arm(rows, compression, strength)
-  ours = [arm for arm in arms if arm not in (*UNCOMPRESSED, "plain")]
-  if not ours or "plain" not in arms:
+  compared = [arm for arm in arms if arm not in (*UNCOMPRESSED, "plain")]
+  if not compared or "plain" not in arms:
     return ""
-  keys = _present({arm: arms[arm] for arm in (*ours, "plain")}, _CLOSED)
+  keys = _present({arm: arms[arm] for arm in (*compared, "plain")}, _CLOSED)
   tasks = _present(arms, TASK)
   lines = []
-  for arm in ours:
+  for arm in compared:
     changes = task_change(arms, arm)
     worse = any(bad for _, bad in changes.values())
     mark = " †" if worse else "" if changes else " ?"
     shares = [gap_closed(arms, arm, key) for key in keys]
     lines.append([
         arm_name(arm) + mark,
-        *("-" if one is None else _share(one) + mark for one in shares),
+        *("-" if share is None else _share(share) + mark for share in shares),
         *(_change(changes.get(key)) for key in tasks)])
   heads = [figure(key).title for key in keys]
   return _markdown(
@@ -127,26 +128,26 @@ def closed_table(rows: Rows, compression: str, strength: float) -> str:
 
 
 def cost_table(rows: Rows) -> str:
-  """Says what each arm costs: sparsity, parameters, MACs, bytes, seconds.
+  """Shows each variant's sparsity, parameters, MACs, bytes and seconds.
 
   Args:
-    rows: of one experiment.
+    rows: the rows of one experiment.
 
   Returns:
-    A Markdown table of means over seeds, a row for each compression, strength
-    and arm.
+    A Markdown table of means over seeds, with a row for each compression,
+    strength and variant.
   """
   keys = _present({"": rows}, _COSTS)
   lines = []
   for name, strength in [("none", 0.0), *settings_of(rows)]:
-    own = [row for row in rows if row["compression"] == name and (
+    setting_rows = [row for row in rows if row["compression"] == name and (
         name == "none" or row["strength"] == strength)]
-    for arm in in_order(row["arm"] for row in own):
-      theirs = [row for row in own if row["arm"] == arm]
+    for arm in in_order(row["arm"] for row in setting_rows):
+      arm_rows = [row for row in setting_rows if row["arm"] == arm]
       lines.append([
           name, "" if name == "none" else strength_text(name, strength),
-          arm_name(arm), str(len(theirs)),
-          *(_mean(key, summarize(row.get(key) for row in theirs).mean)
+          arm_name(arm), str(len(arm_rows)),
+          *(_mean(key, summarize(row.get(key) for row in arm_rows).mean)
             for key in keys)])
   return _markdown(["compression", "strength", "arm", "n",
                     *(figure(key).title for key in keys)], lines)
@@ -155,54 +156,54 @@ def cost_table(rows: Rows) -> str:
 def per_class_table(
     rows: Rows, compression: str, strength: float, key: str
 ) -> str:
-  """Compares the arms in one figure, class by class.
+  """Compares the variants in one figure, class by class.
 
   Args:
-    rows: of one experiment.
-    compression: its name.
-    strength: of it.
+    rows: the rows of one experiment.
+    compression: the compression's name.
+    strength: the compression's strength.
     key: the figure within `per_class`, such as "ap", "cosine_mean", "roc_auc".
 
   Returns:
-    A Markdown table, a row for each class and a column for each arm that has
-    the figure; empty where none has it.
+    A Markdown table with a row for each class, and a column for each variant with
+    the figure. Empty if no variant has it.
   """
   arms = by_arm(rows, compression, strength)
-  flat = {arm: by_class(theirs, key) for arm, theirs in arms.items()}
-  flat = {arm: found for arm, found in flat.items() if found}
-  names = dict.fromkeys(name for found in flat.values() for name in found)
-  key = "map" if key == "ap" else key  # Its decimals.
-  lines = [[name, *(_cell(key, summarize(found.get(name, ())), len(arms[arm]))
-                    for arm, found in flat.items())] for name in names]
+  flat = {arm: by_class(arm_rows, key) for arm, arm_rows in arms.items()}
+  flat = {arm: values for arm, values in flat.items() if values}
+  names = dict.fromkeys(name for values in flat.values() for name in values)
+  key = "map" if key == "ap" else key  # For the decimals.
+  lines = [[name, *(_cell(key, summarize(values.get(name, ())), len(arms[arm]))
+                    for arm, values in flat.items())] for name in names]
   return _markdown(["class", *map(arm_name, flat)], lines) if lines else ""
 
 
 def _present(arms: dict[str, Rows], keys: Iterable[str]) -> list[str]:
-  """The figures that some row has."""
-  rows = [row for theirs in arms.values() for row in theirs]
+  """Returns the figures that at least one row has."""
+  rows = [row for arm_rows in arms.values() for row in arm_rows]
   return [key for key in keys
           if summarize(row.get(key) for row in rows).count]
 
 
-def _cell(key: str, one: Summary, rows: int) -> str:
-  """"0.812 ± 0.011", "(2)" after it where only 2 of the rows have it."""
-  if not one.count:
+def _cell(key: str, summary: Summary, rows: int) -> str:
+  """Formats "0.812 ± 0.011", with " (2)" if only 2 of the rows have it."""
+  if not summary.count:
     return "-"
-  spread = f" ± {_mean(key, one.spread)}" if one.count > 1 else ""
-  return _mean(key, one.mean) + spread + (
-      f" ({one.count})" if one.count < rows else "")
+  spread = f" ± {_mean(key, summary.spread)}" if summary.count > 1 else ""
+  return _mean(key, summary.mean) + spread + (
+      f" ({summary.count})" if summary.count < rows else "")
 
 
 def _mean(key: str, value: float) -> str:
-  one = figure(key)
+  metric = figure(key)
   return ("-" if math.isnan(value)
-          else f"{one.scale * value:.{one.decimals}f}")
+          else f"{metric.scale * value:.{metric.decimals}f}")
 
 
-def _share(one: Closed) -> str:
-  text = f"{100 * one.mean:.0f} %"
-  if one.count > 1:
-    text += f" ({100 * one.low:.0f} to {100 * one.high:.0f})"
+def _share(closed: Closed) -> str:
+  text = f"{100 * closed.mean:.0f} %"
+  if closed.count > 1:
+    text += f" ({100 * closed.low:.0f} to {100 * closed.high:.0f})"
   return text
 
 
@@ -213,8 +214,8 @@ def _change(change: tuple[float, bool] | None) -> str:
 
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  """A table whose columns of figures stand to the right."""
-  # A bar would end the cell.
+  """Formats a table; columns of figures align right."""
+  # An unescaped bar would end the cell.
   table = [[cell.replace("|", "\\|") for cell in line]
            for line in (heads, *lines)]
   table.insert(1, ["---", *["---:"] * (len(heads) - 1)])

@@ -32,7 +32,7 @@ _FLOAT = (
     "obs_narrow+refine")
 COMPRESSIONS = (
     "none", *_FLOAT, "ptq", "qat", "calibrated_qat", "cluster",
-    *(f"{one}+{way}" for one in _FLOAT for way in ("qat", "calibrated_qat")),
+    *(f"{name}+{way}" for name in _FLOAT for way in ("qat", "calibrated_qat")),
     "cluster+qat", "prune+cluster+qat")
 _STRENGTHS = {
     "none": "0", "ptq": "8", "qat": "8", "calibrated_qat": "8",
@@ -57,20 +57,20 @@ def parse(text: str) -> list[tuple[str, float]]:
   Raises:
     ValueError: an unknown compression, or a strength it cannot have.
   """
-  found = []
-  for part in filter(None, (part.strip() for part in text.split(";"))):
-    name, _, strengths = part.partition(":")
+  pairs = []
+  for entry in filter(None, (entry.strip() for entry in text.split(";"))):
+    name, _, strengths = entry.partition(":")
     if name not in COMPRESSIONS:
       raise ValueError(
           f"the compression must be one of {[*COMPRESSIONS]}; got {name!r}.")
     strengths = strengths or _STRENGTHS.get(name)
     if not strengths:
       raise ValueError(f"{name!r} needs a strength, as in '{name}:0.5'.")
-    found += [(name, check_strength(name, one))
-              for one in strengths.split(",")]
-  if not found:
+    pairs += [(name, check_strength(name, strength))
+              for strength in strengths.split(",")]
+  if not pairs:
     raise ValueError("the grid must name a compression; got nothing.")
-  return found
+  return pairs
 
 
 def check_strength(name: str, strength: str | float) -> float:
@@ -130,22 +130,22 @@ def compress(
     pictures: gives some of those to train on, in the teacher's range, to
       reconstruct by.
     starts: keeps what is made before anything is trained, and has it made once
-      for all that go on from there; of one teacher and the same pictures.
+      for all that go on from there; of one teacher and the same images.
 
   Returns:
     The student, stripped; quantize-aware where the name ends in "qat". Where
     nothing is trained it is what `starts` keeps, not to be changed.
   """
   starts = {} if starts is None else starts
-  parts = name.split("+")
-  start = parts[0], strength
+  steps = name.split("+")
+  start = steps[0], strength
   student, channels = starts.get(start, (teacher, {}))
   task = _Task(
       name, strength, functools.partial(fit, channels=channels), pictures,
       channels)
-  for part in parts[1:] if start in starts else parts:
-    student = _STEPS[part](student, task)
-    if part == parts[0] and part not in _KINDS:
+  for step in steps[1:] if start in starts else steps:
+    student = _STEPS[step](student, task)
+    if step == steps[0] and step not in _KINDS:
       starts[start] = student, channels
   return student
 
@@ -270,29 +270,29 @@ def _qat(model, task, calibrated=False):
     if not calibrated:
       return _aware(kap.clone_model(model), task.name)
     # From kernels and ranges that 8 bits are enough for. Where something was
-    # done to the net before, its moving statistics are behind its weights; the
-    # teacher's are for the arm to choose.
+    # done to the model before, its moving statistics are behind its weights; the
+    # teacher's are for the variant to choose.
     pictures, start = task.pictures(), model
     if "+" in task.name:
       start = kap.recalibrate_batch_norm(model, pictures)
-    net = _aware(kap.equalize_kernels(start), task.name)
-    kap.calibrate_quantizers(net, pictures)
-    return net
+    student = _aware(kap.equalize_kernels(start), task.name)
+    kap.calibrate_quantizers(student, pictures)
+    return student
 
   return task.fit("quantize", build)
 
 
-def _aware(net: keras.Model, name: str) -> keras.Model:
-  """Wraps a net by the scheme that keeps what was done to it before."""
+def _aware(model: keras.Model, name: str) -> keras.Model:
+  """Wraps a model by the scheme that keeps what was done to it before."""
   if "cluster" in name:
     scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
         preserve_sparsity="prune" in name)
   elif _has_zeros(name):
     scheme = _combine.Default8BitPrunePreserveQuantizeScheme()
   else:
-    return _quantization.quantize_model(net)
+    return _quantization.quantize_model(model)
   return _quantization.quantize_apply(
-      _quantization.quantize_annotate_model(net), scheme)
+      _quantization.quantize_annotate_model(model), scheme)
 
 
 def kinds(name: str) -> tuple[str, ...]:

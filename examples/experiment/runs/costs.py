@@ -1,4 +1,4 @@
-"""What a Keras net costs: parameters, multiplications, and its zeros."""
+"""What a Keras model costs: parameters, multiplications, and its zeros."""
 
 import math
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def kernel_sparsity(model: keras.Model) -> float:
 
 
 def count_macs(model: keras.Model) -> int:
-  """Counts the multiply-accumulates of one picture.
+  """Counts the multiply-accumulates of one image.
 
   Those of convolutions and Dense layers, as the literature counts: no bias,
   normalization, activation or pooling. Zero weights count like others, as they

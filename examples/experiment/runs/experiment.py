@@ -1,6 +1,6 @@
-"""An experiment: one teacher, one set of pictures, and any number of runs.
+"""An experiment: one teacher, one set of images, and any number of runs.
 
-A run is a compression at a strength, in an arm, with a seed. It makes a
+A run is a compression at a strength, in a variant, with a seed. It makes a
 student, ships it as an int8 .tflite file, judges the file, and adds a row to
 the results file. A run that has a row with the same settings is not run again.
 """
@@ -57,19 +57,19 @@ class Settings:
   Attributes:
     steps: optimizer steps of each kind of fit, see `KINDS`.
     learning_rates: Adam's first learning rate of each kind.
-    batch_size: pictures a step.
-    flip: whether pictures are mirrored at random.
+    batch_size: images a step.
+    flip: whether images are mirrored at random.
     pixel_range: of the nets' input.
     layers: whose maps are held.
     judged_layer: where Grad-CAM judges.
     target: whose class's map is held; see `WCAM`.
     weight: of the maps; see `WCAM`.
     hint_weight: of the features; see `Hints`.
-    agreement: what the arm of that name holds.
+    agreement: what the variant of that name holds.
     alpha: the share of the teacher's scores, where they are taught.
     e2kd_weight: of e2KD's maps.
     catkd_weight: of CAT-KD's maps.
-    probes: pictures for the slow judges.
+    probes: images for the slow judges.
     judged_on: "test" or "validation".
   """
 
@@ -147,8 +147,8 @@ class Experiment:
 
     Args:
       name: of the experiment, in its rows.
-      teacher: the float net.
-      data: the pictures.
+      teacher: the float model.
+      data: the images.
       settings: of all runs.
       folder: for `results.jsonl` and what is kept.
       described: what else there is to say of the settings.
@@ -244,7 +244,7 @@ class Experiment:
     steps = {kind: settings.steps[kind] for kind in kinds(run.compression)}
 
     def train(kind, build, epochs=1, callbacks=(), channels=None):
-      # Fresh weights and centroids are drawn as the net is built.
+      # Fresh weights and centroids are drawn as the model is built.
       keras.utils.set_random_seed(run.seed)
       recipe = Recipe(
           steps=steps[kind],
@@ -299,11 +299,11 @@ class Experiment:
         "strength": strength, "arm": arm, "seed": seed})
 
   def _settings_of(self, compression: str, arm: str) -> dict[str, Any]:
-    """What a row's figures hang on: no setting of other arms and fits."""
+    """What a row's figures hang on: no setting of other variants and fits."""
     used = kinds(compression) if arm in ARM_SETTINGS else ()
-    own = ARM_SETTINGS.get(arm, ())
+    arm_settings = ARM_SETTINGS.get(arm, ())
     others = {name for names in ARM_SETTINGS.values() for name in names
-              if name not in own}
+              if name not in arm_settings}
     if not used:
       others |= {"batch_size", "flip"}
     return {
@@ -327,11 +327,11 @@ class Experiment:
 def calibration(
     data: Data, pixel_range: tuple[float, float], count: int = CALIBRATION
 ) -> np.ndarray:
-  """Draws training pictures to measure ranges on, always the same ones.
+  """Draws training images to measure ranges on, always the same ones.
 
   Args:
     data: whose training part.
-    pixel_range: what the net takes for black and for white.
+    pixel_range: what the model takes for black and for white.
     count: how many at most.
 
   Returns:
@@ -356,9 +356,9 @@ def _sizes(model: keras.Model) -> dict[str, float]:
 def _fingerprint(arrays: Sequence[np.ndarray]) -> str:
   """Tells arrays apart wherever they were read from."""
   content = hashlib.sha256()
-  for one in arrays:
-    content.update(f"{one.dtype} {one.shape}".encode())
-    content.update(np.ascontiguousarray(one))
+  for array in arrays:
+    content.update(f"{array.dtype} {array.shape}".encode())
+    content.update(np.ascontiguousarray(array))
   return content.hexdigest()[:12]
 
 

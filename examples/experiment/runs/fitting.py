@@ -1,4 +1,4 @@
-"""Fitting a net to a part of the data for a number of steps."""
+"""Fitting a model to a part of the data for a number of steps."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,15 +12,15 @@ __all__ = ["Recipe", "batches", "fit", "in_range", "task_loss"]
 
 
 class Recipe(NamedTuple):
-  """How a net is fitted; the same for all that are compared.
+  """How a model is fitted; the same for all that are compared.
 
   Attributes:
     steps: optimizer steps.
     learning_rate: Adam's, at the first step; falls to 2 % by a cosine.
-    batch_size: pictures a step.
-    seed: of the batches and of whatever the net draws.
-    pixel_range: what the net takes for black and for white.
-    flip: mirror every other picture, left to right.
+    batch_size: images a step.
+    seed: of the batches and of whatever the model draws.
+    pixel_range: what the model takes for black and for white.
+    flip: mirror every other image, left to right.
     multi_label: classes do not exclude each other.
   """
 
@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
 
 
 def in_range(images: Any, pixel_range: tuple[float, float]) -> Any:
-  """Turns uint8 pictures, array or tensor, to floats of a net's own range."""
+  """Turns uint8 images, array or tensor, to floats of a net's own range."""
   low, high = pixel_range
   if isinstance(images, np.ndarray):
     images = images.astype(np.float32)

@@ -1,6 +1,6 @@
 """What a student still knows, what it looks at, and what it weighs.
 
-All arms of an experiment are judged on the same pictures and the same (picture,
+All variants of an experiment are judged on the same images and the same (image,
 class) pairs, against the same maps of the teacher.
 """
 
@@ -45,12 +45,12 @@ def task_figures(
   """
   truth = labels > 0.5
   if multi_label:
-    found = logits > 0
+    predicted = logits > 0
   else:
-    found = np.arange(logits.shape[1]) == logits.argmax(1)[:, None]
-  hits = (found & truth).sum(0)
-  f1 = 2 * hits / np.maximum(found.sum(0) + truth.sum(0), 1)
-  right = found == truth if multi_label else (found & truth).any(1)
+    predicted = np.arange(logits.shape[1]) == logits.argmax(1)[:, None]
+  hits = (predicted & truth).sum(0)
+  f1 = 2 * hits / np.maximum(predicted.sum(0) + truth.sum(0), 1)
+  right = predicted == truth if multi_label else (predicted & truth).any(1)
   return {
       "map": evaluation.mean_average_precision(
           labels, logits if multi_label else _margins(logits)),
@@ -89,14 +89,14 @@ class Judge:
     """Takes the teacher's maps, once for all students.
 
     Args:
-      teacher: the float net.
-      split: `images`, `labels` and `label_maps` (or None) that no net has seen.
+      teacher: the float model.
+      split: `images`, `labels` and `label_maps` (or None) that no model has seen.
       class_names: of the labels' columns.
       class_ids: each class's number in the label maps, 0 for none.
       multi_label: whether classes do not exclude each other.
       pixel_range: of the net's input.
       layer: where Grad-CAM explains.
-      probes: pictures that the slow judges, integrated gradients and occlusion,
+      probes: images that the slow judges, integrated gradients and occlusion,
         look at; of those with masks, where there are masks.
     """
     self._layer, self._class_names = layer, tuple(class_names)
@@ -126,15 +126,15 @@ class Judge:
     }
 
   def _set_pairs(self, split: Any, class_ids: np.ndarray) -> None:
-    """Finds the (picture, class) pairs that have a mask."""
+    """Finds the (image, class) pairs that have a mask."""
     with_mask = np.flatnonzero(class_ids)
     if split.label_maps is None or not len(with_mask):
       self.which = self.classes = np.zeros([0], int)
       self.masks = self.valid = np.zeros([0, *self.images.shape[1:3]], bool)
       return
-    self.which, found = evaluation.mask_pairs(
+    self.which, class_indices = evaluation.mask_pairs(
         split.label_maps, class_ids[with_mask])
-    self.classes = with_mask[found]
+    self.classes = with_mask[class_indices]
     marked = split.label_maps[self.which]
     self.masks = marked == class_ids[self.classes][:, None, None]
     self.valid = marked != evaluation.VOID
@@ -147,7 +147,7 @@ class Judge:
     """Pictures, classes and masks to draw.
 
     Returns:
-      The pairs; where no class has a mask, pictures at even steps with the
+      The pairs; where no class has a mask, images at even steps with the
       teacher's top classes, and None.
     """
     if len(self.which):
@@ -200,8 +200,8 @@ class Judge:
            "dead": float(np.mean(
                ~maps.any((1, 2))[self.teacher_maps.any((1, 2))]))}
     for name in _SCORES:
-      found = summarize(scores[name])
-      row[f"{name}_mean"], row[f"{name}_p5"] = found["mean"], found["p5"]
+      summary = summarize(scores[name])
+      row[f"{name}_mean"], row[f"{name}_p5"] = summary["mean"], summary["p5"]
     row |= self._locate(explain, per_class)
     for number, name in enumerate(self._class_names):
       cosines = scores["cosine"][self._top == number]
@@ -222,11 +222,11 @@ class Judge:
   def _task(self, logits, per_class) -> dict[str, float]:
     ranks = logits if self._multi_label else _margins(logits)
     for number, name in enumerate(self._class_names):
-      one = slice(number, number + 1)
-      if self._labels[:, one].any():
+      column = slice(number, number + 1)
+      if self._labels[:, column].any():
         per_class.setdefault(name, {})["ap"] = (
             evaluation.mean_average_precision(
-                self._labels[:, one], ranks[:, one]))
+                self._labels[:, column], ranks[:, column]))
     return task_figures(self._labels, logits, self._multi_label)
 
   def _locate(self, explain: Explain, per_class) -> dict[str, float]:
@@ -243,8 +243,8 @@ class Judge:
       return {}
     maps = np.maximum(maps, 0)  # Evidence for the class.
     masks, valid = self.masks[chosen], self.valid[chosen]
-    found = evaluation.localization(maps, masks, valid)
-    row = {f"{prefix}{name}": float(found[name].mean())
+    scores = evaluation.localization(maps, masks, valid)
+    row = {f"{prefix}{name}": float(scores[name].mean())
            for name in ("roc_auc", "pointing", "energy_inside")}
     row[f"{prefix}pointing_{POINTING_TOLERANCE}"] = float(
         evaluation.localization(maps, masks, valid,
@@ -252,7 +252,7 @@ class Judge:
     if per_class is not None:
       for number in np.unique(self.classes):
         per_class.setdefault(self._class_names[number], {})["roc_auc"] = float(
-            found["roc_auc"][self.classes == number].mean())
+            scores["roc_auc"][self.classes == number].mean())
     return row
 
   def _grad_cam(self, model: keras.Model) -> Explain:
@@ -270,8 +270,8 @@ def _margins(logits: np.ndarray) -> np.ndarray:
   """The log odds of each class under a softmax: these rank pictures."""
   logits = logits.astype(np.float64)
   others = np.stack([
-      np.logaddexp.reduce(np.delete(logits, one, axis=1), axis=1)
-      for one in range(logits.shape[1])], axis=1)
+      np.logaddexp.reduce(np.delete(logits, class_index, axis=1), axis=1)
+      for class_index in range(logits.shape[1])], axis=1)
   return logits - others
 
 
@@ -281,7 +281,7 @@ def _even(count: int, chosen: int) -> np.ndarray:
 
 
 def _logits(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-  """A function of pictures to the logits, before any softmax."""
+  """A function of images to the logits, before any softmax."""
   tap = Tap(model, [])
   run = tf.function(lambda images: tap(images).logits, input_signature=[
       tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)])

@@ -1,4 +1,4 @@
-"""The nets of the experiments: pictures in, logits out."""
+"""The models of the experiments: images in, logits out."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ _layers = keras.layers
 PIXEL_RANGES = {
     "vgg16": (0, 1), "mobilenet": (-1, 1), "resnet8": (0, 255),
     "small": (0, 1), "vww": (0, 1)}
-"""The range of each net's pictures; "vww" is MLPerf Tiny's person detector."""
+"""The range of each net's images; "vww" is MLPerf Tiny's person detector."""
 
 LEAST_MAP = 7
 """Height and width that a map needs to say where: those of the paper's."""
 
 # Layers to take a map from, deepest first, and by how much each has shrunk the
-# picture.
+# image.
 _MAP_LAYERS = {
     "vgg16": (("pool5", 32), ("relu5_3", 16), ("relu4_3", 8), ("relu3_3", 4)),
     "mobilenet": (("conv_pw_13_relu", 32), ("conv_pw_11_relu", 16),
@@ -39,13 +39,13 @@ def build(
     weights: str | os.PathLike | None = None,
     width: float = 1.0,
 ) -> keras.Model:
-  """Builds a net that ends in a global average and a Dense layer "logits".
+  """Builds a model that ends in a global average and a Dense layer "logits".
 
   Args:
     name: "vgg16", Simonyan and Zisserman's configuration D with batch
       normalization, fully convolutional; "mobilenet", MobileNetV1 of alpha
       0.25; "resnet8", that of MLPerf Tiny; "small", the quickstart's.
-    size: height and width of the pictures; 32 or more for the first two, 8 or
+    size: height and width of the images; 32 or more for the first two, 8 or
       more for the others.
     classes: how many logits.
     weights: None for fresh ones; a path of an `.h5` file, whose weights go to
@@ -100,13 +100,13 @@ def layer_of(name: str, size: int) -> str:
 
   Args:
     name: one of `NETS`.
-    size: height and width of the pictures.
+    size: height and width of the images.
 
   Returns:
     The layer's name; at 224 pixels a VGG's "pool5", as in the paper.
 
   Raises:
-    ValueError: there is no such net, or it takes no such size.
+    ValueError: there is no such model, or it takes no such size.
   """
   _check(name, size)
   return next((layer for layer, shrink in _MAP_LAYERS[name]
@@ -156,9 +156,9 @@ def _small(size: int, width: float) -> Sequence:
 
 
 def _mobilenet(size: int, width: float, weights: str | None = None) -> Sequence:
-  net = keras.applications.MobileNet(
+  model = keras.applications.MobileNet(
       (size, size, 3), alpha=0.25 * width, include_top=False, weights=weights)
-  return net.input, net.output
+  return model.input, model.output
 
 
 def _resnet8(size: int, width: float) -> Sequence:
@@ -229,10 +229,11 @@ def _other_width(
   filters = layer.weights[0].shape[-1]
   if shape[:-1] != tuple(layer.weights[0].shape[:-1]) or shape[-1] == filters:
     return None
-  theirs = width * shape[-1] / filters
+  file_width = width * shape[-1] / filters
   return (f"its layer {layer.name!r} has {shape[-1]} filters and the net's has "
           f"{filters}; " + (
-              f"these weights are of width {theirs:g}." if theirs <= 1 else
+              f"these weights are of width {file_width:g}."
+              if file_width <= 1 else
               "these weights are of a wider net than width 1 builds."))
 
 

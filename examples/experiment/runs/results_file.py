@@ -13,7 +13,8 @@ from examples.experiment.report.figures import FIGURES, UNCOMPRESSED
 __all__ = ["current_rows", "read_rows"]
 
 _NAMES = ("experiment", "compression", "arm")
-_FIGURES = {name for one in FIGURES for name in (one.key, f"float_{one.key}")}
+_FIGURES = {name for figure in FIGURES
+            for name in (figure.key, f"float_{figure.key}")}
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -58,9 +59,9 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 def current_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Leaves out what was run again, and what had other settings before.
 
-  Of rows with the same compression, strength, arm and seed the last one stays.
-  An arm's seeds are averaged, so they must have one setting: at a compression
-  and strength, an arm's rows stay whose settings are those of its last row.
+  Of rows with the same compression, strength, variant and seed the last one stays.
+  A arm's seeds are averaged, so they must have one setting: at a compression
+  and strength, a arm's rows stay whose settings are those of its last row.
 
   Args:
     rows: of one experiment, as `read_rows` gives them.
@@ -69,10 +70,10 @@ def current_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     The rows that stay, in their order.
   """
   last = {_cell(row): _settings(row) for row in rows}
-  kept = {(*_cell(row), row["seed"]): row for row in rows
-          if _settings(row) == last[_cell(row)]}
+  latest = {(*_cell(row), row["seed"]): row for row in rows
+            if _settings(row) == last[_cell(row)]}
   return [row for row in rows
-          if kept.get((*_cell(row), row["seed"])) is row]
+          if latest.get((*_cell(row), row["seed"])) is row]
 
 
 def _cell(row: dict[str, Any]) -> tuple:
@@ -107,7 +108,7 @@ def _fault(row: Any) -> str | None:
     return f"per_class must hold figures by class; got {classes!r}"
   for name, figures in classes.items():
     if not isinstance(figures, dict) or not all(
-        one is None or _is_number(one) for one in figures.values()):
+        value is None or _is_number(value) for value in figures.values()):
       return f"per_class {name!r} must hold numbers; got {figures!r}"
   return None
 

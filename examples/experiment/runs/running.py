@@ -53,9 +53,9 @@ _SMOKE = {
 
 
 def define_data_flags() -> None:
-  """Defines what pictures are read, and in which range nets take them.
+  """Defines what images are read, and in which range models take them.
 
-  What `train_teacher` wrote beside a net need not be said: see `adopt`.
+  What `train_teacher` wrote beside a model need not be said: see `adopt`.
   """
   flags.DEFINE_string(
       "data", "digits", "What to compress for: 'digits', a VOCdevkit folder, "
@@ -124,7 +124,7 @@ def define_flags(output: str) -> None:
 
 
 def define_run_flags(output: str) -> None:
-  """Defines `define_flags` and the arms and seeds of one compression."""
+  """Defines `define_flags` and the variants and seeds of one compression."""
   define_flags(output)
   flags.DEFINE_multi_enum("arm", ["plain", "swa_distillation"],
                           [*CALLBACK_ARMS], "What the student learns besides.")
@@ -144,7 +144,7 @@ def start(argv: list[str]) -> None:
 
 
 def adopt(path: str | None, flag: str = "--teacher") -> Sidecar:
-  """Sets flags that are not given to what stands beside a net.
+  """Sets flags that are not given to what stands beside a model.
 
   Args:
     path: the net's; None for none.
@@ -164,14 +164,15 @@ def adopt(path: str | None, flag: str = "--teacher") -> Sidecar:
       settled(name, _given(name), value, known.path)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
-  own = {"pixel_range": known.pixel_range and [
-      str(one) for one in known.pixel_range],
-         "layers": known.layer and [known.layer],
-         **{name: known.settings.get(name) for name in (
-             "data", "size", *(
-                 () if FLAGS["classes"].present else (
-                     "classes", "background_class")))}}
-  for name, value in own.items():
+  adopted = {
+      "pixel_range": known.pixel_range and [
+          str(bound) for bound in known.pixel_range],
+      "layers": known.layer and [known.layer],
+      **{name: known.settings.get(name) for name in (
+          "data", "size", *(
+              () if FLAGS["classes"].present else (
+                  "classes", "background_class")))}}
+  for name, value in adopted.items():
     if value is not None and name in FLAGS and not FLAGS[name].present:
       FLAGS[name].value = value
   if path is not None and FLAGS.pixel_range is None:
@@ -222,48 +223,48 @@ def pixel_range() -> tuple[float, float]:
 def read_net(
     data: Data, path: str | None, known: Sidecar, flag: str = "--teacher"
 ) -> keras.Model:
-  """Loads a net that fits the data, or makes one for a smoke run.
+  """Loads a model that fits the data, or makes one for a smoke run.
 
   Args:
-    data: the pictures.
+    data: the images.
     path: the net's; None for none.
     known: what stands beside it; see `adopt`.
     flag: which named it, for errors.
 
   Raises:
     app.UsageError: it does not fit the data, or is worth far less on the
-      validation pictures than when it was saved.
+      validation images than when it was saved.
   """
   if path is not None:
     try:
-      net = kap.load_model(path, safe_mode=not FLAGS.unsafe)
+      model = kap.load_model(path, safe_mode=not FLAGS.unsafe)
     except (OSError, ValueError) as error:
       raise app.UsageError(f"{flag}: {error}") from error
-    net = fitting_net(net, data, flag)
-    check_known(net, data, known, flag)
-    return net
+    model = fitting_net(model, data, flag)
+    check_known(model, data, known, flag)
+    return model
   if not FLAGS.smoke:
     raise app.UsageError(
         f"{flag} must name a net; python -m examples.train_teacher makes one.")
   keras.utils.set_random_seed(0)
-  net = nets.build("small", size=FLAGS.size, classes=len(data.class_names),
-                   width=0.25)
-  fit(net, data.train, Recipe(
+  model = nets.build("small", size=FLAGS.size, classes=len(data.class_names),
+                     width=0.25)
+  fit(model, data.train, Recipe(
       steps=4, learning_rate=2e-3, batch_size=_SMOKE["batch_size"], seed=0,
       pixel_range=pixel_range(), flip=False, multi_label=data.multi_label))
-  return net
+  return model
 
 
 def fitting_net(net: keras.Model, data: Data, flag: str) -> keras.Model:
-  """Returns a net that takes the data's pictures and scores its classes.
+  """Returns a model that takes the data's images and scores its classes.
 
   Raises:
     app.UsageError: it does not; the text names the flag.
   """
   tap = Tap(net)
   shape, classes = data.train.images.shape[1:], len(data.class_names)
-  if any(own not in (None, size)
-         for own, size in zip(tap.input.shape, shape)):
+  if any(model_size not in (None, size)
+         for model_size, size in zip(tap.input.shape, shape)):
     raise app.UsageError(
         f"{flag} takes pictures of {list(tap.input.shape)}; --size and "
         f"--data give {list(shape)}.")
@@ -276,17 +277,17 @@ def fitting_net(net: keras.Model, data: Data, flag: str) -> keras.Model:
 
 def check_known(
     net: keras.Model, data: Data, known: Sidecar, flag: str) -> None:
-  """Raises where a net is not what it was when it was saved.
+  """Raises where a model is not what it was when it was saved.
 
   Args:
     net: loaded.
-    data: the pictures.
+    data: the images.
     known: what stands beside it.
     flag: which named it, for errors.
 
   Raises:
     app.UsageError: its classes are others; or its mean average precision on the
-      validation pictures is lower by .02 than it was, or on fewer pictures, of
+      validation images is lower by .02 than it was, or on fewer images, of
       which chance is the more, by one over the root of their number besides.
   """
   if known.class_names not in (None, tuple(data.class_names)):
@@ -299,14 +300,14 @@ def check_known(
   if not isinstance(was, float):
     return
   split = data.validation
-  found = task_figures(
+  score = task_figures(
       split.labels, predict(net, split.images, pixel_range()).astype(float),
       data.multi_label)["map"]
   count = len(split.images)
   allowed = 0.02 + (0 if figures.get("pictures") == count else count ** -0.5)
-  if not found >= was - allowed:
+  if not score >= was - allowed:
     raise app.UsageError(
-        f"{flag} has a mean average precision of {found:.3f} on {count} "
+        f"{flag} has a mean average precision of {score:.3f} on {count} "
         f"validation pictures, and had {was:.3f} when {str(known.path)!r} was "
         "written: its weights, --data, --classes or --pixel_range are others.")
 
@@ -370,7 +371,7 @@ def show(row: Mapping[str, Any]) -> str:
 
 
 def run_grid(compressions: Iterable[tuple[str, float]]) -> None:
-  """Opens the experiment and runs compressions in all arms and seeds asked."""
+  """Opens the experiment and runs compressions in all variants and seeds asked."""
   started = time.monotonic()
   try:
     runs = expand([
@@ -398,4 +399,4 @@ def _weight(flag: str) -> float | str:
 def command(name: str) -> str:
   """The command line that makes these results again."""
   return " ".join([f"python -m examples.{name}", *(
-      shlex.quote(one) for one in sys.argv[1:])])
+      shlex.quote(argument) for argument in sys.argv[1:])])

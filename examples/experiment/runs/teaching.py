@@ -1,4 +1,4 @@
-"""Making a teacher: a net fitted to the labels, from scratch or pretrained."""
+"""Making a teacher: a model fitted to the labels, from scratch or pretrained."""
 
 import contextlib
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ def fit_teacher(
     backup: Path | None = None,
     verbose: int = 0,
 ) -> dict[str, float]:
-  """Fits a net to a data set, and goes on where it was interrupted.
+  """Fits a model to a data set, and goes on where it was interrupted.
 
-  A pretrained net has `head_first`, `freeze_batch_norm` and a small learning
+  A pretrained model has `head_first`, `freeze_batch_norm` and a small learning
   rate: the gradients of a random head, or statistics measured on a few batches
   anew, would destroy its features.
 
@@ -41,7 +41,7 @@ def fit_teacher(
     model: of `nets.build`; trained in place.
     data: a `Data`; learns from `train`, shows `validation` as it goes.
     recipe: how, in `recipe.steps` steps.
-    epochs: parts of equal length that the steps are split into; the net is
+    epochs: parts of equal length that the steps are split into; the model is
       backed up and validated after each.
     head_first: whether `fit_head` comes first.
     freeze_batch_norm: whether the moving statistics and scales of all
@@ -54,7 +54,7 @@ def fit_teacher(
     The logs of the last epoch; none where the backup was of the end.
 
   Raises:
-    ValueError: a class has no picture to learn from, or nothing else.
+    ValueError: a class has no image to learn from, or nothing else.
   """
   callbacks = [_Validation(data, recipe)] if verbose else []
   if backup is not None:
@@ -79,10 +79,10 @@ def fit_head(model: keras.Model, data: Any, recipe: Recipe) -> float:
     recipe: says the range of pixels and whether classes exclude each other.
 
   Returns:
-    The mean average precision on the validation pictures.
+    The mean average precision on the validation images.
 
   Raises:
-    ValueError: a class has no picture to learn from, or nothing else; or the
+    ValueError: a class has no image to learn from, or nothing else; or the
       model ends in another layer.
   """
   from sklearn import linear_model
@@ -112,20 +112,20 @@ def fit_head(model: keras.Model, data: Any, recipe: Recipe) -> float:
     regression = linear_model.LogisticRegression(C=inverse, max_iter=1000)
     kernel, bias = _regress(
         regression, features, data.train.labels, recipe.multi_label)
-    found = task_figures(data.validation.labels, unseen @ kernel + bias,
+    score = task_figures(data.validation.labels, unseen @ kernel + bias,
                          recipe.multi_label)["map"]
-    best = max(best, (found, kernel, bias), key=lambda one: one[0])
-  found, kernel, bias = best
+    best = max(best, (score, kernel, bias), key=lambda result: result[0])
+  score, kernel, bias = best
   kernel = kernel / scale[:, None]
   head.set_weights([kernel, bias - mean @ kernel])
-  return found
+  return score
 
 
 def teacher_figures(
     model: keras.Model, split: Any, class_names: tuple[str, ...],
     recipe: Recipe,
 ) -> dict[str, Any]:
-  """Judges a net on its task.
+  """Judges a model on its task.
 
   Args:
     model: gives logits.
@@ -140,7 +140,7 @@ def teacher_figures(
   logits = predict(model, split.images, recipe.pixel_range).astype(np.float64)
   ranks = logits if recipe.multi_label else (
       logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
-  columns = [slice(one, one + 1) for one in range(len(class_names))]
+  columns = [slice(number, number + 1) for number in range(len(class_names))]
   return {
       "pictures": len(logits),
       **task_figures(split.labels, logits, recipe.multi_label),
@@ -159,12 +159,12 @@ def has_backup(folder: Path) -> bool:
 def predict(
     model: keras.Model, images: np.ndarray, pixel_range: tuple[float, float]
 ) -> np.ndarray:
-  """Runs a net, as in inference.
+  """Runs a model, as in inference.
 
   Args:
     model: gives one array.
-    images: uint8 `[pictures, height, width, 3]`.
-    pixel_range: what the net takes for black and for white.
+    images: uint8 `[images, height, width, 3]`.
+    pixel_range: what the model takes for black and for white.
 
   Returns:
     What it gives for all of them.
@@ -178,7 +178,7 @@ def predict(
 
 
 class _Validation(keras.callbacks.Callback):
-  """Says after each epoch how good the net is."""
+  """Says after each epoch how good the model is."""
 
   def __init__(self, data: Any, recipe: Recipe):
     super().__init__()
@@ -186,10 +186,10 @@ class _Validation(keras.callbacks.Callback):
 
   def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
     """Prints the validation figures."""
-    found = teacher_figures(self.model, self._data.validation,
-                            self._data.class_names, self._recipe)
+    figures = teacher_figures(self.model, self._data.validation,
+                              self._data.class_names, self._recipe)
     print(f"  epoch {epoch + 1}: loss {logs['loss']:.4f}, validation mean AP "
-          f"{found['map']:.3f}, F1 {found['f1']:.3f}", flush=True)
+          f"{figures['map']:.3f}, F1 {figures['f1']:.3f}", flush=True)
 
 
 def _regress(
@@ -219,6 +219,6 @@ def _frozen_batch_norm(model: keras.Model) -> Iterator[None]:
   try:
     yield
   finally:
-    # A copy of the net would inherit it.
+    # A copy of the model would inherit it.
     for layer in layers:
       layer.trainable = True

@@ -1,6 +1,6 @@
-"""The arms of an experiment: what a student learns beside its task.
+"""The variants of an experiment: what a student learns beside its task.
 
-Every arm is a list of callbacks for the very same fit. Arms whose name ends in
+Every variant is a list of callbacks for the very same fit. Variants whose name ends in
 "_bn" start from a copy of the teacher that `kap.recalibrate_batch_norm` made.
 """
 
@@ -34,7 +34,7 @@ ARM_SETTINGS = {
     "swa_hints_distillation": (*_MAPS, "weight", "hint_weight", "alpha"),
     "fine_tune": (),
 }
-"""The settings that each arm goes by; of others it must not know."""
+"""The settings that each variant goes by; of others it must not know."""
 ARM_SETTINGS |= {
     arm + _RECALIBRATED: ARM_SETTINGS[arm]
     for arm in ("plain", "distillation", "e2kd", "swa_hints",
@@ -48,7 +48,7 @@ DROP_RATE = 0.3
 
 
 def recalibrates(arm: str) -> bool:
-  """Says whether an arm starts from recalibrated batch normalizations."""
+  """Says whether a variant starts from recalibrated batch normalizations."""
   return arm in ARMS and arm.endswith(_RECALIBRATED)
 
 
@@ -67,7 +67,7 @@ def arm_callbacks(
     catkd_weight: float = 4.0,
     channels: Mapping[str, Sequence[int]] | None = None,
 ) -> list[keras.callbacks.Callback]:
-  """Makes the callbacks of an arm.
+  """Makes the callbacks of a variant.
 
   The rivals: logit distillation by Joseph et al. 2020 and Hinton et al. 2015,
   e2KD by Parchami-Araghi et al. 2024, CAT-KD by Guo et al. 2023, hints beside
@@ -75,13 +75,13 @@ def arm_callbacks(
 
   Args:
     arm: one of `ARMS`.
-    teacher: the net before compression.
+    teacher: the model before compression.
     multi_label: classes do not exclude each other.
     layers: whose maps are held; rivals of one layer take the last.
     target: which class's map "swa" holds; see `WCAM`.
     weight: of the maps in the loss; see `WCAM`.
     hint_weight: of the features in the loss, where they are held; see `Hints`.
-    agreement: what the arm "agreement" is to hold.
+    agreement: what the variant "agreement" is to hold.
     alpha: the share of the teacher's scores in the loss, where they are taught.
     e2kd_weight: of e2KD's maps; its paper tunes it for each data set.
     catkd_weight: of CAT-KD's maps; the same.
@@ -92,7 +92,7 @@ def arm_callbacks(
     The callbacks, new ones at every call.
 
   Raises:
-    ValueError: there is no such arm.
+    ValueError: there is no such variant.
   """
   if arm in ARMS:
     arm = arm.removesuffix(_RECALIBRATED)

@@ -36,7 +36,7 @@ def excitation_backprop(
     targets: as for `grad_cam`; with weights of the logits, a walk from each,
       weighted: (1, -1) is the contrastive map of a class against another.
     layer: where the walk ends, a layer's name; None for the image.
-    batch_size: images a batch.
+    batch_size: images per batch.
 
   Returns:
     Maps, float32 `[images, height, width]`, in 0..1 for a class: a map's sum is

@@ -85,7 +85,7 @@ def lrp(
     gamma: by how much the gamma rule favours contributions of the output's own
       sign, 0 or more.
     bias: whether biases absorb relevance; z+ never lets them.
-    batch_size: images a batch.
+    batch_size: images per batch.
 
   Returns:
     Maps with their sign, float32 `[images, height, width]`, in units of the

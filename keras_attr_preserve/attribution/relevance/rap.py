@@ -42,7 +42,7 @@ def relative_attributing_propagation(
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
     layer: where the relevance is read, a layer's name; None for the image.
-    batch_size: images a batch.
+    batch_size: images per batch.
 
   Returns:
     Maps with their sign, float32 `[images, height, width]`.

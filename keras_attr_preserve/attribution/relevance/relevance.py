@@ -43,7 +43,7 @@ def relevance(
     linear: see `send_back`.
     share: see `send_back`.
     scaling: see `send_back`.
-    batch_size: images a batch.
+    batch_size: images per batch.
 
   Returns:
     Maps, the relevance summed over channels, float32 `[images, height, width]`;

@@ -1,1 +1,1 @@
-"""Refitting layers to what they computed before."""
+"""Refitting layers to their old outputs."""

@@ -1,4 +1,4 @@
-"""What one layer after another takes, without running a net from its start."""
+"""The inputs of one layer after another, without running the whole model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +11,11 @@ from keras_attr_preserve.models.layer_calls import calls
 __all__ = ["StagedInputs"]
 
 KEPT = 2**28
-"""Values kept, of all pictures together, where these have no more: 1 GB."""
+"""Values kept for all images together, if the images have no more: 1 GB."""
 
 
 class StagedInputs:
-  """What a model's layers take on some pictures, for layers asked for in order.
+  """The inputs of a model's layers on some images, for layers in order.
 
       inputs = StagedInputs(model, images, batch_size=32)
       for layer in model.layers:
@@ -23,10 +23,10 @@ class StagedInputs:
           ...
         inputs.set_weights(layer.name, changed)
 
-  All that a net computes goes through one tensor in many a place, between two
-  blocks say. What it is on all pictures is kept at the last such place before
-  the layer asked for, where it has no more values than the pictures or than
-  `KEPT`, and the net is run from there on.
+  At many places a model computes everything from one tensor, between two blocks
+  say. The values of the last such tensor before the requested layer are kept,
+  for all images. The model runs from there on. The tensor must have no more
+  values than the images, or than `KEPT`.
   """
 
   def __init__(
@@ -34,74 +34,74 @@ class StagedInputs:
     """Copies the model.
 
     Args:
-      model: of one input; it is left as it came.
-      images: what it takes, of any number, but one or more.
-      batch_size: how many to run at a time.
+      model: of one input; it is not changed.
+      images: its input, one image or more.
+      batch_size: images a batch.
     """
-    # Models of parts add calls to the layers they run.
+    # A copy, since the models of parts add calls to the layers they run.
     self._net = clone_model(model)
-    made = [*calls(self._net)]
+    layer_calls = [*calls(self._net)]
     self._wanted = {layer.name: (place, node.keras_inputs[0])
-                    for place, (layer, node) in enumerate(made)}
+                    for place, (layer, node) in enumerate(layer_calls)}
     self._start = self._net.inputs[0]
     self._values = [images[start:start + batch_size]
                     for start in range(0, len(images), batch_size)]
     self._ahead = _bottlenecks(
-        self._net, made, max(images[0].size, KEPT // len(images)))
+        self._net, layer_calls, max(images[0].size, KEPT // len(images)))
 
   def batches(self, name: str) -> Iterator[np.ndarray]:
-    """Yields what a layer takes, batch by batch.
+    """Yields a layer's inputs, batch by batch.
 
     Args:
-      name: of a layer called once, which no layer asked for before, or whose
-        weights were set, hangs on.
+      name: of a layer called once. No layer requested or changed before may
+        depend on it.
     """
-    place, wanted = self._wanted[name]
-    passed = [one for before, one in self._ahead if before < place]
+    place, target = self._wanted[name]
+    passed = [tensor for before, tensor in self._ahead if before < place]
     if passed:
       del self._ahead[:len(passed)]
       self._values = [*self._run(passed[-1])]
       self._start = passed[-1]
-    return self._run(wanted)
+    return self._run(target)
 
   def set_weights(self, name: str, weights: list[np.ndarray]) -> None:
-    """Changes a layer that none of those asked for so far hangs on."""
+    """Changes a layer that no layer requested so far depends on."""
     self._net.get_layer(name).set_weights(weights)
 
-  def _run(self, wanted: Any) -> Iterator[np.ndarray]:
+  def _run(self, target: Any) -> Iterator[np.ndarray]:
     """Yields a tensor's values, batch by batch."""
-    if wanted is self._start:
+    if target is self._start:
       yield from self._values
       return
-    net = keras.Model(self._start, wanted)
+    model = keras.Model(self._start, target)
     for batch in self._values:
-      yield net(batch, training=False).numpy()
+      yield model(batch, training=False).numpy()
 
 
 def _bottlenecks(
-    model: keras.Model, made: list[tuple[keras.layers.Layer, Any]], most: int
-) -> list[tuple[int, Any]]:
-  """Finds tensors that alone lead from the calls so far to those after.
+    model: keras.Model, layer_calls: list[tuple[keras.layers.Layer, Any]],
+    most: int) -> list[tuple[int, Any]]:
+  """Finds tensors from which alone all later calls are computed.
 
   Args:
     model: of one input.
-    made: its calls, in order.
-    most: how many values a picture's may have.
+    layer_calls: its calls, in order.
+    most: how many values the tensor may have for one image.
 
   Returns:
-    Numbers of calls and the tensor after each, where there is one.
+    The number of each call that such a tensor follows, and the tensor.
   """
-  last = {id(one): place for place, (_, node) in enumerate(made)
-          for one in node.keras_inputs}
-  last.update((id(one), len(made)) for one in model.outputs)
-  found, open_ = [], {id(one): one for one in model.inputs}
-  for place, (_, node) in enumerate(made):
-    open_.update((id(one), one) for one in tf.nest.flatten(node.outputs))
-    open_ = {key: one for key, one in open_.items()
+  last = {id(value): place for place, (_, node) in enumerate(layer_calls)
+          for value in node.keras_inputs}
+  last.update((id(value), len(layer_calls)) for value in model.outputs)
+  bottlenecks, open_ = [], {id(value): value for value in model.inputs}
+  for place, (_, node) in enumerate(layer_calls):
+    open_.update((id(value), value) for value in tf.nest.flatten(node.outputs))
+    open_ = {key: value for key, value in open_.items()
              if last.get(key, -1) > place}
     if len(open_) == 1:
       tensor, = open_.values()
       if (np.prod([size or np.inf for size in tensor.shape[1:]]) <= most
           and tensor is not model.inputs[0]):
-        found.append((place, tensor))
-  return found
+        bottlenecks.append((place, tensor))
+  return bottlenecks

@@ -1,4 +1,4 @@
-"""What a layer multiplies its kernel with, row by row, and the sums of that."""
+"""The rows that a layer multiplies its kernel with, and their sums."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,13 +16,13 @@ from keras_attr_preserve.utils.notices import notice
 __all__ = ["input_moments", "is_fittable", "own_moments"]
 
 POSITIONS = 100
-"""Positions drawn from a feature map of each picture, where it has more."""
+"""Positions drawn from each image's features, if there are more."""
 
 
 def is_fittable(layer: keras.layers.Layer) -> bool:
-  """Says whether one matrix is all that it does: Conv1D, Conv2D, Dense.
+  """Says whether a layer is one product of matrices: Conv1D, Conv2D, Dense.
 
-  Of one group, channels last, and called once.
+  It must have one group and channels last, and be called once.
   """
   return (is_prunable(layer)
           and not isinstance(layer, keras.layers.Conv2DTranspose)
@@ -36,26 +36,26 @@ def input_moments(
     teacher: Iterable[np.ndarray],
     layer: keras.layers.Layer,
 ) -> Moments:
-  """Sums the products of what a layer takes in a student and its teacher.
+  """Sums the products of a layer's inputs in a student and its teacher.
 
   Args:
-    student: what it takes there, batches of `[images, ..., channels]`.
-    teacher: the same, batch by batch, of a layer that may take more.
-    layer: says which windows of that.
+    student: the student's inputs, batches of `[images, ..., channels]`.
+    teacher: the teacher's, batch by batch; they may have more channels.
+    layer: gives the windows.
 
   Returns:
-    The sums over all positions of a small map and `POSITIONS` drawn from a
-    large one.
+    The sums over all positions, or over `POSITIONS` of them drawn from large
+    features.
 
   Raises:
-    ValueError: the layer takes what is not finite.
+    ValueError: the inputs are not finite.
   """
   random = np.random.default_rng(0)
   rows = MomentsOfRows()
   for batches in zip(student, teacher, strict=True):
     both = [_windows(batch, layer) for batch in batches]
     chosen = _positions(both[0], random)
-    rows.add(*(_rows(one, chosen) for one in both))
+    rows.add(*(_rows(windows, chosen) for windows in both))
   return _checked(layer, rows)
 
 
@@ -65,35 +65,36 @@ def own_moments(
     images: np.ndarray,
     batch_size: int,
 ) -> list[Moments]:
-  """Sums the products of what several layers take in one pass.
+  """Sums the products of several layers' inputs in one pass.
 
   Args:
-    model: whose input is `images`.
-    layers: of it.
+    model: takes `images`.
+    layers: of the model.
     images: `[count, height, width, channels]`.
-    batch_size: how many to run at a time.
+    batch_size: images a batch.
 
   Returns:
-    The sums of each layer, of a student that is its own teacher.
+    The sums of each layer, with the model as student and teacher.
 
   Raises:
-    ValueError: a layer takes what is not finite.
+    ValueError: a layer's inputs are not finite.
   """
-  net = keras.Model(model.inputs, [layer.input for layer in layers])
+  inputs_of = keras.Model(model.inputs, [layer.input for layer in layers])
   randoms = [np.random.default_rng(0) for _ in layers]
-  rows = [MomentsOfRows() for _ in layers]
+  collectors = [MomentsOfRows() for _ in layers]
   for start in range(0, len(images), batch_size):
     features = tf.nest.flatten(
-        net(images[start:start + batch_size], training=False))
-    for layer, random, one, batch in zip(
-        layers, randoms, rows, features, strict=True):
+        inputs_of(images[start:start + batch_size], training=False))
+    for layer, random, rows, batch in zip(
+        layers, randoms, collectors, features, strict=True):
       windows = _windows(batch, layer)
-      one.add(_rows(windows, _positions(windows, random)))
-  return [_checked(layer, one) for layer, one in zip(layers, rows, strict=True)]
+      rows.add(_rows(windows, _positions(windows, random)))
+  return [_checked(layer, rows)
+          for layer, rows in zip(layers, collectors, strict=True)]
 
 
 def _checked(layer: keras.layers.Layer, rows: MomentsOfRows) -> Moments:
-  """Raises or warns where the sums are no good."""
+  """Raises if the sums are not finite; warns if there are too few rows."""
   moments = rows.moments()
   if not moments.finite():
     raise ValueError(
@@ -109,7 +110,7 @@ def _checked(layer: keras.layers.Layer, rows: MomentsOfRows) -> Moments:
 
 def _positions(
     windows: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, ...]:
-  """Draws places of a map, in order."""
+  """Draws positions of the features, in order."""
   tall, wide = windows.shape[1:3]
   return np.unravel_index(
       np.sort(random.permutation(tall * wide)[:POSITIONS]), (tall, wide))
@@ -117,27 +118,27 @@ def _positions(
 
 def _rows(
     windows: np.ndarray, chosen: tuple[np.ndarray, ...]) -> np.ndarray:
-  """The windows at these places, each flat: `[rows, inputs]`, float64."""
+  """Flattens the windows at these positions: `[rows, inputs]`, float64."""
   return windows[:, chosen[0], chosen[1]].reshape(
       -1, math.prod(windows.shape[3:])).astype(np.float64)
 
 
 def _windows(inputs: tf.Tensor, layer: keras.layers.Layer) -> np.ndarray:
-  """What a layer multiplies its kernel with, position by position.
+  """Returns the windows that a layer multiplies its kernel with.
 
   Args:
     inputs: of the layer, `[batch, ..., channels]`.
     layer: a Conv1D, Conv2D or Dense.
 
   Returns:
-    A view `[batch, rows, columns, ...]`, whose last axes are the kernel's but
-    for its outputs; of a Conv1D with one column.
+    A view `[batch, rows, columns, ...]`. Its last axes are the kernel's without
+    the outputs. A Conv1D has one column.
   """
   inputs = np.asarray(inputs)
   if isinstance(layer, keras.layers.Dense):
     return inputs.reshape(len(inputs), -1, 1, inputs.shape[-1])
   sizes, strides, rates = (
-      (*one, 1)[:2] for one in (
+      (*setting, 1)[:2] for setting in (
           layer.kernel_size, layer.strides, layer.dilation_rate))
   if inputs.ndim == 3:
     inputs = inputs[:, :, None]
@@ -148,7 +149,7 @@ def _windows(inputs: tf.Tensor, layer: keras.layers.Layer) -> np.ndarray:
                for length, stride, span in zip(
                    inputs.shape[1:3], strides, spans, strict=True)]
     inputs = np.pad(inputs, [(0, 0), *(
-        (one // 2, one - one // 2) for one in missing), (0, 0)])
+        (count // 2, count - count // 2) for count in missing), (0, 0)])
   elif layer.padding == "causal":
     inputs = np.pad(inputs, [(0, 0), (spans[0] - 1, 0), (0, 0), (0, 0)])
   windows = np.lib.stride_tricks.sliding_window_view(

@@ -1,10 +1,10 @@
-"""The sums over what a layer takes that its least squares hang on.
+"""The sums over a layer's inputs that determine its least squares.
 
-A Conv2D or Dense layer is a matrix that its windows are multiplied with, row
-by row. What a student's layer can do for a teacher's hangs on two sums over all
-rows: the products of what the student's takes with itself, and with what the
-teacher's takes. Of few rows and many inputs, as of a Dense behind a Flatten,
-the rows are smaller than their products, and stand for them.
+A Conv2D or Dense layer multiplies its windows, row by row, with a matrix.
+Fitting a student's layer to a teacher's takes two sums over all rows. One sums
+the products of the student's inputs with themselves, the other with the
+teacher's. With few rows and many inputs, as in a Dense after a Flatten, the
+rows are smaller than their products. Then the rows are kept instead.
 """
 
 import abc
@@ -14,41 +14,41 @@ import numpy as np
 __all__ = ["DAMPING", "Inverse", "Moments", "MomentsOfRows"]
 
 DAMPING = 1e-2
-"""How much weights are held to what they were, in units of the inputs' mean
-square: what the pictures say nothing of stays."""
+"""How strongly weights are held to their old values, in units of the inputs'
+mean square. Weights that the images do not determine stay."""
 
 
 class Inverse(abc.ABC):
-  """`(H + d)^-1`, of the inputs that are left."""
+  """`(H + d)^-1`, of the remaining inputs."""
 
   @abc.abstractmethod
   def block(self, inputs: np.ndarray) -> np.ndarray:
-    """Gives the rows and columns of these numbers, `[some, some]`."""
+    """Returns the block of n inputs, `[n, n]`."""
 
   @abc.abstractmethod
   def without(
       self, gone: np.ndarray, weights: np.ndarray
   ) -> tuple["Inverse", np.ndarray]:
-    """Takes inputs away; the others' weights take over in least squares.
+    """Removes inputs and refits the others' weights in least squares.
 
     Args:
-      gone: which, bool, `[inputs]`.
+      gone: which to remove, bool, `[inputs]`.
       weights: `[inputs, outputs]`.
 
     Returns:
-      The inverse of the sums over those that stay, and their weights.
+      The inverse for the remaining inputs, and their weights.
     """
 
 
 class Moments(abc.ABC):
-  """`H = sum x^T x` and `C = sum x^T z`, over rows that two layers take.
+  """`H = sum x^T x` and `C = sum x^T z`, over the input rows of two layers.
 
-  Layers that take `x` and `z`, a student's and its teacher's, differ least by
+  A student's layer takes `x` and its teacher's takes `z`. The loss
 
       sum |x V - z W|^2 + d |V - S|^2
 
-  where `(H + d) V = C W + d S`. `S` is what weights are held to, by a damping
-  `d` of `DAMPING` times the mean of `H`'s diagonal, or 1 where that is zero.
+  is least for `(H + d) V = C W + d S`. The weights `V` are held to `S`. The
+  damping `d` is `DAMPING` times the mean of `H`'s diagonal, or 1 if that is 0.
 
   Attributes:
     diagonal: of `H + d`, `[inputs]`.
@@ -63,31 +63,31 @@ class Moments(abc.ABC):
 
   @abc.abstractmethod
   def finite(self) -> bool:
-    """Says whether all of them are."""
+    """Says whether all sums are finite."""
 
   @abc.abstractmethod
   def left(self, weights: np.ndarray) -> np.ndarray:
-    """Gives `(H + d) V`, of `V`'s shape, `[inputs, outputs]`."""
+    """Returns `(H + d) V`, of `V`'s shape, `[inputs, outputs]`."""
 
   @abc.abstractmethod
   def right(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Gives `C W + d S`, of `S`'s shape."""
+    """Returns `C W + d S`, of `S`'s shape."""
 
   @abc.abstractmethod
   def refitted(self, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Gives `V`, of `S`'s shape: `left(V)` is `right(weights, start)`."""
+    """Returns `V`, of `S`'s shape: `left(V)` is `right(weights, start)`."""
 
   @abc.abstractmethod
   def inverse(self) -> Inverse:
-    """Gives `(H + d)^-1`."""
+    """Returns `(H + d)^-1`."""
 
   @abc.abstractmethod
   def inverse_diagonal(self) -> np.ndarray:
-    """Gives its diagonal, `[inputs]`."""
+    """Returns the diagonal of `(H + d)^-1`, `[inputs]`."""
 
 
 class MomentsOfRows:
-  """Collects rows, and sums their products where they become too many."""
+  """Collects rows, and sums their products once they are too many."""
 
   def __init__(self) -> None:
     self.count = 0
@@ -98,21 +98,21 @@ class MomentsOfRows:
     """Adds rows.
 
     Args:
-      own: what the student's layer takes, `[rows, inputs]`, float64.
-      other: what the teacher's takes, `[rows, all]`; the same by default.
+      own: inputs of the student's layer, `[rows, inputs]`, float64.
+      other: inputs of the teacher's, `[rows, all]`; the same by default.
     """
     self.count += len(own)
     self._rows.append((own, own if other is None else other))
     if self.count < own.shape[1]:
       return
-    for one, another in self._rows:
-      self._own = self._own + one.T @ one
-      if another is not one:
-        self._cross = self._cross + one.T @ another
+    for student, teacher in self._rows:
+      self._own = self._own + student.T @ student
+      if teacher is not student:
+        self._cross = self._cross + student.T @ teacher
     self._rows.clear()
 
   def moments(self) -> Moments:
-    """Gives what they sum up to; one row or more must have come."""
+    """Returns the sums; there must be one row or more."""
     if not self._rows:
       return _Summed(
           self._own, None if np.isscalar(self._cross) else self._cross)
@@ -120,10 +120,10 @@ class MomentsOfRows:
 
 
 class _Summed(Moments):
-  """As matrices, `[inputs, inputs]` and `[inputs, all]`.
+  """The sums as matrices, `[inputs, inputs]` and `[inputs, all]`.
 
-  Of a layer that is its own teacher the second is the first, and is not kept:
-  `C W + d S = (H + d) W + d (S - W)`.
+  If student and teacher are the same layer, the second matrix equals the first
+  and is not kept: `C W + d S = (H + d) W + d (S - W)`.
   """
 
   def __init__(self, own: np.ndarray, cross: np.ndarray | None):
@@ -132,8 +132,8 @@ class _Summed(Moments):
     self._cross = cross
 
   def finite(self) -> bool:
-    return all(np.isfinite(one).all()
-               for one in (self._own, self._cross) if one is not None)
+    return all(np.isfinite(matrix).all()
+               for matrix in (self._own, self._cross) if matrix is not None)
 
   def left(self, weights: np.ndarray) -> np.ndarray:
     return self._own @ weights
@@ -154,7 +154,7 @@ class _Summed(Moments):
 
 
 class _InverseMatrix(Inverse):
-  """As it is, `[inputs, inputs]`."""
+  """The inverse as a matrix, `[inputs, inputs]`."""
 
   def __init__(self, matrix: np.ndarray):
     self._matrix = matrix
@@ -174,10 +174,10 @@ class _InverseMatrix(Inverse):
 
 
 class _Listed(Moments):
-  """As rows, `X` and `Z`: `H` is `X^T X`.
+  """The sums as rows, `X` and `Z`: `H` is `X^T X`.
 
-  By Woodbury, `(X^T X + d)^-1 = (1 - X^T K^-1 X) / d` with `K = X X^T + d`,
-  which is no larger than there are rows.
+  By Woodbury, `(X^T X + d)^-1 = (1 - X^T K^-1 X) / d` with `K = X X^T + d`, of
+  shape `[rows, rows]`.
   """
 
   def __init__(self, own: np.ndarray, other: np.ndarray):
@@ -207,7 +207,7 @@ class _Listed(Moments):
 
 
 class _InverseRows(Inverse):
-  """By the rows `X` of the inputs that are left."""
+  """The inverse by the rows `X` of the remaining inputs."""
 
   def __init__(self, rows: np.ndarray, damping: float):
     self._rows, self._damping = rows, damping

@@ -48,25 +48,25 @@ def prune_linear(
     where some have gone from a column: one inverse serves all columns.
   """
   start = weights.astype(np.float64)
-  wanted = moments.right(start, start)
+  target = moments.right(start, start)
   spread = moments.inverse_diagonal()[:, None]
   left = np.ones(weights.shape, bool)
   rounds = max(1, math.ceil(
       math.log(kept / left.size) / math.log(1 - ROUND_SHARE)))
-  fitted = _refitted(start, moments, wanted, left, ROUND_TOLERANCE)
+  fitted = _refitted(start, moments, target, left, ROUND_TOLERANCE)
   for number in range(1, rounds + 1):
     losses = np.where(left, np.square(fitted) / spread, np.inf)
     stay = round(left.size * (kept / left.size) ** (number / rounds))
     gone = np.argsort(losses, axis=None, kind="stable")[:left.sum() - stay]
     left.flat[gone] = False
     fitted = _refitted(
-        fitted, moments, wanted, left,
+        fitted, moments, target, left,
         ROUND_TOLERANCE if number < rounds else TOLERANCE)
   return fitted.astype(weights.dtype)
 
 
 def _refitted(
-    weights: np.ndarray, moments: Moments, wanted: np.ndarray,
+    weights: np.ndarray, moments: Moments, target: np.ndarray,
     left: np.ndarray, tolerance: float) -> np.ndarray:
   """Has `moments.left` give what is wanted, by weights in the places left.
 
@@ -74,9 +74,9 @@ def _refitted(
   """
   scale = moments.diagonal[:, None]
   fitted = weights * left
-  residual = (wanted - moments.left(fitted)) * left
+  residual = (target - moments.left(fitted)) * left
   enough = max(tolerance * np.linalg.norm(residual),
-               TOLERANCE * np.linalg.norm(wanted))
+               TOLERANCE * np.linalg.norm(target))
   step, last = 0.0, np.ones(weights.shape[1])
   for _ in range(ITERATIONS):
     if np.linalg.norm(residual) <= enough:
@@ -91,6 +91,6 @@ def _refitted(
   return fitted
 
 
-def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
   """Divides; 0 where a column is solved and both are."""
-  return np.divide(one, other, out=np.zeros_like(one), where=other > 0)
+  return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
