@@ -21,7 +21,7 @@ PARTS = ("train", "validation", "test")
 def skip_without_data() -> None:
   """Skips the running module where the examples cannot run."""
   helpers.skip_without_examples()
-  if "data" not in globals():
+  if "data_sets" not in globals():
     raise unittest.SkipTest("tqdm is not installed.")
 
 

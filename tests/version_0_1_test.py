@@ -1,6 +1,6 @@
 """What version 0.1 made still loads: models, files; and its names are known.
 
-`tools/keep_0_1.py`, in the history before the house was rebuilt, made them.
+A tool of that version, in the history before the house was rebuilt, made them.
 """
 
 import functools

@@ -226,7 +226,7 @@ class FolderTest(absltest.TestCase):
     folder = tiny.folder(self) / "out"
     exports.export_again("linear", folder)
     before = (folder / f"{NAME}.json").read_bytes()
-    write, calls = kap.files.write_whole, []
+    write, calls = atomic_files.write_whole, []
 
     def fails(path, content):
       calls.append(path)
