@@ -8,8 +8,8 @@
         --grid="none;lamp:0.8@plain;obs+refine:0.8@plain,e2kd,swa_hints"
 
 The sweep skips runs that have a row in results.jsonl, so it resumes where it
-stopped. `--minutes` stops it between two runs. The sweep writes tables and plots
-of all rows at the end.
+stopped. `--minutes` stops it between two runs. The sweep writes tables and
+plots of all rows at the end.
 """
 
 import time
