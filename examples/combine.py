@@ -4,9 +4,10 @@
         --layers=relu4 --way=prune+qat --way=prune+cluster+qat --sparsity=0.8 \
         --arm=plain --arm=swa_distillation
 
-Tfmot's preserving schemes keep pruned weights at zero and clusters intact during
-quantization. "calibrated_qat" starts from kernels and ranges that fit 8 bits. The
-script judges the int8 .tflite files and adds a row for each to results.jsonl.
+Tfmot's preserving schemes keep pruned weights at zero and clusters intact
+during quantization. "calibrated_qat" starts from kernels and ranges that fit 8
+bits. The script judges the int8 .tflite files and adds a row for each to
+results.jsonl.
 """
 
 from absl import app, flags

@@ -4,11 +4,11 @@
         --layers=relu4 --divisor=4 --divisor=8 --arm=distillation \
         --arm=swa_distillation
 
-These are the students of Park et al. 2020. Every layer has a half, a quarter or an
-eighth of the teacher's filters, with fresh weights. With `--reconstruct` a student
-starts from filters of the teacher. Pruning removes the filters that later layers
-can best compensate for, and refits those layers. The script judges each student's
-int8 .tflite file and adds a row for it to results.jsonl.
+These are the students of Park et al. 2020. Every layer has a half, a quarter or
+an eighth of the teacher's filters, with fresh weights. With `--reconstruct` a
+student starts from filters of the teacher. Pruning removes the filters that
+later layers can best compensate for, and refits those layers. The script judges
+each student's int8 .tflite file and adds a row for it to results.jsonl.
 """
 
 from absl import app, flags

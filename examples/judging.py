@@ -37,8 +37,8 @@ def judge(
 
   Args:
     models: the `tf_keras` models by name, including "teacher". The students'
-      models serve the count of multiply-accumulates and the outside judge, which
-      needs gradients.
+      models serve the count of multiply-accumulates and the outside judge,
+      which needs gradients.
     files: the .tflite files by the same names; they give all other figures.
     wcam: names the layer and the method.
     scenes: scenes that no model has seen.
@@ -237,8 +237,8 @@ def picture(
 ) -> bytes:
   """Draws scenes with the maps of the teacher and of every file.
 
-  The function sorts the scenes by their cosine to the teacher, averaged over the
-  files. It draws scenes at even steps from near the worst to near the best.
+  The function sorts the scenes by their cosine to the teacher, averaged over
+  the files. It draws scenes at even steps from near the worst to near the best.
 
   Args:
     teacher: the float model.

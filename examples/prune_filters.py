@@ -4,11 +4,12 @@
         --layers=relu4 --share=0.5 --share=0.7 --arm=plain \
         --arm=swa_distillation
 
-`--reconstruct` removes the filters that later layers can best compensate for, and
-refits those layers. It removes more from layers that can spare more. `--of=macs`
-removes enough filters to reduce the multiply-accumulates by the share. The
-student is an ordinary smaller model, and training continues. The script judges
-each student's int8 .tflite file and adds a row for it to results.jsonl.
+`--reconstruct` removes the filters that later layers can best compensate for,
+and refits those layers. It removes more from layers that can spare more.
+`--of=macs` removes enough filters to reduce the multiply-accumulates by the
+share. The student is an ordinary smaller model, and training continues. The
+script judges each student's int8 .tflite file and adds a row for it to
+results.jsonl.
 """
 
 from absl import app, flags

@@ -3,10 +3,10 @@
     python -m examples.quantize --teacher=out/teacher/teacher.h5 \
         --layers=relu4 --way=ptq --way=qat --arm=plain --arm=swa_distillation
 
-"ptq" is post-training quantization: it trains nothing and has one variant. "qat"
-is quantization-aware training. "calibrated_qat" is the same from equalized
-kernels and calibrated ranges. The script judges each int8 .tflite file and adds a
-row for it to results.jsonl.
+"ptq" is post-training quantization: it trains nothing and has one variant.
+"qat" is quantization-aware training. "calibrated_qat" is the same from
+equalized kernels and calibrated ranges. The script judges each int8 .tflite
+file and adds a row for it to results.jsonl.
 """
 
 from absl import app, flags

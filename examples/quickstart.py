@@ -1,13 +1,14 @@
 """The main job on real digits and photographs, from training to shipped file.
 
-The script trains a classifier. It then removes filters and trains for int8, once
-plainly and once by the recipe that preserves attribution maps. It reads the maps
-from both .tflite files and compares them with the classifier's maps.
+The script trains a classifier. It then removes filters and trains for int8,
+once plainly and once by the recipe that preserves attribution maps. It reads
+the maps from both .tflite files and compares them with the classifier's maps.
 
     python -m examples.quickstart --output=out/quickstart
 
-Two rivals can join with the flags below. "distilled" learns the teacher's scores in place of its maps.
-"refitted" has the recipe's start and preserves nothing.
+Two rivals can join with the flags below. "distilled" learns the teacher's
+scores in place of its maps. "refitted" has the recipe's start and preserves
+nothing.
 
     ... --arm=plain --arm=distilled --arm=refitted --arm=preserved
 """

@@ -8,9 +8,9 @@
         --grid="none;lamp:0.8@plain;obs+refine:0.8@plain,e2kd,swa_hints"
 
 The sweep skips runs that have a row in results.jsonl, so it resumes where it
-stopped. `--minutes` stops it between two runs. The sweep writes tables and plots
-of all rows at the end. TensorFlow keeps some memory of each training. So the
-sweep continues in a fresh process after `--restart_after` runs.
+stopped. `--minutes` stops it between two runs. The sweep writes tables and
+plots of all rows at the end. TensorFlow keeps some memory of each training. So
+the sweep continues in a fresh process after `--restart_after` runs.
 """
 
 import os

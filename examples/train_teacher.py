@@ -5,10 +5,10 @@
         --net=mobilenet --weights=imagenet --head_first --freeze_batch_norm \
         --learning_rate=3e-4 --flip --output=out/voc_teacher
 
-The script writes three files. teacher.h5 is the model. teacher.json holds figures
-on the validation and the test part, settings and versions. teacher.png shows
-attribution maps. A second run with the same flags resumes training, or reports
-that it is complete.
+The script writes three files. teacher.h5 is the model. teacher.json holds
+figures on the validation and the test part, settings and versions. teacher.png
+shows attribution maps. A second run with the same flags resumes training, or
+reports that it is complete.
 """
 
 import json

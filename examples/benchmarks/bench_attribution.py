@@ -2,10 +2,10 @@
 
     python -m examples.benchmarks.bench_attribution
 
-Every method explains the same images with the same model. Methods and peers take
-turns in short blocks, so other load on the machine affects all alike. The ratios
-are medians over blocks. Peers are tf-explain, Xplique, PAIR saliency and, for
-relevance, Captum. The table has only the installed peers.
+Every method explains the same images with the same model. Methods and peers
+take turns in short blocks, so other load on the machine affects all alike. The
+ratios are medians over blocks. Peers are tf-explain, Xplique, PAIR saliency
+and, for relevance, Captum. The table has only the installed peers.
 """
 
 import os

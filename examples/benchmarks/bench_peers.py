@@ -1,11 +1,11 @@
 """Other libraries' attribution methods, as functions of a batch of images.
 
 `peers` names the libraries that are not installed. All methods explain the same
-class of the same model. Captum explains a PyTorch model of the same architecture
-with other weights, as the time does not depend on them.
+class of the same model. Captum explains a PyTorch model of the same
+architecture with other weights, as the time does not depend on them.
 
-PAIR's occlusion (a window at every pixel) and its Grad-CAM are left out. They take
-one image a call, in more calls than the other libraries.
+PAIR's occlusion (a window at every pixel) and its Grad-CAM are left out. They
+take one image a call, in more calls than the other libraries.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ def _tf_explain(model: keras.Model, layer: str) -> Methods:
         noisy, model, target, Settings.samples).numpy()
 
   def occlusion(x):
-    with contextlib.redirect_stdout(io.StringIO()):  # Hides Keras's progress bar.
+    with contextlib.redirect_stdout(io.StringIO()):  # Hides progress.
       return [covering.get_sensitivity_map(
           model, image, target, x.shape[1] // 8) for image in x]
 

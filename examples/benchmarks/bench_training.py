@@ -2,14 +2,14 @@
 
     python -m examples.benchmarks.bench_training
 
-The others are fine-tuning and distillation. Every variant trains the same student
-on the same images. The variants take turns in short blocks, so other load on the
-machine affects all alike. The figures are medians over blocks. Each variant has
-its own process for the memory (on Linux). The table shows the peak of the process
-and the amount that its steps added, including tracing.
+The others are fine-tuning and distillation. Every variant trains the same
+student on the same images. The variants take turns in short blocks, so other
+load on the machine affects all alike. The figures are medians over blocks. Each
+variant has its own process for the memory (on Linux). The table shows the peak
+of the process and the amount that its steps added, including tracing.
 
-A last table trains with more and more labels; every image has three. The cost of
-`target="present"` depends on these three, not on the number of labels.
+A last table trains with more and more labels; every image has three. The cost
+of `target="present"` depends on these three, not on the number of labels.
 """
 
 import json
@@ -112,8 +112,8 @@ def label_times(net: str) -> dict[int, dict[str, list[float]]]:
   """Trains on images of several labels each.
 
   Returns:
-    Seconds by number of labels and by variant. The first value is the first step
-    with its trace, the second a later step, the median over all blocks.
+    Seconds by number of labels and by variant. The first value is the first
+    step with its trace, the second a later step, the median over all blocks.
   """
   rng = np.random.default_rng(0)
   results = {}

@@ -1,1 +1,1 @@
-"""Making a .tflite file from a model."""
+"""Converts a model to a .tflite file."""

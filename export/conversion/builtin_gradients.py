@@ -1,14 +1,14 @@
 """Gradients of a model's tail, written in operators that TFLite has.
 
 TensorFlow's own gradients of ReLU, batch normalization, pooling and depthwise
-convolution are operations of their own, unknown to TFLite. Each rule here
+convolution are separate operations, unknown to TFLite. Each rule here
 computes the same numbers from ordinary operators, for one image and known
 sizes. A mask selects between a tensor and a number, which converts to
 SELECT_V2. Three tensors of one shape would become SELECT, which TFLite Micro
 lacks. Nothing divides at run time, so that int8 kernels can follow.
 
-A tape keeps an operation's inputs and outputs only where TensorFlow's own
-gradient needs them, so a rule takes sizes from the gradient it is given.
+A tape keeps an operation's inputs and outputs only if TensorFlow's own gradient
+needs them. So a rule takes sizes from the incoming gradient.
 
 `MatMul`, `BiasAdd`, additions, reshapes, padding and concatenation need no
 rule: TensorFlow's gradients of them convert.

@@ -57,20 +57,21 @@ def convert(
   For phones, `predict` gives `logits`, and `predictions` where the model ends
   in a softmax or sigmoid. It has no operator more than the bare model.
 
-  `explain` takes `images` and, for SWA, `class_weights [1, classes]`: zeros for
-  the top class, a one-hot vector for a class, 1 and -1 for "this rather than
-  that". It gives the same logits to the last bit. It gives `map [1, height,
-  width]` in floats, not negative, in Grad-CAM's units, ready to be drawn. It
-  also gives `features` and, for SWA, `sensitivity [1, 1, 1, channels]`.
+  `explain` takes `images` and, for SWA, `class_weights [1, classes]`. Zeros
+  mean the top class, a one-hot vector means a class, and 1 and -1 mean "this
+  rather than that". It gives the same logits to the last bit. It gives
+  `map [1, height, width]` in floats, not negative, in Grad-CAM's units, ready
+  to be drawn. It also gives `features` and, for SWA, `sensitivity [1, 1, 1,
+  channels]`.
   Roads to that map:
 
   - "tail": the map comes from the file's features, in floats, by the backward
     pass through the layers behind the explained layer. For pooling and a linear
     layer this pass is one product with the head's weights.
   - "whole": features and map come from the whole model in floats, run beside
-    the integer model. Most weights are read from those of `predict`. This road
-    serves where the file's features differ too much from the Keras model's, or
-    where a branch reaches the logits without passing the layer.
+    the integer model. Most weights are shared with `predict`. This road serves
+    where the file's features differ too much from the Keras model's, or where a
+    branch reaches the logits without passing the layer.
   - "features": no map in the file; see below.
 
   For microcontrollers the file has one subgraph, all of one number type, that
@@ -90,10 +91,11 @@ def convert(
     wcam: its first student layer and method are used.
     mode: "float32"; "float16", weights stored in half precision; "dynamic",
       weights in int8, computing in float; "int8", integers throughout, inputs
-      and outputs too; "int16x8", as "int8" with activations, inputs and outputs
-      of 16 bits. Integer ranges come from quantization-aware training or else
-      from the representative images. The runtimes "builtin", "reference" and
-      "tflm" compute "int16x8" in integers; "xnnpack" leaves it to "builtin".
+      and outputs too. Or "int16x8", as "int8" with activations, inputs and
+      outputs of 16 bits. Integer ranges come from quantization-aware training
+      or else from the representative images. The runtimes "builtin",
+      "reference" and "tflm" compute "int16x8" in integers; "xnnpack" leaves it
+      to "builtin".
     representative_images: `[images, height, width, channels]`, a hundred or
       more training images, in the range the model takes. Or batches of them: a
       function for TFLite's converter, a generator or a `tf.data.Dataset`, with
@@ -113,8 +115,8 @@ def convert(
 
   Returns:
     The bytes of the .tflite file. Its metadata "keras_attr_preserve" say layer,
-    method, mode, target and road, the median cosine, on how many images of
-    which range it was measured, and why that road was taken.
+    method, mode, target, road and the reason for the road. They also say the
+    median cosine, and the number and range of the images it was measured on.
 
   Raises:
     TypeError, ValueError: an argument is not as above; representative images

@@ -50,7 +50,7 @@ def run_converter(
     _set_mode(converter, mode, samples)
     try:
       return run(converter)
-    # The converter raises errors of its own private classes, and others.
+    # The converter raises private error classes, among others.
     except Exception as error:
       raise ValueError(
           f"model: TFLite cannot express it. {shortened(error)}") from error

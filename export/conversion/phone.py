@@ -122,8 +122,8 @@ def _choose(
   """Builds files until one reaches the bar, or all are built.
 
   Returns:
-    The first file whose cosine is not below the bar, or else the best; its
-    road, its weights, its cosine; and notes on the files before it.
+    The first file whose cosine is not below the bar, or else the best. Then its
+    road, its weights, its cosine, and notes on the files before it.
 
   Raises:
     BypassError: no file can be built.

@@ -75,7 +75,7 @@ class Search:
     return list(self._tried.values())
 
   def run(self, require: float) -> Trial | None:
-    """Searches; later calls remember what was tried.
+    """Searches; later calls reuse earlier trials.
 
     Args:
       require: the least value of the statistic.

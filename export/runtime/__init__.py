@@ -1,1 +1,1 @@
-"""Running a .tflite file, safely, and counting what that costs."""
+"""Runs a .tflite file safely and measures its cost."""

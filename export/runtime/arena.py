@@ -1,9 +1,9 @@
-"""How much memory a file's tensors need while it runs.
+"""Computes the memory that a file's tensors need at run time.
 
 TFLite Micro keeps everything in one block, the tensor arena, which the program
-sets aside beforehand. Its head holds the tensors and the scratch of kernels,
-planned as below; its tail what lives as long as the interpreter: structures,
-multipliers of each channel, variables.
+reserves beforehand. The head of the arena holds tensors and the scratch of
+kernels, planned as below. The tail holds data that live as long as the
+interpreter: structures, multipliers of each channel, variables.
 
 Source of the plan: tensorflow/lite/micro/micro_allocation_info.cc and
 memory_planner/greedy_memory_planner.cc of tflite-micro.
@@ -28,16 +28,16 @@ _OTHER_GRAPHS = ("CALL", "CALL_ONCE", "IF", "WHILE")
 
 @dataclasses.dataclass(frozen=True)
 class ArenaPlan:
-  """Where TFLite Micro puts the tensors of a subgraph.
+  """The places of a subgraph's tensors in TFLite Micro's arena.
 
   Attributes:
     head: bytes from the first tensor's beginning to the last one's end.
-    live: the most bytes that are in use at once, 16-byte rounding included: no
-      plan can do with less.
-    operator: where that is: its number in the subgraph and its name, such as
-      "3 CONV_2D".
-    offsets: where each tensor begins, by its number in the subgraph; constants
-      and variables have no place.
+    live: the most bytes in use at once, rounded up to 16 for each tensor. Every
+      plan needs at least these.
+    operator: the operator that needs them: its number in the subgraph and its
+      name, such as "3 CONV_2D".
+    offsets: the offset of each tensor, by its number in the subgraph. Constants
+      and variables have none.
   """
 
   head: int
@@ -48,17 +48,17 @@ class ArenaPlan:
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredArena:
-  """What the TFLite Micro interpreter takes, in bytes.
+  """The bytes that the TFLite Micro interpreter uses.
 
-  Measured on this machine, with reference kernels: where pointers have 32 bits
-  the tail is smaller; kernels tuned for a processor (CMSIS-NN) may ask for more
-  scratch in the head.
+  Measured on this machine, with reference kernels. The tail is smaller where
+  pointers have 32 bits. Kernels tuned for a processor (CMSIS-NN) may ask for
+  more scratch in the head.
 
   Attributes:
-    head: the plan as the interpreter made it.
-    tail: what lives as long as the interpreter.
-    smallest: the smallest arena, in steps of 16, in which the file is set up:
-      head and tail, and where these are small the room that planning takes.
+    head: the head, as the interpreter planned it.
+    tail: data that live as long as the interpreter.
+    smallest: the smallest arena, in steps of 16, in which the file can be set
+      up: head and tail, and for small files the room that planning takes.
   """
 
   head: int
@@ -68,7 +68,7 @@ class MeasuredArena:
 
 @dataclasses.dataclass
 class _Buffer:
-  """What is to be placed: a tensor, or an operator's scratch."""
+  """Memory that needs a place: a tensor, or an operator's scratch."""
 
   size: int
   first: int
@@ -82,24 +82,24 @@ class _Buffer:
 def plan_arena(tflite_model: bytes, subgraph: int = 0) -> ArenaPlan:
   """Plans the head of a tensor arena as TFLite Micro does.
 
-  Greedily: buffers by size, the largest first, each into the first gap between
-  those that are alive at the same time.
+  The plan is greedy: buffers are placed by size, the largest first. Each goes
+  into the first gap between buffers that are alive at the same time.
 
   Args:
     tflite_model: the file's bytes.
-    subgraph: its number.
+    subgraph: the number of the subgraph.
 
   Returns:
     The plan, with the scratch that reference kernels ask for.
 
   Raises:
     TypeError, ValueError: not a .tflite file, or a damaged one; no such
-      subgraph; one that calls others, or has tensors of no fixed size.
+      subgraph; a subgraph that calls others, or has tensors of no fixed size.
   """
   model = read_model(tflite_model)
   buffers = _buffers(model, _graph(model, subgraph), 16)
   places = _placed(buffers)
-  # Where most is alive; time 0 is before the first operator.
+  # Bytes alive at each time; time 0 is before the first operator.
   alive = {time: sum(buffer.size for buffer in buffers
                      if buffer.first <= time <= buffer.last)
            for time in {buffer.first for buffer in buffers}}
@@ -117,11 +117,11 @@ def plan_arena(tflite_model: bytes, subgraph: int = 0) -> ArenaPlan:
 
 
 def phone_arena(tflite_model: bytes) -> int:
-  """Estimates the bytes LiteRT sets aside for tensors once all has been called.
+  """Estimates LiteRT's bytes for tensors after all subgraphs have been called.
 
-  The sum over the subgraphs, since each keeps an arena of its own from its
-  first call on; tensors aligned to 64 bytes. XNNPACK's packed weights and
-  workspace come on top.
+  This is a sum over subgraphs: each keeps an arena from its first call on.
+  Tensors are aligned to 64 bytes. XNNPACK's packed weights and workspace come
+  on top.
 
   Args:
     tflite_model: the file's bytes.
@@ -144,18 +144,17 @@ def phone_arena(tflite_model: bytes) -> int:
 
 
 def measure_arena(tflite_model: bytes) -> MeasuredArena:
-  """Asks the real TFLite Micro interpreter, in a process of its own.
+  """Measures an arena with the real interpreter, in a separate process.
 
   Args:
     tflite_model: the bytes of a file with one subgraph.
 
   Returns:
-    What it takes.
+    The bytes of the TFLite Micro interpreter.
 
   Raises:
     ImportError: the package tflite-micro is not installed.
-    TypeError, ValueError: not a .tflite file, or one that the interpreter
-      refuses.
+    TypeError, ValueError: not a .tflite file, or the interpreter refuses it.
   """
   graphs = len(read_model(tflite_model).subgraphs)
   if graphs != 1:
@@ -173,7 +172,7 @@ def _graph(model: schema.ModelT, number: int) -> schema.SubGraphT:
 
 
 def _buffers(model, graph, alignment: int) -> list[_Buffer]:
-  """Lists what needs a place, with the first and last operator that uses it."""
+  """Lists the buffers to place, each with its first and last operator."""
   first, last = {}, {}
   for tensor in (*graph.inputs, *graph.outputs):
     first[int(tensor)] = last[int(tensor)] = 0
@@ -204,9 +203,9 @@ def _buffers(model, graph, alignment: int) -> list[_Buffer]:
 
 
 def _placed(buffers: list[_Buffer]) -> list[int]:
-  """Gives each buffer's offset."""
+  """Returns each buffer's offset."""
   places = {}
-  # Of equal sizes TFLite Micro takes the later one first.
+  # Among equal sizes TFLite Micro places later buffers first.
   order = sorted(
       reversed(range(len(buffers))), key=lambda i: -buffers[i].size)
   for i in order:

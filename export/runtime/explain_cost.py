@@ -1,4 +1,4 @@
-"""What `explain` costs beside `predict`: bytes, time and memory."""
+"""Measures the cost of `explain` beside `predict`: bytes, time and memory."""
 
 import dataclasses
 import os
@@ -28,20 +28,20 @@ __all__ = ["ExplainCost", "explain_cost"]
 
 @dataclasses.dataclass(frozen=True)
 class ExplainCost:
-  """What a file's `explain` costs; `str` of it is one paragraph to read.
+  """The cost of a file's `explain`; its `str` is a paragraph to read.
 
   Attributes:
-    road: how the file's map is made.
-    bytes: of the file.
-    predict_bytes: of the same file with nothing but `predict`.
-    predict_ms: milliseconds of one call, the median.
-    explain_ms: likewise, of `explain`.
-    time_ratio: explain's over predict's, the median over pairs of calls that
-      follow on each other, so that other load on the machine hits both.
-    predict_arena: bytes for the tensors of a program that only predicts.
-    arena: for one that has called both. See `phone_arena`; the packed weights
-      that XNNPACK keeps come on top.
-    runtime: where it was timed.
+    road: how the file computes its map.
+    bytes: the bytes of the file.
+    predict_bytes: the bytes of the same file with `predict` alone.
+    predict_ms: milliseconds of a call of `predict`, the median.
+    explain_ms: milliseconds of a call of `explain`, the median.
+    time_ratio: explain's time over predict's, the median over pairs of
+      successive calls, so that other load on the machine affects both.
+    predict_arena: bytes for tensors in a program that only predicts.
+    arena: bytes for tensors in a program that has called both. See
+      `phone_arena`; XNNPACK's packed weights come on top.
+    runtime: the runtime that was timed.
   """
 
   road: str
@@ -70,12 +70,12 @@ def explain_cost(
     runtime: str = "xnnpack",
     calls: int = 30,
 ) -> ExplainCost:
-  """Measures what `explain` costs.
+  """Measures the cost of `explain`.
 
   Args:
     tflite_model: a file's bytes or path, made by `convert`.
     runtime: "xnnpack", "builtin" or "reference"; see `Interpreter`.
-    calls: how many pairs of calls are timed, after three that are not.
+    calls: the number of pairs of calls to time, after three untimed pairs.
 
   Returns:
     The figures.
@@ -109,7 +109,7 @@ def explain_cost(
 
 
 def _predict_alone(tflite_model: bytes, metadata: dict) -> bytes:
-  """Returns the file with nothing in it that `predict` does not need."""
+  """Returns the file with only the tensors and operators of `predict`."""
   model = read_model(tflite_model)
   entry, = [signature for signature in model.signatureDefs
             if signature.signatureKey == b"predict"]
@@ -123,14 +123,14 @@ def _predict_alone(tflite_model: bytes, metadata: dict) -> bytes:
   entry.subgraphIndex = 0
   model.metadata = []
   drop_unused(model)
-  # As large a note as the file's own, and sealed like it.
+  # The same metadata and a seal, so that their bytes do not count.
   return annotate(write_model(model), metadata, {})
 
 
 def _timed(
     tflite_model: bytes, alone: bytes, runtime: str, calls: int
 ) -> np.ndarray:
-  """Times `predict` and `explain` in turns; seconds, `[2, calls]`."""
+  """Times `predict` and `explain` in turns; returns seconds `[2, calls]`."""
   rng = np.random.default_rng(0)
   ready = []
   for content, name in ((alone, "predict"), (tflite_model, "explain")):
@@ -149,7 +149,7 @@ def _timed(
 
 def _noise(
     signature: Signature, rng: np.random.Generator) -> dict[str, np.ndarray]:
-  """One picture of noise, and zeros that ask for the top class."""
+  """Returns an image of noise; zeros as class weights mean the top class."""
   feeds = {}
   for name, spec in signature.inputs.items():
     values = np.zeros(spec.shape, np.float32)

@@ -1,4 +1,4 @@
-"""What is in a .tflite file, anybody's."""
+"""Inspects any .tflite file."""
 
 import collections
 import dataclasses
@@ -33,15 +33,15 @@ class TensorInfo:
 
   Attributes:
     subgraph: the number of its subgraph.
-    index: its number there.
-    name: as the converter gave it.
+    index: its number in the subgraph.
+    name: the converter's name for it.
     shape: with the batch.
-    type: of its numbers, such as "INT8".
+    type: its number type, such as "INT8".
     kind: "input", "output", "constant", "variable" or "between".
-    scale: real value of one step; the smallest and the largest where each
-      channel has one of its own; None for floats.
+    scale: real value of one step, the smallest and the largest over channels;
+      None for floats.
     zero_point: the integer that stands for 0; None for floats.
-    channels: how many scales it has, 0 for floats.
+    channels: the number of scales, 0 for floats.
   """
 
   subgraph: int
@@ -57,31 +57,31 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-  """What `inspect_file` finds.
+  """The result of `inspect_file`.
 
   Attributes:
     bytes: the file's size.
-    bytes_gzipped: compressed, as in an update over the air.
+    bytes_gzipped: the compressed size, as in an update over the air.
     sparsity: the share of zeros among the weights, 0..1.
-    sealed: whether it bears the seal of `convert`, unbroken.
-    attribution: what `convert` wrote of layer, method, mode and road; None in
-      somebody else's file.
-    signatures: by name: the number of the subgraph, and the indices of the
-      tensors behind the names of inputs and of outputs.
-    operators: for each subgraph how often it has each operator, in the order of
+    sealed: whether it has the unbroken seal of `convert`.
+    attribution: the metadata of `convert`: layer, method, mode and road; None
+      in files not made by `convert`.
+    signatures: by name: the number of the subgraph, and the tensor index of
+      each input and output by name.
+    operators: for each subgraph the count of each operator, in the order of
       first use.
-    types: how many tensors of each number type there are, constants included.
-    tensors: all of them.
-    arena_head: bytes of TFLite Micro's plan; None where it takes no such file.
+    types: the number of tensors of each number type, constants included.
+    tensors: all tensors.
+    arena_head: bytes of TFLite Micro's plan; None if it does not take the file.
     arena_live: the most bytes in use at once.
-    arena_measured: what the real interpreter takes, head, tail and smallest
-      arena; None where it is not installed or refuses the file.
+    arena_measured: head, tail and smallest arena of the real interpreter; None
+      if it is not installed or refuses the file.
     arena_phone: estimated bytes of LiteRT's arenas, of all subgraphs together;
-      None where tensors have no fixed size.
-    litert_reason: why LiteRT does not load and run it; None where it does.
-    tflm: whether TFLite Micro takes it: by the interpreter's own word where
-      that is installed, else by its operators.
-    tflm_reasons: why not.
+      None if tensors have no fixed size.
+    litert_reason: why LiteRT does not load and run the file; None if it does.
+    tflm: whether TFLite Micro takes the file. The interpreter decides if it is
+      installed, the list of operators otherwise.
+    tflm_reasons: why it does not.
   """
 
   bytes: int
@@ -102,7 +102,7 @@ class Inspection:
   tflm_reasons: list[str]
 
   def to_dict(self) -> dict[str, Any]:
-    """Gives all of it in plain values, for JSON."""
+    """Returns all attributes as plain values, for JSON."""
     return dataclasses.asdict(self)
 
   def __str__(self) -> str:
@@ -111,13 +111,13 @@ class Inspection:
 
 
 def inspect_file(tflite_model: bytes) -> Inspection:
-  """Looks into a file; where it is run, that is in another process.
+  """Inspects a file; runs it in another process only.
 
   Args:
     tflite_model: its bytes.
 
   Returns:
-    What is in it. `print` it, or take what you need.
+    The inspection. `print` it, or read its attributes.
 
   Raises:
     TypeError, ValueError: not a .tflite file, or a damaged one.
@@ -161,7 +161,7 @@ def inspect_file(tflite_model: bytes) -> Inspection:
 
 
 def _refusals(model: schema.ModelT, content: bytes) -> list[str]:
-  """Says why TFLite Micro does not take a file, as far as reading it tells."""
+  """Lists reasons why TFLite Micro refuses a file, without running it."""
   reasons = []
   if len(model.subgraphs) != 1:
     reasons.append(f"{len(model.subgraphs)} subgraphs, of which it takes one")

@@ -1,4 +1,4 @@
-"""Reading scores and maps back from a .tflite file."""
+"""Reads scores and maps from a .tflite file."""
 
 import os
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ _NOT_OURS = ("tflite_model carries no attribution: it was not made by "
 
 
 class Explanation(NamedTuple):
-  """What `Interpreter.explain` gives.
+  """The result of `Interpreter.explain`.
 
   Attributes:
-    maps: float32 `[images, height, width]`, not negative; of a WCAM with method
-      "swa" in the units of Grad-CAM.
+    maps: float32 `[images, height, width]`, not negative; for method "swa" in
+      the units of Grad-CAM.
     logits: float32 `[images, classes]`.
   """
 
@@ -46,16 +46,16 @@ def tflm_installed() -> bool:
 
 
 class Interpreter:
-  """Runs a .tflite file, floats in and out whatever its number types.
+  """Runs a .tflite file with floats as input and output, for all types.
 
       maps, logits = Interpreter(tflite_model).explain(images)
 
   Attributes:
-    metadata: what `convert` wrote: layer, method, mode and road; None in a file
-      of somebody else's, which can `predict` but not `explain`.
+    metadata: the metadata of `convert`: layer, method, mode and road. None in
+      other files, which can `predict` but not `explain`.
     signatures: the file's signatures, by name.
 
-  Several threads may ask it; their calls wait for each other.
+  Several threads may call it; their calls wait for each other.
   """
 
   def __init__(
@@ -67,12 +67,12 @@ class Interpreter:
       tflite_model: its bytes, or its path.
       runtime: "xnnpack", LiteRT as phones run it; "builtin", LiteRT without
         XNNPACK; "reference", LiteRT's reference kernels; "tflm", the real
-        TFLite Micro interpreter, in a process of its own.
+        TFLite Micro interpreter, in a separate process.
 
     Raises:
       OSError: the path cannot be read.
-      TypeError, ValueError: not a .tflite file, a damaged one, one that the
-        runtime refuses, or no such runtime.
+      TypeError, ValueError: not a .tflite file, a damaged one, no such runtime,
+        or the runtime refuses the file.
       ImportError: "tflm" without the package tflite-micro.
     """
     if runtime not in RUNTIMES:
@@ -91,7 +91,7 @@ class Interpreter:
 
   @property
   def runtime(self) -> str:
-    """What runs the file: the runtime asked for, or "builtin" and why.
+    """The runtime in use: the chosen one, or "builtin" and the reason.
 
     LiteRT's reference kernels lack some operators, such as ELU.
     """
@@ -99,20 +99,20 @@ class Interpreter:
 
   @property
   def gives_logits(self) -> bool | None:
-    """Whether `predict` gives logits; None in a file of somebody else's."""
+    """Whether `predict` gives logits; None in files not made by `convert`."""
     if self.metadata is None:
       return None
     return "predictions" not in self.signatures["predict"].outputs
 
   @property
   def input(self) -> ImageInput:
-    """What the file takes; channels last where its shape does not tell."""
+    """The file's image input; channels last if its shape does not tell."""
     return shape_input(
         self.input_shape, "tflite_model", default="channels_last")
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """The shape of one image: `(height, width, channels)`, or as the model."""
+    """The shape of one image: `(height, width, channels)`, or the model's."""
     return self._signature("predict").inputs[self._image_name].shape[1:]
 
   def predict(self, images: np.ndarray, *, logits: bool = False) -> np.ndarray:
@@ -120,16 +120,16 @@ class Interpreter:
 
     Args:
       images: `[images, height, width, channels]`, in the range that the Keras
-        model takes; quantizing them is this method's business.
+        model takes; this method quantizes them.
       logits: whether to return the scores before a softmax or sigmoid.
 
     Returns:
-      What the Keras model gives, float32 `[images, classes]`.
+      The Keras model's output, float32 `[images, classes]`.
 
     Raises:
-      TypeError, ValueError: images of another shape, range or with NaN; a file
-        with several outputs and no signature; or the logits of a file of
-        somebody else's are asked for.
+      TypeError, ValueError: images of another shape or range, or with NaN; a
+        file with several outputs and no signature; or `logits` is True for a
+        file that `convert` did not make.
     """
     if logits and self.metadata is None:
       raise ValueError(
@@ -148,18 +148,19 @@ class Interpreter:
         "predictions" if "predictions" in outputs else "logits")]
 
   def explain(self, images: np.ndarray, targets: Any = None) -> Explanation:
-    """Explains each image's score by the file's own features.
+    """Explains each image's score from the file's own features.
 
     Args:
       images: as for `predict`.
       targets: None for the file's top class, a class number, class numbers
-        `[images]`, or float weights of the logits `[images, classes]`: 1 and -1
-        for what speaks for one class rather than another; all zero for nothing.
+        `[images]`, or float weights of the logits `[images, classes]`. Weights
+        1 and -1 explain one class rather than another; all zero give a zero
+        map.
 
     Returns:
-      Maps and logits. The map is the file's own where it has one (for phones);
-      otherwise it is put together from the features and sensitivity of the
-      file, or its head's weights.
+      Maps and logits. Files for phones compute the map themselves. For others
+      it is computed here from the file's features and its sensitivity or head
+      weights.
 
     Raises:
       TypeError, ValueError: an argument is not as above, or the file carries no
@@ -178,7 +179,7 @@ class Interpreter:
     return Explanation(maps.astype(np.float32), logits)
 
   def features(self, images: np.ndarray) -> np.ndarray:
-    """Reads the features that the map is made of.
+    """Reads the features that the map is computed from.
 
     Args:
       images: as for `predict`.
@@ -194,25 +195,25 @@ class Interpreter:
     return self._run("explain", {"images": self._checked(images)})["features"]
 
   def _map_of_the_file(self, images, weights):
-    """Maps that the file computes; zeros ask it for its own top class."""
+    """Returns the file's own maps; it takes zeros for its top class."""
     feeds = {"images": images}
     if self.metadata["method"] == "ewa" or weights is None:
       # An input that is not fed is all zero.
       outputs = self._run("explain", feeds)
       return outputs["map"], outputs["logits"]
     outputs = self._run("explain", {**feeds, "class_weights": weights})
-    # Nothing weighted is a map of nothing, not of the top class.
+    # Weights of all zero must give a zero map, not the top class's.
     asked = np.any(weights, axis=1)[:, None, None]
     return np.where(asked, outputs["map"], 0), outputs["logits"]
 
   def _map_put_together(self, images, weights):
-    """Maps from features and sensitivity, of files that have no map."""
+    """Returns maps from features and sensitivity, for files without a map."""
     feeds = {"images": images}
     sensitivity = 0
     if self.metadata["road"] == "gradient":
       if weights is None:
         weights = _top_class(self.predict(images, logits=True))
-      # The ranges of the backward pass are those of weights up to 1.
+      # The ranges of the backward pass were measured on weights up to 1.
       size = np.abs(weights).max(1, keepdims=True)
       size[size == 0] = 1
       outputs = self._run("explain", {**feeds, "class_weights": weights / size})
@@ -237,11 +238,11 @@ class Interpreter:
     """Runs a signature on the file's own numbers, such as int8.
 
     Args:
-      name: of the signature.
-      feeds: for each of its inputs an array, the first axis the images.
+      name: the name of the signature.
+      feeds: an array for each of its inputs; the first axis is the images.
 
     Returns:
-      Its outputs as they are, by name.
+      Its outputs by name, in the file's numbers.
     """
     return self._runtime.run(name, self.signatures[name], feeds)
 
@@ -261,7 +262,7 @@ class Interpreter:
     low, high = spec.range
     step, slack = spec.scale, (high - low) / 2
     if not step:
-      # Floats clip nothing; but another range is no matter of a few images.
+      # Floats do not clip, so only a very different range is an error.
       low, high = (self.metadata or {}).get(
           "representative_range", (-np.inf, np.inf))
       step, slack = (high - low) / 255, 10 * (high - low)
@@ -277,11 +278,11 @@ class Interpreter:
   def _run(
       self, name: str, feeds: Mapping[str, np.ndarray]
   ) -> dict[str, np.ndarray]:
-    """Runs a signature on floats, an image at a time, and joins the floats."""
+    """Runs a signature on floats, image by image, and joins the outputs."""
     key = name if name in self.signatures else next(iter(self.signatures))
     signature = self.signatures[key]
     count = len(next(iter(feeds.values())))
-    # Zeros for what is not fed: of a file with one subgraph `predict` has the
+    # Missing inputs are zeros: in a file with one subgraph `predict` has the
     # inputs of `explain`, too.
     encoded = {input_name: spec.encode(feeds.get(
         input_name, np.zeros([count, *spec.shape[1:]], np.float32)))
@@ -301,13 +302,13 @@ class Interpreter:
 
 
 def _top_class(logits: np.ndarray) -> np.ndarray:
-  """Weights of the logits for the top class."""
+  """Returns weights of the logits for the top class."""
   return class_weights(top_classes(logits, True), *logits.shape)
 
 
 def _check_explain(
     metadata: Any, entries: Mapping[str, Signature]) -> None:
-  """Raises ValueError where a file lacks what its metadata promises."""
+  """Raises ValueError if a file lacks tensors that its metadata promise."""
   known = isinstance(metadata, dict) and metadata.get("road") in _ROADS and (
       metadata.get("method") in ("swa", "ewa"))
   predict, explain = entries.get("predict"), entries.get("explain")
@@ -322,9 +323,9 @@ def _check_explain(
 
 
 def _ranks(metadata: Mapping[str, Any]) -> dict[str, int]:
-  """Which tensors `explain` must have, each with its number of dimensions.
+  """Lists the tensors `explain` must have, with their numbers of dimensions.
 
-  Images besides, of as many as the model takes.
+  The input `images` is not listed: the model decides its dimensions.
   """
   ranks = {"logits": 2, "features": 4}
   if metadata["road"] in _MAP_IN_FILE:

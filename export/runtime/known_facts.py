@@ -1,4 +1,4 @@
-"""What a file of ours already says, and so nobody need say again."""
+"""Reads layer and method from files, so that callers need not repeat them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["check_layer", "check_method", "file_metadata", "known_wcam"]
 
 
 def file_metadata(content: bytes) -> dict[str, Any] | None:
-  """Reads what `convert` wrote into a file; None in one of somebody else's.
+  """Reads the metadata of `convert`; None if `convert` did not make the file.
 
   Args:
     content: the file's bytes.
@@ -20,7 +20,7 @@ def file_metadata(content: bytes) -> dict[str, Any] | None:
   Raises:
     TypeError, ValueError: not a .tflite file, or a damaged one.
   """
-  # The seal is looked at; as for "tflm" nothing is run yet.
+  # This checks the seal; with "tflm" nothing runs yet.
   metadata = read_metadata(checked_model(content, "tflm"))
   if metadata is not None and not (isinstance(metadata, dict) and all(
       isinstance(metadata.get(name), str) for name in ("layer", "method"))):
@@ -34,13 +34,13 @@ def known_wcam(metadata: Mapping[str, Any] | None, wcam: WCAM | None) -> WCAM:
   """Returns the WCAM that fits a file: the given one, or the file's own.
 
   Args:
-    metadata: of the file; see `file_metadata`.
-    wcam: what the caller gave; None for what the file says.
+    metadata: the file's metadata; see `file_metadata`.
+    wcam: the caller's WCAM; None for the file's own.
 
   Raises:
-    TypeError: it is no WCAM.
-    ValueError: it names another layer or method than the file was made for; or
-      None, and the file says nothing.
+    TypeError: `wcam` is no WCAM.
+    ValueError: `wcam` names another layer or method than the file was made for;
+      or it is None and the file has no metadata.
   """
   if wcam is not None:
     check_wcam(wcam)
@@ -59,7 +59,7 @@ def known_wcam(metadata: Mapping[str, Any] | None, wcam: WCAM | None) -> WCAM:
 
 def check_method(
     metadata: Mapping[str, Any], method: str, name: str = "the file") -> None:
-  """Raises ValueError where a file explains by another method."""
+  """Raises ValueError if a file explains by another method."""
   if metadata["method"] != method:
     raise ValueError(
         f"wcam has method {method!r}, but {name} was converted for "
@@ -70,12 +70,12 @@ def check_layer(
     metadata: Mapping[str, Any], layer: str, name: str = "the file",
     given: str = "wcam names layer",
 ) -> None:
-  """Raises ValueError where a file explains another layer.
+  """Raises ValueError if a file explains another layer.
 
   Args:
-    metadata: of the file.
-    layer: of the model that the file stands for, with tfmot's prefixes or not.
-    name: what the error calls the file.
+    metadata: the file's metadata.
+    layer: a layer of the file's Keras model, with or without tfmot's prefixes.
+    name: the file's name in the error.
     given: how the error begins.
   """
   known = metadata["layer"]

@@ -1,14 +1,14 @@
-"""Tries files in LiteRT, in processes of their own: a script, too.
+"""Tries files in LiteRT, in separate processes; this module is also a script.
 
-LiteRT is C++ and believes what a file says: a damaged one can end the process
-or ask for all memory. So a file that bears no seal of ours is first loaded and
-run once here, where only this process dies. It imports neither TensorFlow nor
-this package, and is up in a tenth of a second.
+LiteRT is C++ and trusts a file: a damaged file can end the process or ask for
+all memory. So a file without our seal is first loaded and run once here, where
+only this process dies. The script imports neither TensorFlow nor this package,
+and starts in a tenth of a second.
 
     python litert_process.py RUNTIME < files
 
-Each file comes as eight bytes of length and its content; each gets a line of
-JSON: what is wrong, or null.
+Each file comes as eight bytes of length and its content. The script answers
+each with a line of JSON: the fault, or null.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 __all__ = ["try_files"]
 
-TIMEOUT = 60.0  # Seconds a file, to load and to run once.
+TIMEOUT = 60.0  # Seconds for each file, to load it and to run it once.
 MEMORY = 8 << 30  # Bytes of address space.
 
 
@@ -31,17 +31,17 @@ def try_files(
   """Loads each file and runs each of its signatures once, on zeros.
 
   Args:
-    files: their bytes.
+    files: the bytes of each file.
     runtime: "xnnpack", "builtin" or "reference"; see `Interpreter`.
 
   Returns:
-    For each file what is wrong with it; None where it runs.
+    For each file its fault; None if it runs.
   """
   reasons = []
   while len(reasons) < len(files):
     results = _in_one_process(files[len(reasons):], runtime)
     if results[-1] is not None and len(results) > 1:
-      # An earlier file may have spoilt the process: once more, by itself.
+      # An earlier file may have damaged the process: try this one alone.
       results[-1] = _in_one_process(
           files[len(reasons) + len(results) - 1:][:1], runtime)[0]
     reasons += results
@@ -79,7 +79,7 @@ def _in_one_process(
 
 
 def _fault(content: bytes, runtime: str) -> str | None:
-  """In the process: says what is wrong with a file."""
+  """In the process: returns a file's fault, or None."""
   import numpy as np
   from ai_edge_litert import interpreter as litert
 
@@ -113,7 +113,7 @@ def main(runtime: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   answers = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # What others print does not come between.
+  os.dup2(2, 1)  # Other prints must not mix with the answers.
   while length := sys.stdin.buffer.read(8):
     content = sys.stdin.buffer.read(int.from_bytes(length, "little"))
     print(json.dumps(_fault(content, runtime)), file=answers, flush=True)

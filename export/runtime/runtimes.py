@@ -1,4 +1,4 @@
-"""The runtimes that a .tflite file is run on."""
+"""The runtimes that run a .tflite file."""
 
 import re
 import threading
@@ -37,13 +37,13 @@ class LiteRT:
   """Runs signatures in LiteRT, in this process, for one thread at a time.
 
   Attributes:
-    kernels: what runs the file: the runtime asked for, or "builtin" and why,
-      where the reference kernels lack one of its operators.
+    kernels: the runtime in use: the chosen one, or "builtin" and the reason, if
+      the reference kernels lack an operator.
   """
 
   def __init__(self, content: bytes, runtime: str):
     self._name = self.kernels = runtime
-    # LiteRT writes inputs and reads outputs in the same memory for each call.
+    # All calls share the memory of LiteRT's inputs and outputs.
     self._lock = threading.Lock()
     try:
       self._interpreter = _loaded(content, runtime)
@@ -68,12 +68,12 @@ class LiteRT:
     call = (self._interpreter.get_signature_runner(key) if key
             else self._plain(signature))
     count = len(next(iter(feeds.values())))
-    # Most files take one image at a time, others as many as they declare.
+    # Most files take one image at a time; others declare a batch size.
     size = max(1, next(iter(signature.inputs.values())).shape[0])
     batches = []
     try:
       for i in range(0, count, size):
-        # Each by itself: a net with a state would carry it on.
+        # A model with state must not carry it to the next call.
         self._interpreter.reset_all_variables()
         batches.append(call(**{name: _filled(array[i:i + size], size)
                              for name, array in feeds.items()}))
@@ -85,7 +85,7 @@ class LiteRT:
             for name in signature.outputs}
 
   def _plain(self, signature: Signature):
-    """Calls a file without signatures, as a signature runner would."""
+    """Returns a function that calls a file without signatures."""
     inputs = self._interpreter.get_input_details()
     outputs = self._interpreter.get_output_details()
 
@@ -109,7 +109,7 @@ def _loaded(content: bytes, runtime: str) -> litert.Interpreter:
 
 
 def _lacking_kernel(runtime: str, error: Exception) -> str | None:
-  """Names the operator that the reference kernels lack; None of others."""
+  """Names the operator that the reference kernels lack, or None."""
   match = re.search(
       r"Didn't find op for builtin opcode '(\w+)' version '(\d+)'", str(error))
   if not match or runtime != "reference":
@@ -119,17 +119,17 @@ def _lacking_kernel(runtime: str, error: Exception) -> str | None:
 
 
 def _filled(batch: np.ndarray, size: int) -> np.ndarray:
-  """Repeats the last row until there are `size`."""
+  """Repeats the last row until the batch has `size` rows."""
   return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
 
 
 class Tflm:
-  """Runs a file in the TFLite Micro interpreter, in a process of its own.
+  """Runs a file in the TFLite Micro interpreter, in a separate process.
 
-  That interpreter ends its process on files it cannot take, and prints.
+  That interpreter prints, and ends its process on files that it cannot take.
 
   Attributes:
-    kernels: as of a `LiteRT`.
+    kernels: as for `LiteRT`.
   """
 
   kernels = "tflm"

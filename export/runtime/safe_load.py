@@ -1,4 +1,4 @@
-"""Files are whole before a runtime sees them."""
+"""Checks that a file is whole before a runtime loads it."""
 
 import hashlib
 
@@ -10,29 +10,29 @@ from keras_attr_preserve.export.tflite.seal import check_seal
 
 __all__ = ["checked_model"]
 
-# What was wrong with files without a seal, by digest and runtime.
+# Faults of files without a seal, by digest and runtime.
 _tried: dict[tuple[str, str], str | None] = {}
 
 
 def checked_model(
     tflite_model: bytes, runtime: str = "xnnpack") -> schema.ModelT:
-  """Parses a file that can be given to a runtime without harm.
+  """Parses a file after checking that a runtime can load it safely.
 
-  A file that `convert` wrote must bear its seal unbroken. One of somebody
-  else's is first loaded and run once in another process, once in the life of
-  this one, so that a file that crashes LiteRT does not end the caller's.
+  A file of `convert` must have an unbroken seal. Any other file is first loaded
+  and run in another process, so that a crash of LiteRT does not end the
+  caller's process. This happens once in the life of the caller's process.
 
   Args:
     tflite_model: the file's bytes.
-    runtime: which of `Interpreter`'s it is for; "tflm" has its own process.
+    runtime: the `Interpreter`'s runtime; "tflm" runs in a separate process.
 
   Returns:
     The schema's object for the whole file.
 
   Raises:
     TypeError: not bytes.
-    ValueError: not a .tflite file, a damaged one, or one that crashes the
-      runtime, or that it refuses.
+    ValueError: not a .tflite file, a damaged one, or the runtime crashes on the
+      file or refuses it.
   """
   if isinstance(tflite_model, (bytes, bytearray)):
     tflite_model = bytes(tflite_model)

@@ -1,7 +1,7 @@
-"""Bytes of tensors, and of what TFLite Micro's kernels need beside them.
+"""Bytes of tensors, and of the scratch that TFLite Micro's kernels need.
 
 Source: the `Prepare` functions in tensorflow/lite/micro/kernels of
-tflite-micro, held against the interpreter in its package
+tflite-micro, compared with the interpreter in its package
 (0.dev20261023182759). Kernels tuned for a processor ask for more.
 """
 
@@ -28,16 +28,16 @@ def _count(tensor: schema.TensorT) -> int:
 
 
 def tensor_bytes(tensor: schema.TensorT) -> int:
-  """Gives the bytes of a tensor's numbers.
+  """Returns the bytes of a tensor's numbers.
 
   Args:
-    tensor: from a file that `read_model` has parsed.
+    tensor: a tensor of a file from `read_model`.
 
   Returns:
     Bytes, not rounded up to any alignment.
 
   Raises:
-    ValueError: it has no fixed size.
+    ValueError: the tensor has no fixed size.
   """
   name = type_name(tensor)
   if name not in _BITS or _count(tensor) < 0:
@@ -50,15 +50,15 @@ def tensor_bytes(tensor: schema.TensorT) -> int:
 def scratch_bytes(
     name: str, graph: schema.SubGraphT, operator: schema.OperatorT
 ) -> list[int]:
-  """Gives the bytes of each scratch buffer that a reference kernel asks for.
+  """Returns the bytes of each scratch buffer that a reference kernel needs.
 
   Args:
-    name: the operator's.
-    graph: the subgraph it is in.
+    name: the operator's name.
+    graph: the operator's subgraph.
     operator: the operator.
 
   Returns:
-    In the order in which the kernel asks; empty where it asks for none.
+    Bytes in the order of the kernel's requests; empty if it has none.
   """
   inputs = [graph.tensors[i] if i >= 0 else None for i in operator.inputs]
   output = graph.tensors[operator.outputs[0]] if len(operator.outputs) else None

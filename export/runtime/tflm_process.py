@@ -1,14 +1,14 @@
-"""Runs files in the TFLite Micro interpreter, in processes of their own.
+"""Runs files in the TFLite Micro interpreter, in separate processes.
 
-That interpreter ends its process on files it cannot take, and prints. So this
-module starts itself as a script, which imports neither TensorFlow nor this
-package and is up fast:
+That interpreter prints, and ends its process on files that it cannot take. So
+this module starts itself as a script. The script imports neither TensorFlow nor
+this package and starts fast:
 
     python tflm_process.py FOLDER run|measure
 
-FOLDER holds `model.tflite`. "run" reads `in.npz` (arrays named by the input's
-position, the first axis the images) and `outputs.json` (positions of the
-outputs wanted) and writes `out.npz`; "measure" writes `arena.json`.
+FOLDER holds `model.tflite`. "run" reads `in.npz`, arrays named by the input's
+position with the images as first axis, and `outputs.json`, the positions of the
+outputs to read. It writes `out.npz`; "measure" writes `arena.json`.
 """
 
 import importlib.util
@@ -25,13 +25,13 @@ import numpy as np
 
 __all__ = ["installed", "measure", "run"]
 
-# A microcontroller's file takes milliseconds an image and megabytes at most.
+# Far above a microcontroller's file: milliseconds for an image, megabytes.
 TIMEOUT = 600.0
 MEMORY = 8 << 30
 
 
 def installed() -> bool:
-  """Says whether the package tflite-micro is there, without loading it."""
+  """Says whether the package tflite-micro is installed; does not load it."""
   return importlib.util.find_spec("tflite_micro") is not None
 
 
@@ -44,11 +44,12 @@ def run(
 
   Args:
     tflite_model: the bytes of a file with one subgraph.
-    inputs: by position, the first axis the images, of the tensors' own types.
-    outputs: positions of those wanted.
+    inputs: arrays by position, in the tensors' own number types; the first axis
+      is the images.
+    outputs: the positions of the outputs to read.
 
   Returns:
-    The outputs by position, one row an image.
+    The outputs by position, a row for each image.
 
   Raises:
     ImportError: the package tflite-micro is not installed.
@@ -83,7 +84,7 @@ def measure(tflite_model: bytes) -> dict[str, int]:
 
 
 def _call(tflite_model: bytes, folder: Path, command: str) -> None:
-  """Runs the script; raises where it does not end well."""
+  """Runs the script; raises if it fails."""
   if not installed():
     raise ImportError(
         "runtime 'tflm' needs the package tflite-micro (Linux x86-64): "
@@ -104,14 +105,14 @@ def _call(tflite_model: bytes, folder: Path, command: str) -> None:
 
 
 def _reason(text: str) -> str:
-  """What a failed process said: its last words before and in its traceback."""
+  """Returns the last lines of a failed process, before and in its traceback."""
   before, *trace = text.strip().split("Traceback (most recent call last)")
   lines = before.strip().splitlines()[-2:] + "".join(trace).splitlines()[-1:]
   return " / ".join(lines) or "it said nothing"
 
 
 def _plenty(content: bytes) -> int:
-  """Bytes of an arena; ten times the file, the default, is little for some."""
+  """Returns the bytes of a large arena; the default is too small for some."""
   return 10 * len(content) + (64 << 20)
 
 
@@ -137,13 +138,13 @@ def _run(folder: Path) -> None:
 
 
 def _measure(folder: Path) -> None:
-  """In the process: reads the interpreter's report, then looks for less."""
+  """In the process: reads the interpreter's report, then tries less memory."""
   from tflite_micro import runtime
 
   content = (folder / "model.tflite").read_bytes()
 
   def fits(size: int) -> bool:
-    # Forked: what is too small may end the process.
+    # Forked, since too small an arena may end the process.
     child = os.fork()
     if not child:
       code = 1
@@ -166,7 +167,7 @@ def _measure(folder: Path) -> None:
     sizes = dict(re.findall(
         r"Arena allocation (head|tail) (\d+) bytes", said.read().decode()))
   arena = {name: int(sizes[name]) for name in ("head", "tail")}
-  # In steps of 16 bytes; `most` fits.
+  # Steps of 16 bytes; an arena of `most` steps fits.
   least, most = 0, (sum(arena.values()) + 15) // 16
   while not fits(16 * most):
     least, most = most, 2 * most

@@ -1,1 +1,1 @@
-"""Which tensors of a file belong to which layers, and their values."""
+"""Finds the tensors of a file that belong to layers, and their values."""

@@ -1,8 +1,8 @@
-"""Running a .tflite file with tensors of its inside among its outputs.
+"""Runs a .tflite file with inner tensors among its outputs.
 
-A runtime uses the memory of a tensor again once nothing needs it, so what lies
-there after a run is garbage. Here a copy of the file hands the tensors out as
-further outputs: its operators, and so its numbers, stay as they are, on every
+A runtime reuses the memory of a tensor once no operator needs it, so an inner
+tensor is garbage after a run. Here a copy of the file gives the tensors as
+further outputs. Its operators, and so its numbers, stay the same on every
 runtime.
 """
 
@@ -24,18 +24,18 @@ __all__ = ["exposed_run", "with_outputs"]
 _KEY = "tensors"
 
 Run = Callable[[Mapping[int, np.ndarray]], dict[int, np.ndarray]]
-"""Numbers by input tensor, `[images, ...]`, to numbers by tensor."""
+"""From numbers by input tensor, `[images, ...]`, to numbers by tensor."""
 
 
 def with_outputs(
     model: schema.ModelT, subgraph: int, numbers: Iterable[int]
 ) -> schema.ModelT:
-  """Returns the model with other outputs; the one given stays as it is.
+  """Returns the model with other outputs; the given model does not change.
 
   Args:
     model: from `read_model`.
     subgraph: the number of the subgraph.
-    numbers: of the tensors that are to be its outputs, in this order.
+    numbers: the numbers of its new output tensors, in this order.
   """
   changed, graph = copy.copy(model), copy.copy(model.subgraphs[subgraph])
   graph.outputs = np.array([*numbers], np.int32)
@@ -52,14 +52,14 @@ def exposed_run(
   Args:
     model: from `read_model`.
     subgraph: the number of the subgraph to run.
-    numbers: of the tensors wanted; those that are outputs stay outputs too.
+    numbers: the numbers of the tensors to read. Outputs stay outputs.
     runtime: see `Interpreter`.
 
   Returns:
-    A function that runs it, and what kernels do; see `Interpreter.runtime`.
+    A function that runs it, and its kernels; see `Interpreter.runtime`.
 
   Raises:
-    ValueError: the runtime refuses the file; at once, or when it runs.
+    ValueError: the runtime refuses the file, at once or when it runs.
     ImportError: "tflm" without the package tflite-micro.
   """
   outputs = [int(number) for number in model.subgraphs[subgraph].outputs]

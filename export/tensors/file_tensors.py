@@ -1,4 +1,4 @@
-"""Reading what a .tflite file computes on the way from images to scores."""
+"""Reads tensors that a .tflite file computes between images and scores."""
 
 import dataclasses
 import os
@@ -28,9 +28,9 @@ class FileTensor:
 
   Attributes:
     index: its number in the subgraph.
-    name: the file's name for it; of a chain of fused operations the names of
-      all, the last one first, with ";" between.
-    operator: what computes it, such as "CONV_2D".
+    name: the file's name for it. Fused operations have all names, the last
+      first, with ";" between.
+    operator: the operator that computes it, such as "CONV_2D".
     spec: its shape, number type and quantization.
   """
 
@@ -44,22 +44,21 @@ class FileTensor:
 
 
 class FileTensors:
-  """Reads any tensor of a file, as floats whatever its number type.
+  """Reads any tensor of a file, as floats for every number type.
 
       files = FileTensors(tflite_model)
       features = files.read(images, [52])[52]
 
   Attributes:
-    tensors: by number, in the order of computing: those that an operator
-      computes from the images, and that are floats or stand for floats, with
-      one row for each image.
+    tensors: tensors by number, in the order they are computed. They depend on
+      the images, are floats or encode floats, and have a row for each image.
     input: how the images are stored.
     outputs: the numbers of the file's own outputs.
     model: the parsed file.
     subgraph: the number of the subgraph that is run.
-    runtime: what it is to run on.
-    kernels: what it ran on last; see `Interpreter.runtime`.
-    preprocess: what is done to images first, or None.
+    runtime: the chosen runtime.
+    kernels: the runtime last in use; see `Interpreter.runtime`.
+    preprocess: the function applied to images first, or None.
   """
 
   def __init__(
@@ -75,11 +74,11 @@ class FileTensors:
     Args:
       tflite_model: its bytes, or its path.
       runtime: see `Interpreter`.
-      signature: which way to call the file; None for "predict", or the only
-        one.
-      preprocess: turns images as the caller has them into the floats that the
-        file stands for, `lambda images: (images + 1) * 127.5`; None where they
-        are the same. Quantizing is not its business.
+      signature: the signature to run; None for "predict", or the only
+        signature.
+      preprocess: maps the caller's images to the floats of the file's input,
+        such as `lambda images: (images + 1) * 127.5`; None if both are the
+        same. It must not quantize.
 
     Raises:
       OSError: the path cannot be read.
@@ -113,12 +112,12 @@ class FileTensors:
 
   @property
   def image_shape(self) -> tuple[int | None, ...]:
-    """The shape of one image; None where the file leaves a size open."""
+    """The shape of one image; None for a size that the file leaves open."""
     return tuple(self._declared[1:])
 
   @property
   def image_input(self) -> ImageInput:
-    """What the file takes; channels last where its shape does not tell."""
+    """The file's image input; channels last if its shape does not tell."""
     return shape_input(
         self.image_shape, "tflite_model", default="channels_last")
 
@@ -129,11 +128,11 @@ class FileTensors:
 
     Args:
       images: `[images, ...]`, floats in the range that the file's originator
-        trained on (see `preprocess`); quantizing them is done here.
+        trained on (see `preprocess`); this method quantizes them.
       tensors: numbers or names of `self.tensors`; None for all, by number.
 
     Returns:
-      For each its values, dequantized, float32 `[images, ...]`.
+      The values of each tensor, dequantized, float32 `[images, ...]`.
 
     Raises:
       TypeError, ValueError: images of another shape or range, or with NaN; no
@@ -178,9 +177,9 @@ class FileTensors:
     return self.tensors[tensor]
 
   def source(self, number: int) -> FileTensor | None:
-    """Returns the tensor that a tensor's operator takes first.
+    """Returns the first input of a tensor's operator.
 
-    None where that is the image, or does not depend on it.
+    None if that input is the image, or does not depend on it.
     """
     for operator in self.model.subgraphs[self.subgraph].operators:
       if number in operator.outputs:
@@ -188,7 +187,7 @@ class FileTensors:
     return None
 
   def sources(self, number: int) -> list[FileTensor]:
-    """Returns all that a tensor's operator takes and that is computed."""
+    """Returns the inputs of a tensor's operator that are in `tensors`."""
     for operator in self.model.subgraphs[self.subgraph].operators:
       if number in operator.outputs:
         return [self.tensors[int(index)] for index in operator.inputs
@@ -214,7 +213,7 @@ class FileTensors:
     return images
 
   def _feeds(self, images: np.ndarray) -> dict[int, np.ndarray]:
-    """Gives every input its numbers, those that are no images zeros."""
+    """Returns each input's numbers; inputs other than images are zeros."""
     zeros = {number: spec.encode(np.zeros(
         [len(images), *spec.shape[1:]], np.float32))
              for number, spec in self._others.items()}
@@ -240,7 +239,7 @@ def _signature(model, name):
 
 
 def _image_input(model, inputs: Mapping[str, TensorSpec]):
-  """Returns the name of the images' input, and the other inputs."""
+  """Returns the name of the image input, and the other inputs."""
   annotated = read_metadata(model) is not None
   names = [name for name in inputs
            if not (annotated and name == "class_weights")]
@@ -251,7 +250,7 @@ def _image_input(model, inputs: Mapping[str, TensorSpec]):
 
 
 def _computed(model, graph, image: int, rows: int) -> dict[int, FileTensor]:
-  """Lists what depends on the images, a row each, in the order of computing."""
+  """Lists tensors that depend on the images, with a row for each, in order."""
   depends, tensors = {image}, {}
   for operator in graph.operators:
     if not depends & {int(number) for number in operator.inputs}:
@@ -262,7 +261,7 @@ def _computed(model, graph, image: int, rows: int) -> dict[int, FileTensor]:
       spec = tensor_spec(tensor)
       if spec is None or spec.shape[:1] != (rows,):
         continue
-      # What is counted, such as a shape or a class number, is no feature.
+      # Plain integers, such as a shape or a class number, are no features.
       if spec.dtype.kind == "f" or spec.scale:
         tensors[index] = FileTensor(
             index, tensor.name.decode(), operator_name(model, operator), spec)

@@ -1,9 +1,9 @@
-"""Finding the tensor of a .tflite file that is a Keras layer's output.
+"""Finds the tensor of a .tflite file that is a Keras layer's output.
 
-A converter folds and fuses layers, and files of others bear names of their own,
-so names prove nothing. A tensor is a layer's output if its numbers say so: of
-all tensors of that shape it is the nearest to what the layer gives on real
-images, by far, and no other layer is nearer to it. Names only break ties.
+Names prove nothing: a converter folds and fuses layers, and other converters
+use other names. So numbers on real images decide. The tensor must be by far the
+nearest to the layer's output among tensors of its shape. No other layer may be
+nearer to the tensor. Names only break ties.
 """
 
 import os
@@ -22,28 +22,28 @@ from keras_attr_preserve.models.layers import unwrapped_name
 
 __all__ = ["FileTensors", "Match", "find_tensor", "layer_tensors"]
 
-# Largest relative error that is taken for quantization's, of integers and of
-# floats, whose weights may be integers; unrelated features have 1 or more.
+# The largest relative errors that quantization may cause: for integers, and for
+# floats, whose weights may be integers. Unrelated features have 1 or more.
 _LIMIT = 0.5
 _FLOAT_LIMIT = 0.2
-# By what factor the nearest must be nearer than others.
+# The factor by which other tensors must be farther than the nearest.
 _MARGIN = 1.5
-_FLOOR = 1e-5  # Errors below are rounding: the file computes in floats.
-_CHUNK = 4  # Images at a time, so that all layers' outputs fit in memory.
-# Operators that hand on the same numbers in another type or shape.
+_FLOOR = 1e-5  # Smaller errors are rounding of a file in floats.
+_CHUNK = 4  # Images at a time, so that all layer outputs fit in memory.
+# Operators that pass on the same numbers in another type or shape.
 _COPIES = frozenset({"QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE",
                      "EXPAND_DIMS", "CAST"})
 
 
 class Match(NamedTuple):
-  """A tensor held against a layer.
+  """A tensor compared with a layer.
 
   Attributes:
     layer: the layer's name.
-    tensor: of the file.
+    tensor: a tensor of the file.
     error: `|tensor - output| / |output|` over all images.
-    cosine: of the two, over all images, -1..1.
-    named: whether the tensor bears the layer's name.
+    cosine: the cosine of tensor and output, over all images, -1..1.
+    named: whether the tensor has the layer's name.
   """
 
   layer: str
@@ -67,13 +67,13 @@ def find_tensor(
   """Finds the tensor of a file that is a Keras layer's output.
 
   Args:
-    tflite_model: the file's bytes or path; or a `FileTensors`, which says on
-      which runtime it runs and how it wants its images.
-    model: the `tf_keras` model that the file was made from, or one of equal
+    tflite_model: the file's bytes or path; or a `FileTensors`, which sets the
+      runtime and the preprocessing of images.
+    model: the `tf_keras` model that the file was made from, or a model of equal
       layers and nearly equal weights; not changed.
     layer: the name of one of its layers, without wrapper prefixes.
-    images: `[images, ...]`, in the range the model takes; eight real ones will
-      mostly do.
+    images: `[images, ...]`, in the range the model takes; eight real images
+      mostly suffice.
 
   Returns:
     The match.
@@ -81,8 +81,8 @@ def find_tensor(
   Raises:
     OSError: the path cannot be read.
     TypeError, ValueError: an argument is not as above; no tensor is the layer's
-      output, since it was fused with what follows or the file is not this
-      model's; or several are as near. The message gives figures.
+      output, since it was fused with the next layer or the file is not this
+      model's; or several tensors are as near. The message gives figures.
   """
   table = _Table(tflite_model, model, images)
   name = unwrapped_name(layer)
@@ -106,8 +106,8 @@ def layer_tensors(
     images: as for `find_tensor`.
 
   Returns:
-    For each layer that has a tensor its match, the input side first. Layers
-    that were fused away, or cannot be told from others, are left out.
+    The match of each layer that has a tensor, the input side first. Layers that
+    were fused away, or cannot be told from others, are left out.
 
   Raises:
     OSError, TypeError, ValueError: as for `find_tensor`, for the arguments.
@@ -118,7 +118,7 @@ def layer_tensors(
 
 
 class _Table:
-  """Every layer held against every tensor of its shape."""
+  """Every layer compared with every tensor of its shape."""
 
   def __init__(self, tflite_model, model, images):
     check_keras(model)
@@ -140,7 +140,7 @@ class _Table:
     self._sources = _sources(self._file)
 
   def match(self, layer: str) -> Match:
-    """Returns a layer's match, or raises ValueError that says why not."""
+    """Returns a layer's match, or raises ValueError with the reason."""
     match, why = self.found(layer)
     if match:
       return match
@@ -176,7 +176,7 @@ class _Table:
     return rivals[0], ""
 
   def _distinct(self, matches: list[Match]) -> list[Match]:
-    """Keeps one of those that hold the same numbers, in the layer's shape."""
+    """Keeps one tensor of each group of copies, if possible in layer shape."""
     groups = {}
     for match in matches:
       groups.setdefault(self._sources[match.tensor.index], []).append(match)
@@ -207,7 +207,7 @@ def _listed(matches: list[Match], keep: int = 3) -> str:
 
 
 def _sources(file: FileTensors) -> dict[int, int]:
-  """For each tensor the first that holds the same numbers."""
+  """Returns, for each tensor, the first tensor with the same numbers."""
   graph, sources = file.model.subgraphs[file.subgraph], {}
   for operator in graph.operators:
     for index in map(int, operator.outputs):
@@ -222,11 +222,11 @@ def _sources(file: FileTensors) -> dict[int, int]:
 def _compared(
     layers: LayerOutputs, file: FileTensors, images: np.ndarray
 ) -> tuple[dict[str, list[Match]], dict[str, bool]]:
-  """Measures every layer against every tensor of its shape.
+  """Compares every layer with every tensor of its shape.
 
   Returns:
-    For each layer its matches, the nearest first; and whether it gives anything
-    but zeros.
+    The matches of each layer, the nearest first; and whether its output is not
+    all zero.
   """
   sums, energy, tensor_energy = {}, dict.fromkeys(layers.names, 0.0), {}
   for start in range(0, len(images), _CHUNK):
@@ -247,7 +247,7 @@ def _compared(
   for (name, index), (difference, product) in sums.items():
     if not energy[name]:
       continue
-    # NaN, of a layer or a tensor that overflows, is as far as can be.
+    # NaN, from a layer or a tensor that overflows, counts as infinitely far.
     error = np.nan_to_num(np.sqrt(difference / energy[name]), nan=np.inf)
     size = np.sqrt(energy[name] * tensor_energy[index])
     cosine = float(product / size) if 0 < size < np.inf else 0.0
@@ -262,12 +262,12 @@ def _compared(
 def _flat(values: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
   """Returns a shape without sizes of 1, and the values as a vector.
 
-  Converters put such sizes in and take them out.
+  Converters add and remove such sizes.
   """
   shape = tuple(size for size in values.shape[1:] if size != 1)
   return shape, values.reshape(-1).astype(np.float64)
 
 
 def _is_named(tensor: FileTensor, layer: str) -> bool:
-  """Says whether the last operation of a tensor is the layer's."""
+  """Says whether a tensor's last operation has the layer's name."""
   return layer.split("/")[-1] in tensor.name.split(";")[0].split("/")

@@ -1,4 +1,4 @@
-"""What every layer of a Keras model gives, those of nested models too."""
+"""The outputs of all layers of a Keras model, nested models included."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,18 +12,19 @@ __all__ = ["LayerOutputs"]
 
 
 class LayerOutputs:
-  """Runs a model and hands out the output of each of its layers.
+  """Runs a model and returns the output of each of its layers.
 
-  Left out are layers that run more than once, or give several tensors or
-  integers. Layers of one name in two nested models are "first/name" and
+  Layers that run more than once, or give several tensors or integers, are left
+  out. Layers of the same name in two nested models are "first/name" and
   "second/name".
 
   Attributes:
-    names: of the layers, without wrapper prefixes, the input side first.
+    names: the names of the layers, without wrapper prefixes, the input side
+      first.
   """
 
   def __init__(self, model: keras.Model):
-    """Builds the graph that reads them; the model is not changed.
+    """Builds the graph that reads layer outputs; does not change the model.
 
     Args:
       model: a Functional or Sequential `tf_keras` model.
@@ -46,7 +47,7 @@ class LayerOutputs:
       images: a batch that the model takes.
 
     Returns:
-      For each layer its output, float32 `[images, ...]`.
+      The output of each layer, float32 `[images, ...]`.
     """
     values = self._root.run(tf.convert_to_tensor(images))
     return {self._names[place]: tf.cast(
@@ -54,11 +55,11 @@ class LayerOutputs:
             for place, value in values.items()}
 
   def rank(self, name: str) -> int:
-    """Returns how many dimensions a layer's output has, with the batch."""
+    """Returns the number of dimensions of a layer's output, with the batch."""
     return len(self._tensors[name].shape)
 
   def following(self, name: str) -> Iterator[str]:
-    """Yields the layers that a layer's output flows into, the next first."""
+    """Yields the layers that a layer's output flows into, the nearest first."""
     reached, seen = [self._tensors[name]], {name}
     named = {id(tensor): other for other, tensor in self._tensors.items()}
     while reached:
@@ -75,7 +76,7 @@ class LayerOutputs:
 
 
 class _Graph:
-  """One graph of layers: what to read of it, and the graphs inside it."""
+  """A graph of layers: the outputs to read, and the graphs inside it."""
 
   def __init__(self, model: keras.Model, path: str = ""):
     self._path = path
@@ -85,7 +86,7 @@ class _Graph:
         continue
       try:
         output = layer_output(model, layer)
-      except ValueError:  # It runs more than once, so has no one output.
+      except ValueError:  # It runs more than once: its output is ambiguous.
         continue
       node = next(i for i in range(len(layer.inbound_nodes))
                   if layer.get_output_at(i) is output)
@@ -99,7 +100,7 @@ class _Graph:
         model.input, [self._outputs, [inputs for _, inputs in self._inner]])
 
   def places(self) -> Iterator[tuple[str, str]]:
-    """Yields path and name of each layer, inner ones after the outer."""
+    """Yields path and name of each layer, outer layers before inner."""
     yield from ((self._path, name) for name in self._outputs)
     for graph, _ in self._inner:
       yield from graph.places()
@@ -117,7 +118,7 @@ class _Graph:
     return sum((graph.layers() for graph, _ in self._inner), [*self._edges])
 
   def run(self, images: Any) -> dict[tuple[str, str], tf.Tensor]:
-    """Runs this graph and, on what flows into them, those inside it."""
+    """Runs this graph, then the graphs inside it on their inputs."""
     outputs, inner = self._wide(images, training=False)
     values = {(self._path, name): value for name, value in outputs.items()}
     for (graph, _), inputs in zip(self._inner, inner):

@@ -61,7 +61,7 @@ class Joiner:
     code = schema.OperatorCodeT()
     code.builtinCode = schema.BuiltinOperator.DEQUANTIZE
     code.deprecatedBuiltinCode = code.builtinCode
-    # Version 3 takes 16 bits; version 2 takes 8 bits only.
+    # DEQUANTIZE of 16 bits is version 3, of 8 bits version 2.
     code.version = 3
     operator.opcodeIndex = self._code(code)
     operator.inputs = np.int32([ours])

@@ -23,9 +23,9 @@ def file_sizes(tflite_model: bytes) -> dict[str, float]:
     tflite_model: its bytes.
 
   Returns:
-    "bytes"; "bytes_gzipped", the compressed size, as in an update over the air,
-    which sparsity reduces; "sparsity", the share of zeros among the weights of
-    convolutions and dense layers, 0..1.
+    "bytes"; "bytes_gzipped", the compressed size, as in an update over the air;
+    "sparsity", the share of zeros among the weights of convolutions and dense
+    layers, 0..1. Sparsity saves bytes only in the compressed file.
 
   Raises:
     TypeError, ValueError: not a .tflite file, or a damaged one.

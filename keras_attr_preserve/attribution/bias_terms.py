@@ -20,7 +20,7 @@ __all__ = ["bias_terms"]
 def bias_terms(
     images: tf.Tensor, scores: tf.Tensor, seed: tf.Tensor
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-  """Lists what biases add to a score, layer by layer from the images on.
+  """Lists the terms that biases add to a score, in order from the images.
 
   Biases include layers' biases, and the shifts of inference-mode batch
   normalization and of preprocessing. The bound of a ReLU6 or a clip counts as a

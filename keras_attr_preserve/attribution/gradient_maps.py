@@ -101,7 +101,7 @@ def at_pictures(
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`.
-    targets: as for `grad_cam`; the top class is that of the unchanged image.
+    targets: as for `grad_cam`; the top class is the unchanged image's.
     key: the method's name and settings; see `run_model`.
     explain: `(tap, images, class weights, *arrays) -> maps`; the images have
       their channels last.

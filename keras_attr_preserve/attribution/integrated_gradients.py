@@ -51,7 +51,7 @@ def integrated_gradients(
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
-    targets: as for `grad_cam`; the top class is that of the image.
+    targets: as for `grad_cam`; the top class is the unchanged image's.
     layer: must be None, as the input is explained; every method takes it.
     baseline: an image that shows nothing: a number, or an array that broadcasts
       to `[images, height, width, channels]`.

@@ -28,66 +28,68 @@ def occlusion(
     batch_size: int = 64,
     progress: Progress = None,
 ) -> np.ndarray:
-  """Explains a score by covering the picture, a patch at a time.
+  """Explains a score by covering the image, a patch at a time.
 
       M(p) = mean over the patches r that cover pixel p of
              y(x) - y(x with r covered)
 
-  Positive where covering lowers the score. Patches stand a stride apart from
-  the top left corner on; where the last one leaves a rest, one more stands at
-  the edge, so that every pixel is covered.
+  M is positive where covering lowers the score. Patches are a stride apart,
+  from the top left corner on. If the last patch leaves pixels uncovered, one
+  more patch stands at the edge.
 
-  Nothing but scores is asked for, so any runtime can be judged. Give logits
-  where they are to be had: the probability of a sure class barely moves when a
-  patch is covered, and moves with every other class's score. Explained so, a
-  model and a file agree better or worse than what they look at does.
+  The method needs only scores, so it works with any runtime. Give logits if
+  possible. The probability of a sure class barely moves when a patch is
+  covered, and depends on every other class's score. With probabilities, a model
+  and a file may seem to agree better or worse than they do.
 
-  The cost is one run of each image for each patch: 225 with the settings below
-  on 32x32 or 96x96 pixels. Memory holds one batch.
+  Each image runs once for each patch: 225 times with the defaults on 32x32 or
+  96x96 pixels. Memory holds one batch.
 
   Args:
-    predict: takes float32 images like those given, returns scores `[n,
+    predict: takes float32 images in the same layout, returns scores `[n,
       classes]`: `model`, `Interpreter(file).predict`, a lambda.
     images: `[images, height, width, channels]`, `[images, channels, height,
       width]` or `[images, height, width]`, in the range `predict` takes.
-    targets: None for the top class by `predict` itself (of one column, class 1
-      from a logit of 0 or a probability of 0.5 on), a class number, class
-      numbers `[images]`, or float weights of the scores `[images, classes]`.
+    targets: None for the top class by `predict`, a class number, class numbers
+      `[images]`, or float weights of the scores `[images, classes]`. With one
+      column of scores, the top class is 1 from a logit of 0 or a probability of
+      0.5 on.
     patch: pixels down and across; None for an eighth of each side.
     stride: pixels from patch to patch, at most the patch; None for half of it.
-    baseline: what covers: a number, or an array that broadcasts to the images,
+    baseline: the cover: a number, or an array that broadcasts to the images,
       such as `[channels]`, or blurred images; None for the mean colour of all
       the images.
-    logits: whether the scores are logits; matters for one column alone, of
-      which class 0 has -z of a logit z and 1 - p of a probability p. None where
-      `predict` knows, a `tf_keras` model or `Interpreter(file).predict`, and
-      where the column leaves 0..1, as logits do.
-    data_format: "channels_last" or "channels_first"; None where a model's
-      layers or the images' shape tell it. By shape, channels are a last axis of
-      1, 3 or 4, or such a first one beside two that are longer than 4; else
-      the axis beside two equal ones, or else the shortest.
-    batch_size: pictures a call of `predict`.
-    progress: True for a line on stderr, False for none; None for one on a
-      terminal where it takes long; or a function, called with the number
-      of pictures run and the number of all.
+    logits: whether the scores are logits; it matters only for scores of one
+      column. There class 0 has the score -z of a logit z, or 1 - p of a
+      probability p. None works if `predict` is a `tf_keras` model or
+      `Interpreter(file).predict`, or if scores leave 0..1, as logits do.
+    data_format: "channels_last" or "channels_first"; None to take it from a
+      model's layers or the images' shape. By shape, a last axis of 1, 3 or 4
+      holds the channels, or such a first axis if the others are longer than 4.
+      Otherwise it is the axis beside two equal ones, or else the shortest.
+    batch_size: images per call of `predict`.
+    progress: True for a line on stderr, False for none; None for a line if it
+      runs long on a terminal; or a function, called with the number of runs
+      done and the number of all runs.
 
   Returns:
-    Maps, float32 `[images, height, width]`, in units of the score, signed.
+    Signed maps, float32 `[images, height, width]`, in units of the score.
 
   Raises:
     TypeError, ValueError: an argument is not as above; or one column of scores
       could be logits or probabilities.
 
   References:
-    Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2; there
-    the map has a value a patch, here a pixel has the mean of its patches.
+    Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2. There
+    the map has a value per patch; here a pixel has the mean of its patches.
   """
   taken, images = probed(predict, images, data_format)
   cover = taken.pixels(_baseline(baseline, images, taken))
   images = taken.pixels(images)
   sides = images.shape[1:3]
   patch = _pair("patch", patch, [max(1, side // 8) for side in sides], sides)
-  stride = _pair("stride", stride, [(one + 1) // 2 for one in patch], patch)
+  stride = _pair("stride", stride, [(length + 1) // 2 for length in patch],
+                 patch)
   score = Scorer(predict, images, targets, batch_size, taken, logits)
   spots = list(itertools.product(*map(_spans, sides, patch, stride)))
   report = reporter(progress, "occlusion", len(images) * len(spots))
@@ -96,8 +98,8 @@ def occlusion(
   done = 0
   for which, where in _batches(len(images), spots, batch_size):
     batch = images[which]  # A copy.
-    for picture, i, spot in zip(batch, which, where):
-      picture[spot] = cover[i][spot]
+    for image, i, spot in zip(batch, which, where):
+      image[spot] = cover[i][spot]
     for i, spot, fall in zip(which, where,
                              score.plain[which] - score(batch, which)):
       falls[i][spot] += fall
@@ -116,8 +118,8 @@ def _pair(
   pair = default if value is None else (
       list(value) if isinstance(value, tuple | list) else [value, value])
   if len(pair) != 2 or not all(
-      isinstance(one, int | np.integer) and not isinstance(one, bool)
-      and 1 <= one <= limit for one, limit in zip(pair, most)):
+      isinstance(pixels, int | np.integer) and not isinstance(pixels, bool)
+      and 1 <= pixels <= limit for pixels, limit in zip(pair, most)):
     raise ValueError(
         f"{name} must be a number or two of 1..{most[0]} down and "
         f"1..{most[1]} across; got {value!r}.")
@@ -155,5 +157,5 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, list[_Spot]]]:
   """Yields image numbers and spots, every pair once, `size` at a time."""
   pairs = itertools.product(range(count), spots)
-  while some := list(itertools.islice(pairs, size)):
-    yield np.array([i for i, _ in some]), [spot for _, spot in some]
+  while batch := list(itertools.islice(pairs, size)):
+    yield np.array([i for i, _ in batch]), [spot for _, spot in batch]

@@ -1,6 +1,6 @@
-"""What a forward pass does to what hangs on the images, operation by operation.
+"""The operations of a forward pass that depend on the images.
 
-To be used where the forward pass is being traced into a graph.
+Use these functions while the forward pass is traced into a graph.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ __all__ = ["BOUNDS", "CHANNELWISE", "bounds", "channelwise_terms", "folded",
 
 CHANNELWISE = frozenset({
     "Add", "AddV2", "BiasAdd", "FusedBatchNormV3", "Mul", "RealDiv", "Sub"})
-# Of two tensors the one that wins at each place, or a tensor within a bound.
+# The winner of two tensors at each place, or a tensor within a bound.
 BOUNDS = frozenset({"Maximum", "Minimum"})
 
 
@@ -26,104 +26,105 @@ def operations_between(
     if op in ancestors or op is images.op:
       continue
     ancestors.add(op)
-    stack.extend(one.op for one in op.inputs)
-  # A graph lists its operations in the order they were made.
+    stack.extend(tensor.op for tensor in op.inputs)
+  # A graph lists its operations in the order of their creation.
   active, order = {images.ref()}, []
   for op in scores.graph.get_operations():
-    if op in ancestors and any(one.ref() in active for one in op.inputs):
-      floats = [one for one in op.outputs if one.dtype.is_floating]
+    if op in ancestors and any(
+        tensor.ref() in active for tensor in op.inputs):
+      floats = [tensor for tensor in op.outputs if tensor.dtype.is_floating]
       if floats:
         order.append(op)
-        active.update(one.ref() for one in floats)
+        active.update(tensor.ref() for tensor in floats)
   return order
 
 
 def laid_out_as_taken(
     images: tf.Tensor, scores: tf.Tensor, taken: ImageInput) -> set:
-  """Finds tensors that have no axis of channels yet, or have it first.
+  """Finds the tensors without an axis of channels, or with it first.
 
   Args:
-    images: where the forward pass started, channels last.
-    scores: where it ends.
-    taken: the layout that the model takes.
+    images: the tensor where the forward pass started, channels last.
+    scores: the tensor where it ends.
+    taken: the layout of the model's input.
 
   Returns:
-    References of the tensors, from `taken.own(images)` on.
+    References of these tensors, from `taken.own(images)` on.
   """
-  found: set = set()
+  references: set = set()
   if taken.pixels(images) is images:
-    return found
+    return references
   for op in operations_between(images, scores):
-    first = not found and op.inputs[0] is images
+    first = not references and op.inputs[0] is images
     goes_on = op.type != "Transpose" and any(
-        one.ref() in found and one.shape.as_list() == op.outputs[0].shape
-        .as_list() for one in op.inputs)
+        tensor.ref() in references and tensor.shape.as_list() ==
+        op.outputs[0].shape.as_list() for tensor in op.inputs)
     if first or goes_on:
-      found.add(op.outputs[0].ref())
-  return found
+      references.add(op.outputs[0].ref())
+  return references
 
 
 def channelwise_terms(
     order: list[tf.Operation], images: tf.Tensor
 ) -> Iterator[tuple[tf.Operation, tf.Tensor]]:
-  """Lists what operations add to their one input that hangs on the images.
+  """Lists the terms that operations add to an input from the images.
 
   Args:
     order: from `operations_between`.
-    images: where the forward pass started.
+    images: the tensor where the forward pass started.
 
   Yields:
-    Operations, and what they add.
+    Operations with one input that depends on the images, and their terms.
   """
   active = {images.ref()} | {
       output.ref() for op in order for output in op.outputs}
   for op in order:
-    hanging = [one for one in op.inputs if one.ref() in active]
+    dependent = [tensor for tensor in op.inputs if tensor.ref() in active]
     if op.type == "FusedBatchNormV3" and op.get_attr("is_training"):
-      continue  # A normalization by what it is given: curved.
-    if op.type in CHANNELWISE - {"Mul", "RealDiv"} and len(hanging) == 1:
+      continue  # Normalization by the batch's own statistics is not affine.
+    if op.type in CHANNELWISE - {"Mul", "RealDiv"} and len(dependent) == 1:
       yield op, folded([op], active)[1]
 
 
 def bounds(
     order: list[tf.Operation], images: tf.Tensor
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-  """Lists what numbers are where a bound that stands still has replaced them.
+  """Lists the values at which a constant bound replaced numbers.
 
   Args:
     order: from `operations_between`.
-    images: where the forward pass started.
+    images: the tensor where the forward pass started.
 
   Returns:
-    Outputs of minima and maxima of a tensor and a bound, and their values where
-    they are the bound's, float32, 0 elsewhere.
+    For each minimum or maximum of a tensor and a bound, the output, and its
+    values where the bound replaced them, float32, 0 elsewhere.
   """
   active = {images.ref()} | {
       output.ref() for op in order for output in op.outputs}
-  found = []
+  bounded = []
   for op in order:
-    hanging = [one for one in op.inputs if one.ref() in active]
-    if op.type in BOUNDS and len(hanging) == 1:
+    dependent = [tensor for tensor in op.inputs if tensor.ref() in active]
+    if op.type in BOUNDS and len(dependent) == 1:
       output = op.outputs[0]
-      found.append((output, tf.cast(
-          tf.where(output == hanging[0], tf.zeros_like(output), output),
+      bounded.append((output, tf.cast(
+          tf.where(output == dependent[0], tf.zeros_like(output), output),
           tf.float32)))
-  return found
+  return bounded
 
 
 def folded(
     chain: list[tf.Operation], active: set) -> tuple[tf.Tensor, tf.Tensor]:
-  """Gives the scale and shift of channelwise operations together.
+  """Returns the joint scale and shift of channelwise operations.
 
   Args:
     chain: the operations, in running order.
-    active: references of the tensors that hang on the images.
+    active: references of the tensors that depend on the images.
 
   Returns:
     Scale and shift, float32: outputs = scale * inputs + shift.
 
   Raises:
-    ValueError: an operation is no scaling and shift.
+    ValueError: an operation is not a scaling and shift.
   """
   scale, shift = tf.constant(1.0), tf.constant(0.0)
   for op in chain:
@@ -137,7 +138,7 @@ def folded(
           f"model must have its channels last; {op.name} has them first.")
     if op.type == "FusedBatchNormV3":
       _, gamma, beta, mean, variance = (
-          tf.cast(one, tf.float32) for one in op.inputs)
+          tf.cast(tensor, tf.float32) for tensor in op.inputs)
       factor = gamma * tf.math.rsqrt(variance + op.get_attr("epsilon"))
       scale, shift = scale * factor, (shift - mean) * factor + beta
       continue

@@ -1,4 +1,4 @@
-"""Critical pathways: the units that make a score, and the gradient by them."""
+"""Critical pathways: a score's main units, and the gradient through them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,44 +28,46 @@ class Pathway:
   """The units on which each image's score rests.
 
   Attributes:
-    units: for each ReLU, by name and in running order, bool `[images, ...]`:
-      which of its units are on the pathway.
-    alive: the same shapes: which units are not zero.
+    units: bool `[images, ...]` for each ReLU, by name and in running order:
+      whether a unit is on the pathway.
+    alive: the same shapes: whether a unit is not zero.
   """
 
   units: Mapping[str, np.ndarray]
   alive: Mapping[str, np.ndarray]
 
   def shares(self) -> dict[str, np.ndarray]:
-    """Share of each ReLU's units on the pathway, `[images]`, 0..1."""
-    return {name: _by_image(one).mean(1) for name, one in self.units.items()}
+    """Returns each ReLU's share of units on the pathway, `[images]`, 0..1."""
+    return {name: _by_image(mask).mean(1)
+            for name, mask in self.units.items()}
 
   def dead(self) -> dict[str, np.ndarray]:
-    """Share of each ReLU's units that are zero, `[images]`, 0..1."""
-    return {name: 1 - _by_image(one).mean(1)
-            for name, one in self.alive.items()}
+    """Returns each ReLU's share of zero units, `[images]`, 0..1."""
+    return {name: 1 - _by_image(mask).mean(1)
+            for name, mask in self.alive.items()}
 
   def overlap(self, other: "Pathway") -> np.ndarray:
-    """Compares with the pathway of another net or method, image by image.
+    """Compares with the pathway of another model or method, image by image.
 
     Args:
-      other: of as many ReLUs of the same shapes, in the same order; their
-        names may differ.
+      other: a pathway with as many ReLUs of the same shapes, in the same order;
+        their names may differ.
 
     Returns:
       Units in both over units in either (Jaccard), float64 `[images]`, 0..1; 1
       where both are empty.
 
     Raises:
-      ValueError: shapes that differ.
+      ValueError: the shapes differ.
     """
-    ours, theirs = list(self.units.values()), list(other.units.values())
-    if [one.shape for one in ours] != [one.shape for one in theirs]:
+    masks, others = list(self.units.values()), list(other.units.values())
+    if [mask.shape for mask in masks] != [mask.shape for mask in others]:
       raise ValueError(
           "other must have ReLUs of the same shapes, in the same order; got "
-          f"{[one.shape for one in theirs]} for {[one.shape for one in ours]}.")
-    both = sum(_by_image(a & b).sum(1) for a, b in zip(ours, theirs))
-    either = sum(_by_image(a | b).sum(1) for a, b in zip(ours, theirs))
+          f"{[mask.shape for mask in others]} for "
+          f"{[mask.shape for mask in masks]}.")
+    both = sum(_by_image(a & b).sum(1) for a, b in zip(masks, others))
+    either = sum(_by_image(a | b).sum(1) for a, b in zip(masks, others))
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
@@ -84,11 +86,11 @@ def select_pathway(
       mct       s_i = |a_i dy/da_i|
       intgrad   s_i = |a_i 1/N sum_{j=1..N} dy/da_i at (j/N) a|
 
-  for every unit of every ReLU, a the activations of its layer; "intgrad" scales
-  one layer's activations at a time and lets the rest of the net follow, what
-  goes past the layer standing still. The pathway is the share `keep` of all
-  units with the highest s, over all layers at once; a unit with s = 0 is never
-  on it.
+  Every unit of every ReLU has a score s_i; a are the activations of its layer.
+  "intgrad" scales the activations of one layer at a time. Later layers follow;
+  branches around the layer stay as they are. The pathway is the share `keep` of
+  all units, over all layers at once, with the highest s. A unit with s = 0 is
+  never on it.
 
   Args:
     model: a built `tf_keras` model with ReLUs, wrapped by tfmot or not.
@@ -128,11 +130,11 @@ def pathway_gradient(
 ) -> np.ndarray:
   """Explains a score by its gradient along the critical pathway alone.
 
-  The gradient passes a ReLU where the unit is on the pathway and nowhere else;
-  with `keep=1` it is the plain gradient but for units that do not matter. Since
-  the strongest units are chosen over all layers at once, a layer may be left
-  without any: then no gradient gets through, and the map is dead. Raise `keep`:
-  with 0.1 half of the maps of ImageNet's MobileNetV1 0.25 are, with 0.3 none.
+  The gradient passes a ReLU only at units on the pathway. With `keep=1` it is
+  the plain gradient, except at units that do not matter. The strongest units
+  are chosen over all layers at once, so a layer may have none. Then no gradient
+  gets through, and the map is zero. A higher `keep` helps: of the maps of
+  ImageNet's MobileNetV1 0.25, half are zero with 0.1, none with 0.3.
 
   Args:
     model: as for `select_pathway`.
@@ -161,7 +163,7 @@ def pathway_gradient(
 
 def _run(model, images, targets, method, keep, steps, batch_size,
          of_input=False):
-  """Maps, names of the ReLUs, and for each its chosen and its live units."""
+  """Returns maps, the ReLUs' names, and their chosen and nonzero units."""
   check_keras(model)
   if method not in _METHODS:
     raise ValueError(f"method must be one of {_METHODS}; got {method!r}.")
@@ -199,7 +201,7 @@ def _run(model, images, targets, method, keep, steps, batch_size,
     # Every output has a row for each image.
     return (tf.reduce_max(tf.abs(gradient), -1),
             tf.repeat(names[None], tf.shape(batch)[0], 0), *chosen,
-            *[one > 0 for one in units])
+            *[unit > 0 for unit in units])
 
   maps, names, *arrays = run_model(
       model, ("pathways", method, keep, steps), run, images, *weights,
@@ -208,18 +210,18 @@ def _run(model, images, targets, method, keep, steps, batch_size,
 
 
 def _strongest(scores: list[tf.Tensor], keep: float) -> list[tf.Tensor]:
-  """Marks the share of all units of an image with the highest scores."""
-  flat = tf.concat([tf.reshape(one, [tf.shape(one)[0], -1])
-                    for one in scores], 1)
+  """Marks the units with the highest scores, a share `keep` per image."""
+  flat = tf.concat([tf.reshape(score, [tf.shape(score)[0], -1])
+                    for score in scores], 1)
   count = tf.cast(tf.math.ceil(
       keep * tf.cast(tf.shape(flat)[1], tf.float32)), tf.int32)
   least = tf.sort(flat, direction="DESCENDING")[:, count - 1]
-  return [tf.logical_and(one > 0, one >= tf.reshape(
-      least, [-1] + [1] * (one.shape.rank - 1))) for one in scores]
+  return [tf.logical_and(score > 0, score >= tf.reshape(
+      least, [-1] + [1] * (score.shape.rank - 1))) for score in scores]
 
 
 def _along(relus, chosen):
-  """A rule that lets a gradient through where a unit is chosen."""
+  """Returns a rule that passes the gradient of chosen units only."""
   masks = {op.name: mask for op, mask in zip(relus, chosen)}
 
   def rule(op, grad):
@@ -228,7 +230,7 @@ def _along(relus, chosen):
 
 
 def _slopes(order, logits, seed, units, steps) -> list[tf.Tensor]:
-  """The score's mean gradient by each layer over scalings of that layer."""
+  """Averages the score's gradient by each layer over scalings of the layer."""
   means = []
   for unit in units:
     def add(number, total, unit=unit):
@@ -243,19 +245,19 @@ def _slopes(order, logits, seed, units, steps) -> list[tf.Tensor]:
   return means
 
 
-def _replayed(order, wanted, tensor, replacement) -> tf.Tensor:
-  """Runs what hangs on a tensor once more, with another in its place."""
+def _replayed(order, scores, tensor, replacement) -> tf.Tensor:
+  """Recomputes the scores with a tensor replaced by another."""
   new = {tensor.ref(): replacement}
   graph = tf.compat.v1.get_default_graph()
   for op in order:
-    if any(one.ref() in new for one in op.inputs) and (
+    if any(source.ref() in new for source in op.inputs) and (
         op.outputs[0] is not tensor):
-      again = graph.create_op(
-          op.type, [new.get(one.ref(), one) for one in op.inputs],
+      new_op = graph.create_op(
+          op.type, [new.get(source.ref(), source) for source in op.inputs],
           [output.dtype for output in op.outputs], attrs=op.node_def.attr)
-      new.update((old.ref(), one)
-                 for old, one in zip(op.outputs, again.outputs))
-  return new[wanted.ref()]
+      new.update((output.ref(), new_output)
+                 for output, new_output in zip(op.outputs, new_op.outputs))
+  return new[scores.ref()]
 
 
 def _by_image(array: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""What the methods share that differentiate a score at many changed pictures.
+"""Gradients of a score at many changed copies of each image.
 
-Integrated gradients takes points on a way, SmoothGrad noisy copies. Their
-gradients are added up as they come: memory holds a batch, however many.
+Integrated gradients changes an image along a path; SmoothGrad adds noise. The
+gradients are summed batch by batch, so memory holds only one batch.
 """
 
 from collections.abc import Callable, Hashable
@@ -36,23 +36,23 @@ def over_copies(
     batch_size: int | None,
     progress: Progress,
 ) -> np.ndarray:
-  """Makes maps from the gradients of a score at changed copies of pictures.
+  """Makes maps from the gradients of a score at changed copies of images.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`.
-    targets: as for `grad_cam`; the top class is that of the picture as it is.
+    targets: as for `grad_cam`; the top class is the unchanged image's.
     key: the method's name and settings; see `run_model`.
     *arrays: further arrays with a row for each image.
-    name: of the method, for the line of progress.
-    count: copies of each picture.
-    sums: how many tensors of the pictures' shape are added to.
-    change: `(pictures, numbers, *arrays) -> copies [numbers, batch, ...]`, the
-      numbers those of copies, consecutive ones of 0..count - 1.
+    name: the method's name, for the progress line.
+    count: copies of each image.
+    sums: how many running sums the method keeps, each of the images' shape.
+    change: `(images, numbers, *arrays) -> copies [numbers, batch, ...]`. The
+      numbers are consecutive indices of copies, in 0..count - 1.
     add: `(gradients [numbers, batch, ...], numbers, *sums) -> sums`.
-    finish: `(pictures, *sums, *arrays) -> maps`.
-    batch_size: copies that run at once, None as in `full_batch`; where there
-      are fewer pictures, several copies of each run.
+    finish: `(images, *sums, *arrays) -> maps`.
+    batch_size: copies that run at once; None as in `full_batch`. If there are
+      fewer images, several copies of each run.
     progress: see `Progress`.
 
   Returns:

@@ -1,4 +1,4 @@
-"""RISE: the score under random masks, gathered where the masks let through."""
+"""RISE: maps from the scores of randomly masked images."""
 
 from typing import Any
 
@@ -26,37 +26,37 @@ def rise(
     batch_size: int = 64,
     progress: Progress = None,
 ) -> np.ndarray:
-  """Explains a score by showing random parts of the picture.
+  """Explains a score by showing random parts of the image.
 
       M(p) = 1 / (keep N) sum_i y(x * m_i) m_i(p)
 
-  A mask m_i is a grid of cells, each 1 with probability `keep` and else 0,
-  enlarged (bilinear) to a cell more each way than the picture has, and cut out
-  of that at a random shift. What a mask hides becomes 0.
+  A mask m_i starts as a grid of cells, each 1 with probability `keep`, else 0.
+  The grid is enlarged (bilinear) to one cell more than the image each way. The
+  mask is cut out of it at a random shift. Masked pixels become 0.
 
-  The same masks probe every image, and every model that is given the same seed
-  and settings, so a difference of two models' maps is one of the models.
+  Every image gets the same masks, and so does every model with the same seed
+  and settings. A difference of two models' maps is therefore one of the models.
 
-  The formula holds whatever the score. Of a probability the map is not
-  negative. A logit has no zero of its own, and its mean over the masks adds a
-  constant to the map (and, of few masks, their noise) that says nothing about
-  where: `centred` takes it away, M(p) = 1 / (keep N) sum_i (y_i - mean y)
-  m_i(p), which is what two maps of logits should be compared by.
+  The formula works for any score. For probabilities the map is not negative. A
+  logit has no natural zero. Its mean over the masks adds a constant to the map,
+  and noise if the masks are few; neither says where the evidence is. `centred`
+  subtracts the mean: M(p) = 1 / (keep N) sum_i (y_i - mean y) m_i(p). Use it to
+  compare two maps of logits.
 
-  The cost is `masks` runs of each image. Memory holds one batch.
+  Each image runs `masks` times. Memory holds one batch.
 
   Args:
     predict: as for `occlusion`.
     images: as for `occlusion`; 0 is taken for "nothing there".
     targets: as for `occlusion`.
-    masks: how many, N; the paper takes 4000 to 8000 on pictures of 224x224.
-    cells: of a grid, down and across.
-    keep: the chance of a cell to be shown, between 0 and 1.
-    seed: of the masks, 0 or more.
-    centred: whether each image's mean score over the masks is taken off.
+    masks: their number N; the paper takes 4000 to 8000 for 224x224 images.
+    cells: the grid's cells, both down and across.
+    keep: the chance that a cell is shown, between 0 and 1.
+    seed: seed of the masks, 0 or more.
+    centred: whether to subtract each image's mean score over the masks.
     logits: as for `occlusion`.
     data_format: as for `occlusion`.
-    batch_size: pictures a call of `predict`.
+    batch_size: images per call of `predict`.
     progress: as for `occlusion`.
 
   Returns:
@@ -85,8 +85,8 @@ def rise(
   totals = np.zeros(len(images))
   done = 0
   for start in range(0, masks, batch_size):
-    some = slice(start, start + batch_size)
-    windows = _enlarged(grids[some], lengths, shifts[some], images.shape[1:3])
+    rows = slice(start, start + batch_size)
+    windows = _enlarged(grids[rows], lengths, shifts[rows], images.shape[1:3])
     shown += windows.sum(0)
     for i, image in enumerate(images):
       scores = score(image * windows[..., None], i)
@@ -118,5 +118,5 @@ def _enlarged(
   whole = [(grids.shape[1] + 1) * length for length in lengths]
   large = tf.image.resize(grids[..., None], whole).numpy()[..., 0]
   return np.stack([
-      one[down:down + size[0], across:across + size[1]]
-      for one, (down, across) in zip(large, shifts)])
+      grid[down:down + size[0], across:across + size[1]]
+      for grid, (down, across) in zip(large, shifts)])

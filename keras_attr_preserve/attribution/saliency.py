@@ -1,4 +1,4 @@
-"""Gradients of a score by the pixels: saliency, and gradient times input."""
+"""Gradients of a score by the pixels: saliency and gradient times input."""
 
 from typing import Any
 
@@ -70,8 +70,7 @@ def gradient_x_input(
     batch_size: images per batch; None for 64, or more for images under 96x96.
 
   Returns:
-    Maps with their sign, float32 `[images, height, width]`, in units of the
-    score.
+    Signed maps, float32 `[images, height, width]`, in units of the score.
 
   Raises:
     TypeError, ValueError: an argument is not as above.

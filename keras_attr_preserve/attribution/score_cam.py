@@ -1,4 +1,4 @@
-"""Score-CAM: channels weighted by the score of what they show."""
+"""Score-CAM: channels weighted by the score of the image that they mask."""
 
 from typing import Any
 
@@ -25,13 +25,13 @@ def score_cam(
     batch_size: int | None = None,
     progress: Progress = None,
 ) -> np.ndarray:
-  """Explains a score by features, each weighted by the score of what it shows.
+  """Explains a score by features, weighted by the scores of masked images.
 
       M = ReLU(sum_c w_c A_c),   w = softmax_c(score(x * H_c) - score(0))
-      H_c = A_c enlarged to the picture, its least value 0 and its largest 1
+      H_c = A_c enlarged to the image, then scaled to 0..1
 
-  No gradient is taken. A channel that is the same everywhere shows nothing: its
-  H is 0. One run of each picture for each channel.
+  The method takes no gradient. A channel with one value everywhere has H = 0.
+  Each image runs once for each channel.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
@@ -39,9 +39,9 @@ def score_cam(
       is taken for "nothing there".
     targets: as for `grad_cam`.
     layer: a layer's name; None for the last layer with a spatial map.
-    batch_size: pictures that run at once, all of them or several channels of
-      each; memory holds
-      no more. None for 64, of images under 96x96 more.
+    batch_size: masked images that run at once, which bounds memory; if there
+      are fewer images, several channels of each. None for 64, or more for
+      images under 96x96.
     progress: as for `integrated_gradients`.
 
   Returns:
@@ -91,7 +91,7 @@ def score_cam(
       scores.append(graph(pictures, seed, features, channels))
       done += len(channels) * len(pictures)
       report(done)
-    # score(0) is the same for all channels, and a softmax does not see it.
+    # A softmax ignores score(0), which is the same for all channels.
     shares = tf.nn.softmax(tf.concat(scores, 1))[:, None, None]
     return (tf.nn.relu(tf.reduce_sum(shares * features, -1)),)
 

@@ -1,4 +1,4 @@
-"""Gradients of noisy copies of a picture: their mean and their variance."""
+"""Gradients of noisy copies of an image: their mean and their variance."""
 
 from typing import Any
 
@@ -25,23 +25,23 @@ def smooth_grad(
     batch_size: int | None = None,
     progress: Progress = None,
 ) -> np.ndarray:
-  """Explains a score by the mean gradient over noisy copies of the picture.
+  """Explains a score by the mean gradient over noisy copies of the image.
 
       M = max_c |mean_n d score(x + e_n) / dx_c|,   e_n ~ N(0, s^2)
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
-    targets: as for `grad_cam`; the top class is that of the clean picture.
+    targets: as for `grad_cam`; the top class is the unchanged image's.
     layer: must be None, as the input is explained; every method takes it.
-    samples: noisy copies of each picture, 1 or more.
-    noise: the noise's standard deviation as a share of the picture's own range,
-      0 or more.
-    seed: of the noise; a picture's depends on its place among the images and
-      nothing else.
-    batch_size: pictures that run at once, all of them or several copies of
-      each; memory holds
-      no more. None for 64, of images under 96x96 more.
+    samples: noisy copies of each image, 1 or more.
+    noise: the noise's standard deviation as a share of the image's own range, 0
+      or more.
+    seed: seed of the noise. An image's noise depends on the seed and on the
+      image's place among the images, and on nothing else.
+    batch_size: copies that run at once, which bounds memory; if there are fewer
+      images, several copies of each. None for 64, or more for images under
+      96x96.
     progress: as for `integrated_gradients`.
 
   Returns:
@@ -83,7 +83,7 @@ def var_grad(
       M = max_c var_n d score(x + e_n) / dx_c
 
   Args:
-    model: as for `smooth_grad`, and so are all others.
+    model: see `smooth_grad`.
     images: see `smooth_grad`.
     targets: see `smooth_grad`.
     layer: see `smooth_grad`.
@@ -106,8 +106,8 @@ def var_grad(
     raise ValueError(f"samples must be 2 or more; got {samples}.")
 
   def add(gradients, numbers, mean, spread):
-    # Sums of squares about the mean (Chan et al. 1979): a difference of large
-    # squares would lose the variance.
+    # Sums squares about the mean (Chan et al. 1979), because a difference of
+    # large squares would lose the variance.
     before, these = _counts(numbers)
     new = tf.reduce_mean(gradients, 0)
     spread += tf.reduce_sum(tf.square(gradients - new), 0)
@@ -123,7 +123,7 @@ def var_grad(
 
 
 def _counts(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """How many copies came before these, and how many these are."""
+  """Returns the number of earlier copies, and the number of these."""
   return (tf.cast(numbers[0], tf.float32),
           tf.cast(tf.shape(numbers)[0], tf.float32))
 
@@ -141,11 +141,11 @@ def _over_noise(model, images, targets, layer, samples, noise, seed, batch_size,
     axes = list(range(1, pictures.shape.rank))
     size = noise * (tf.reduce_max(pictures, axes, keepdims=True)
                     - tf.reduce_min(pictures, axes, keepdims=True))
-    # A seed for each copy: what runs at once makes no difference.
+    # Each copy has its own seed, so the batch size does not matter.
     seeds = places * samples + numbers[:, None]
     drawn = tf.map_fn(
-        lambda one: tf.random.stateless_normal(
-            tf.shape(pictures)[1:], tf.stack([seed, one])),
+        lambda copy_seed: tf.random.stateless_normal(
+            tf.shape(pictures)[1:], tf.stack([seed, copy_seed])),
         tf.reshape(seeds, [-1]), fn_output_signature=tf.float32)
     return pictures + size * tf.reshape(
         drawn, [-1, *tf.unstack(tf.shape(pictures))])

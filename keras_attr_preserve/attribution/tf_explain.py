@@ -1,11 +1,11 @@
 """tf-explain's methods, as float maps.
 
-tf-explain's `explain` gives one picture for the whole batch and one class for
-all of it. Its static methods give the numbers; this module calls those. It is
-the project's outside judge: methods that no loss here has seen, in code that is
-not ours. What it lacks a place for is left out: its Grad-CAM and SmoothGrad
-build on the installed `tf.keras`, which does not take a `tf_keras` model, and
-its occlusion on square pictures of one class.
+tf-explain's `explain` returns one drawing for the whole batch, with one class
+for all images. Its static methods return numbers, so this module calls them. It
+is the project's outside judge: no loss here has used these methods, and the
+code is not the project's. Its Grad-CAM and SmoothGrad are left out, because
+they need the installed `tf.keras`, which does not take a `tf_keras` model. Its
+occlusion is left out, because it needs square images of one class.
 """
 
 from typing import Any
@@ -34,21 +34,21 @@ def tf_explain(
     steps: int = 10,
     batch_size: int = 32,
 ) -> np.ndarray:
-  """Explains a score by tf-explain's code, for a class of each image's own.
+  """Explains a score by tf-explain's code, with a class for each image.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
     layer: must be None, as the input is explained; every method takes it.
-    method: "integrated_gradients", "vanilla_gradients" or "gradients_inputs";
-      named as tf-explain's modules.
-    steps: of "integrated_gradients".
+    method: "integrated_gradients", "vanilla_gradients" or "gradients_inputs",
+      the names of tf-explain's modules.
+    steps: steps of "integrated_gradients".
     batch_size: images per batch.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative: the sum of magnitudes
-    over the colours, as in tf-explain's own pictures.
+    over the colours, as in tf-explain's own drawings.
 
   Raises:
     ImportError: tf-explain or OpenCV is missing.
@@ -62,7 +62,7 @@ def tf_explain(
   if method == "integrated_gradients":
     return integrated_gradients(model, images, targets, layer, steps=steps,
                                 batch_size=batch_size)
-  # Imported here: it brings OpenCV, which nothing else needs.
+  # Imported here because it needs OpenCV, and nothing else does.
   from tf_explain.core.gradients_inputs import GradientsInputs
   from tf_explain.core.vanilla_gradients import VanillaGradients
 
@@ -73,8 +73,8 @@ def tf_explain(
 
   def explain(tap, pictures, seed):
     with gradient_rules(STRAIGHT_THROUGH):
-      found = gradients(pictures, _column(tap, seed), 0)
-    return tf.reduce_sum(tf.abs(found), -1)
+      input_gradients = gradients(pictures, _column(tap, seed), 0)
+    return tf.reduce_sum(tf.abs(input_gradients), -1)
 
   return at_pictures(model, images, targets, ("tf_explain", method), explain,
                      batch_size, flat=True)
@@ -91,10 +91,10 @@ def integrated_gradients(
 ) -> np.ndarray:
   """Explains a score by its input gradient, averaged from black to the image.
 
-  The numbers are tf-explain's: the mean of the gradient over `steps` scalings
-  of the image, from 0 to 1, without the factor (image - baseline) of the
-  original method. A map is the sum of its magnitudes over the colours, as in
-  tf-explain's own picture.
+  The numbers are tf-explain's: the mean gradient over `steps` scalings of the
+  image, from 0 to 1. The original method's factor (image - baseline) is absent.
+  A map is the sum of the mean's magnitudes over the colours, as in tf-explain's
+  own drawing.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
@@ -102,7 +102,7 @@ def integrated_gradients(
     targets: as for `grad_cam`.
     layer: must be None, as the input is explained; every method takes it.
     steps: scalings of each image, 2 or more.
-    batch_size: images a batch; `batch_size * steps` run at once.
+    batch_size: images per batch; `batch_size * steps` run at once.
 
   Returns:
     Maps, float32 `[images, height, width]`, not negative.
@@ -115,13 +115,13 @@ def integrated_gradients(
     Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365; tf-explain
     0.3.1, `IntegratedGradients.get_integrated_gradients`.
   """
-  # Imported here: it brings OpenCV, which nothing else needs.
+  # Imported here because it needs OpenCV, and nothing else does.
   from tf_explain.core.integrated_gradients import IntegratedGradients
 
   no_layer(layer)
   if steps < 2:
     raise ValueError(f"steps must be 2 or more; got {steps}.")
-  # The Python function: a trace of its own would hold the model for good.
+  # tf-explain's own trace would hold the model forever; this makes none.
   average = IntegratedGradients.get_integrated_gradients.python_function
 
   def explain(tap, batch, seed):
@@ -138,9 +138,9 @@ def integrated_gradients(
 
 
 def _column(tap, seed):
-  """Stands for a model with one score, each image's own weighted one.
+  """Returns a function in place of a model, with one weighted score per image.
 
-  tf-explain asks a model for one column of its scores, the same for all.
+  tf-explain takes one column of a model's scores, the same for all images.
   """
   return lambda pictures: tf.reduce_sum(
       tap(pictures).logits * seed, -1, keepdims=True)

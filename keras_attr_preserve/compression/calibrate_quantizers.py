@@ -32,9 +32,10 @@ def calibrate_quantizers(
   way are left. Until then outputs in 0..0.5 use some ten steps of 256. An
   output of 20 is clipped. The model learns to live with both.
 
-  This function sets each range to its final value: the mean over batches of the
-  least and the greatest value. The range includes 0. Activations are not
-  quantized meanwhile. Ranges of kernels become those of the kernels.
+  This function sets each range to the value that training would reach. It is
+  the mean over batches of the least and of the greatest value, and includes 0.
+  Activations are not quantized meanwhile. Ranges of kernels become those of the
+  kernels.
 
   Training still moves the ranges afterwards.
 

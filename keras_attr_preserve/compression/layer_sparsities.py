@@ -50,16 +50,17 @@ def _why_not_counted(layer: keras.layers.Layer) -> str | None:
 def lamp_scores(kernel: np.ndarray) -> np.ndarray:
   """Scores weights by the layer's cost of removing them and all smaller ones.
 
-      score_i = w_i^2 / sum of w_j^2 over all |w_j| >= |w_i|
+      score_i = w_i^2 / sum of w_j^2 over the weights left at w_i's turn
 
-  Scores are comparable between layers, whatever the scale of their weights.
+  Small magnitudes take their turn first. Scores are comparable between layers,
+  whatever the scale of their weights.
 
   Args:
     kernel: of any shape.
 
   Returns:
     Scores of the same shape, 0..1; a layer's largest weight has 1. A kernel of
-    zeros has zeros. Of equal weights the later ones go first.
+    zeros has zeros.
 
   References:
     Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning",

@@ -30,8 +30,8 @@ def narrow(model: keras.Model, width: float) -> keras.Model:
 
   Raises:
     TypeError, ValueError: an argument is not as above, or a layer's width
-      depends on something unknown (a Lambda, a custom layer, a nested model, a
-      convolution in groups, a Reshape that splits channels).
+      depends on an unknown layer: a Lambda, a custom layer, a nested model, a
+      convolution in groups, a Reshape that splits channels.
 
   References:
     Park et al. 2020, https://arxiv.org/abs/2010.15054, the experiments.

@@ -195,8 +195,8 @@ def filter_sparsities(
   as much as the filters removed before it.
 
   Early layers have few filters; these are seldom spare and multiply most. `of`
-  says what is to become small. Other than "filters", it removes the filters of
-  least cost for their saving, counted anew after each.
+  names the quantity to reduce. For "weights" and "macs", filters of least cost
+  per saving go first; savings are counted again after each.
 
       shares = filter_sparsities(teacher, 0.5, x_train[:512])
       student = prune_filters(teacher, shares, criterion="obs",

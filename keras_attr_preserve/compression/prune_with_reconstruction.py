@@ -60,9 +60,8 @@ def prune_with_reconstruction(
       and nested models, unless they are given 0.
     images: `[count, height, width, channels]`, or `[count, steps, channels]`
       for a model of signals. Some hundred training images, in the range the
-      model takes. At most 100 positions of each image are used. A layer with
-      more inputs than positions is warned of: a Dense after a Flatten has
-      one an image.
+      model takes. At most 100 positions of each image are used; a Dense after a
+      Flatten has one. A warning names a layer with more inputs than positions.
     batch_size: images a batch.
     progress: True for a line on stderr, False for none; None for a line on a
       terminal if it takes long; or a function of layers done and to be done.

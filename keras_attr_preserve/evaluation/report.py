@@ -43,11 +43,12 @@ class ShortfallError(AssertionError):
 
 
 def summarize(values: np.ndarray, name: str = "") -> dict[str, float]:
-  """Returns a score's mean, median, bad 5 % quantile and worst value.
+  """Returns a score's mean, median, 5th percentile and worst value.
 
   Args:
     values: one per image; NaN is left out.
-    name: the score's name; for "l2" large values are bad.
+    name: the score's name; for "l2" large values are bad, and "p5" is the 95th
+      percentile.
 
   Returns:
     "mean", "median", "p5" and "worst"; NaN where no value is left.
@@ -71,7 +72,7 @@ class Report:
     scores: per image, as `agreement` gives them; NaN where the teacher's map is
       all zero. "same_class" is 1 where the top classes agree. A judge's scores
       carry its name, "occlusion_cosine", and are NaN where it did not run.
-    dead: share of images whose file map is all zero although the teacher's map
+    dead: share of the file's maps that are all zero although the teacher's map
       is not, 0..1.
     facts: the file, layer, method, runtime and sizes.
     examples: images of the lowest cosine, the worst first; None for none.
@@ -148,7 +149,7 @@ class Report:
       dead: float | None = None,
       **limits: float,
   ) -> list[str]:
-    """Lists a phrase for each missed limit; the arguments are as `require`."""
+    """Lists warnings and missed limits; takes the arguments of `require`."""
     short = list(self.warnings)
     for key, limit in limits.items():
       name, value = self._figure(key)

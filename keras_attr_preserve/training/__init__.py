@@ -1,1 +1,1 @@
-"""What is held while a model trains."""
+"""Preserving attribution maps while a model trains."""

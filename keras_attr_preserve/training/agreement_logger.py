@@ -1,4 +1,4 @@
-"""The callback that shows, epoch by epoch, what a student looks at."""
+"""The callback that logs a student's attribution maps, epoch by epoch."""
 
 import importlib
 import os
@@ -29,22 +29,22 @@ class AgreementLogger(keras.callbacks.Callback):
       student.fit(train, callbacks=[logger, keras.callbacks.EarlyStopping(
           "agreement", mode="max", patience=3)])
 
-  It only looks: any training may be watched, with `PreserveAttribution` or
-  without, of a plain model, a smaller one, or one that tfmot wraps. Neither
-  the model nor the teacher is changed.
+  It changes neither the model nor the teacher. It works for any training, with
+  or without `PreserveAttribution`: of a plain model, a smaller model, or a
+  model that tfmot wraps.
 
-  The logs of an epoch gain, over the given images, for the same class of both
-  nets, and where the teacher's map is not all zero:
+  It adds four figures to an epoch's logs, over the given images. Both models
+  explain the same class. Images whose teacher map is all zero do not count.
 
   - `agreement`: the mean cosine of the maps, 0..1.
   - `agreement_p5`: its 5th percentile; one image in twenty is worse.
-  - `agreement_spearman`: the mean rank correlation, -1..1, which no loss here
-    optimizes.
+  - `agreement_spearman`: the mean rank correlation, -1..1; no loss here
+    optimizes it.
   - `agreement_dead`: the share of the student's maps that are all zero, 0..1.
 
-  They are NaN in an epoch that `every` leaves out, and where a student's map
-  holds NaN or infinity. Callbacks that read them, such as `CSVLogger` and
-  `ModelCheckpoint`, come after this one in the list.
+  They are NaN in an epoch that `every` leaves out, and if a student's map holds
+  NaN or infinity. Put callbacks that read them, such as `CSVLogger` and
+  `ModelCheckpoint`, after this callback.
   """
 
   def __init__(
@@ -65,30 +65,30 @@ class AgreementLogger(keras.callbacks.Callback):
     """Checks and keeps the settings.
 
     Args:
-      teacher: the net to compare with. It explains the images once, when the
+      teacher: the model to compare with. It explains the images once, when the
         first `fit` begins.
-      images: `[images, height, width, channels]`, in the range the nets take;
-        pictures that are not trained on. A few hundred give steady figures.
-        They are kept, not copied.
+      images: `[images, height, width, channels]`, in the range the models take;
+        not training images. A few hundred give steady figures. They are kept,
+        not copied.
       layer: the teacher's layer, as in `WCAM`.
       student_layer: the student's layer, where its name differs.
       method: "swa", which is Grad-CAM, or "ewa", as in `WCAM`.
-      targets: the class explained, as for `attribution.grad_cam`; None for the
+      targets: the explained class, as for `attribution.grad_cam`; None for the
         teacher's top class of each image. "ewa" has no class.
       log_dir: a folder for TensorBoard, created if need be; None writes
         nothing. It gets the figures, and `agreement_pictures` (see
-        `side_by_side`), at the step of the epoch. All of it is on the disk when
-        an epoch ends; of several workers the chief alone writes.
-      pictures: how many of the images to draw, the first ones; all where there
-        are fewer, 0 for none. Inputs without height and width are not drawn.
-      every: look at the first epoch, at each `every`th after it, and at the
-        last one of a `fit`.
+        `side_by_side`), at the step of the epoch. All is on the disk when an
+        epoch ends. Of several workers only the chief writes.
+      pictures: how many of the first images to draw, all if there are fewer; 0
+        for none. Inputs without height and width are not drawn.
+      every: compare in the first epoch, in each `every`th after it, and in the
+        last epoch of a `fit`.
       batch_size: images a batch.
-      name: what the figures' names begin with; give each of two loggers one.
+      name: prefix of the figures' names; two loggers need different names.
 
     Raises:
-      TypeError, ValueError: an argument is not as above; what does not fit the
-        student is said when `fit` starts, before any training.
+      TypeError, ValueError: an argument is not as above. Errors about the
+        student are raised when `fit` starts, before any training.
       ImportError: a `log_dir` is given, and TensorBoard is not installed.
       OSError: `log_dir` cannot be created or written to.
     """
@@ -108,7 +108,7 @@ class AgreementLogger(keras.callbacks.Callback):
     self._classes = tap.classes
     self._input = tap.input
     self._images = self._input.check(images)
-    # What is explained, as weights of the logits.
+    # The explained classes, as weights of the logits.
     self._weights = None if targets is None else class_weights(
         targets, len(self._images), self._classes)
     self._layer = layer
@@ -123,7 +123,7 @@ class AgreementLogger(keras.callbacks.Callback):
       self._log_dir = make_folder(log_dir, "log_dir")
 
   def set_model(self, model: keras.Model) -> None:
-    """Checks that the student can be compared; called where `fit` starts."""
+    """Checks that the student can be compared; called when `fit` starts."""
     tap = Tap(model, [self._student_layer])
     if tap.classes != self._classes:
       raise ValueError(
@@ -134,10 +134,10 @@ class AgreementLogger(keras.callbacks.Callback):
     super().set_model(model)
 
   def on_train_begin(self, logs: Any = None) -> None:
-    """Explains the images by the teacher and opens the file."""
+    """Computes the teacher's maps and opens the file."""
     if self._reference is None:
       self._reference = self._explain_by_teacher()
-    self._close()  # What a fit left open that was interrupted.
+    self._close()  # An interrupted fit may have left it open.
     strategy = self.model.distribute_strategy
     if self._log_dir is not None and strategy.extended.should_save_summary:
       self._writer = tf.summary.create_file_writer(str(self._log_dir))
@@ -150,7 +150,7 @@ class AgreementLogger(keras.callbacks.Callback):
     if epoch % self._every and not last:
       figures = self._figures(None)
     else:
-      # On every worker alike: they read the variables together.
+      # On every worker, since they read the variables together.
       maps = self._explain(self.model, self._student_layer)
       maps = maps if np.isfinite(maps).all() else None
       figures = self._figures(maps)
@@ -186,7 +186,7 @@ class AgreementLogger(keras.callbacks.Callback):
     return maps
 
   def _figures(self, maps: np.ndarray | None) -> dict[str, float]:
-    """Scores the student's maps; NaN without any."""
+    """Scores the student's maps; NaN without maps."""
     cosine = spearman = dead = np.full(1, np.nan)
     if maps is not None:
       reference, maps = (resized.numpy() for resized in same_size(
@@ -207,7 +207,7 @@ class AgreementLogger(keras.callbacks.Callback):
   ) -> None:
     if self._writer is None:
       return
-    # Keras's TensorBoard may have left recording off between its own steps.
+    # Keras's TensorBoard callback may have turned recording off.
     with tf.summary.record_if(True), self._writer.as_default(step=epoch):
       for name, value in figures.items():
         tf.summary.scalar(name, value)
@@ -221,7 +221,7 @@ class AgreementLogger(keras.callbacks.Callback):
                 value_range=(self._images.min(), self._images.max())),
             max_outputs=count,
             description="Picture, the teacher's map, the student's map.")
-    self._writer.flush()  # So that a fit that dies loses nothing.
+    self._writer.flush()  # So that an interrupted fit loses nothing.
 
   def _close(self) -> None:
     if self._writer is not None:
@@ -238,7 +238,7 @@ def _whole_number(value: Any, name: str, least: int) -> int:
 
 
 def _check_tensorboard() -> None:
-  """Writing summaries is TensorBoard's code, which TensorFlow left out."""
+  """Raises if TensorBoard, which TensorFlow needs for summaries, is missing."""
   try:
     importlib.import_module("tensorboard.summary.v2")
   except ImportError as error:

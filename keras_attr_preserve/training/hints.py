@@ -1,9 +1,9 @@
-"""Hints: whole features of inner layers, held beside the maps.
+"""Hints: matching the whole features of inner layers beside the maps.
 
-A map says where a layer looks, not what it sees there. A student that holds
-the maps of one layer alone can reach them by a road of its own, and judges that
-look at the whole net, such as integrated gradients or occlusion, tell the two
-apart. Hints hold the road.
+An attribution map shows where a layer responds, not its features there. A
+student may match the maps of one layer by other features. Methods that use the
+whole model, such as integrated gradients or occlusion, notice the difference.
+Hints match the features, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,35 +22,35 @@ from keras_attr_preserve.training.wcam import (
 __all__ = ["Hints", "feature_distance"]
 
 POSITIONS = 14
-"""Height and width that features are pooled to before positions are compared:
-that of an ImageNet net's last stage but one."""
+"""Features are pooled to this height and width before positions are compared.
+It is the size of the last stage but one of an ImageNet model."""
 
 
 class Hints:
-  """Settings of hints: which layers' features to hold, and how strongly.
+  """Settings of hints: which layers' features to match, and how strongly.
 
       PreserveAttribution(teacher, WCAM("relu5"), hints=Hints())
 
-  The term is `weight * mean over layers of feature_distance`. Where teacher and
-  student have equally many channels, as in pruning by weights, quantization and
-  clustering, channel is compared with channel, and so in a student without some
-  filters, where `channels` says which are left:
+  The loss term is `weight * mean over layers of feature_distance`. Channels are
+  compared with channels if teacher and student have equally many. This is so
+  after weight pruning, quantization and clustering. For a student without some
+  filters, `channels` names the remaining channels:
 
       student, channels = prune_filters(teacher, 0.5, return_channels=True)
       PreserveAttribution(
           teacher, WCAM("relu5"), hints=Hints(channels=channels))
 
-  In any other thinner student position is compared with position.
+  In any other thinner student, positions are compared with positions.
 
-  It holds no state: one may serve several models.
+  It holds no state: one instance may serve several models.
 
   References:
     Romero et al. 2015, "FitNets: Hints for Thin Deep Nets",
-    https://arxiv.org/abs/1412.6550, whose squared distance through a learned
-    regressor is a cosine without one here.
+    https://arxiv.org/abs/1412.6550. They use a squared distance through a
+    learned regressor; here it is a cosine without one.
   """
 
-  agreement = None  # Nothing to hold by a weight that moves.
+  agreement = None  # `Weighting` reads it: hints have no agreement to reach.
 
   def __init__(
       self,
@@ -66,16 +66,16 @@ class Hints:
       layer: the teacher's layer, or several. None takes the last layer of each
         of the four smallest sizes of maps; see `stage_ends`.
       weight: factor of the distance in the loss, 0 or more. "auto" is the
-        weight that the maps have in the same step; without maps it is in
-        proportion to the rest of the loss, as theirs is. Or a Keras learning
-        rate schedule, called with the number of the step.
+        weight of the maps in the same step. Without maps, "auto" is in
+        proportion to the rest of the loss. Or a Keras learning rate schedule,
+        called with the number of the step.
       student_layer: the student's layers, where their names differ.
-      channels: by name of the teacher's layer, which of its channels are those
-        of the student's, in order, from 0 up; as `prune_filters` gives. Layers
-        that are not named have them all, or other ones.
+      channels: by name of the teacher's layer, the numbers, from 0, of the
+        channels that the student still has, in order; as `prune_filters` gives.
+        Other layers have all their channels, or different channels.
 
     Raises:
-      TypeError, ValueError: a setting is not one of the above.
+      TypeError, ValueError: a setting is not as above.
     """
     if layer is None and student_layer is not None:
       raise ValueError(
@@ -96,12 +96,12 @@ class Hints:
   def check(
       self, layers: Sequence[str], teacher: Sequence[tuple],
       student: Sequence[tuple]) -> None:
-    """Raises a ValueError where shapes of features do not fit each other.
+    """Raises a ValueError if shapes of features do not fit each other.
 
     Args:
-      layers: names of the teacher's.
-      teacher: of each of them `(None, height, width, channels)`.
-      student: the same of the student's; channels may differ.
+      layers: names of the teacher's layers.
+      teacher: for each of them `(None, height, width, channels)`.
+      student: the same for the student; channels may differ.
     """
     for name, shape, other in zip(layers, teacher, student, strict=True):
       if tuple(shape[1:3]) != tuple(other[1:3]):
@@ -121,12 +121,12 @@ class Hints:
   def distance(
       self, layers: Sequence[str], teacher: Sequence[tf.Tensor],
       student: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Compares the features of two nets on the same pictures.
+    """Compares the features of two models on the same images.
 
     Args:
-      layers: names of the teacher's.
-      teacher: of each of them `[batch, height, width, channels]`.
-      student: the same of the student's; channels may differ.
+      layers: names of the teacher's layers.
+      teacher: for each of them `[batch, height, width, channels]`.
+      student: the same for the student; channels may differ.
 
     Returns:
       The mean distance over the layers, `[batch]`, in 0..2.
@@ -141,24 +141,24 @@ class Hints:
 
 
 def feature_distance(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
-  """1 - cosine of the whole features of each picture.
+  """Computes 1 - cosine of the whole features of each image.
 
-  With as many channels `C`, of the features themselves, all positions and
-  channels one long vector. Else of `A A^T`, the products of every position's
-  channels `A [positions, C]` with every other's, which no longer know of
-  channels: it is 0 for features that differ by a rotation of the channels and a
-  factor. Maps above 14x14 are averaged down to that first.
+  With equally many channels, the features are compared as one long vector.
+  Otherwise `A A^T` is compared: the products of every two positions of
+  `A [positions, channels]`. Its size does not depend on the channels. The
+  distance is then 0 for features that differ by a rotation of the channels and
+  a factor. Features above 14x14 are averaged down to 14x14 first.
 
   Args:
     teacher: `[batch, height, width, channels]`; no gradient comes from it.
     student: `[batch, height, width, channels]`, of the same height and width.
 
   Returns:
-    `[batch]`, in 0..2, as `map_distance` also where features are all zero.
+    `[batch]`, in 0..2; for features that are all zero see `map_distance`.
 
   References:
     Kornblith et al. 2019, https://arxiv.org/abs/1905.00414, section 2: the
-    cosine of the two products is their linear CKA, but for the mean.
+    cosine of the two products is their linear CKA without centering.
   """
   teacher, student = (
       at_least_float32(features)
@@ -184,7 +184,7 @@ def _products(features: tf.Tensor) -> tf.Tensor:
 
 
 def _checked(channels: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-  """Raises where these are no numbers of channels; copies them."""
+  """Checks and copies the numbers of channels."""
   if not isinstance(channels, Mapping):
     raise TypeError(
         "channels must map names of layers to numbers of channels; got "

@@ -1,9 +1,9 @@
-"""How strongly the maps count: weights that find themselves.
+"""The weight of the maps in the loss, and how it adapts.
 
-A number that is right for one loss is wrong for another: a cross-entropy of
-softmax classes is ten times a mean over ten binary ones. So a weight may be
-given in units of the loss that it stands beside, and it may move until the maps
-agree as asked.
+A weight that suits one loss is wrong for another. A softmax cross-entropy, for
+example, is ten times a mean over ten binary cross-entropies. So a weight may be
+in units of the rest of the loss. It may also move until the maps reach a given
+agreement.
 """
 
 import math
@@ -14,16 +14,16 @@ from keras_attr_preserve.compat import tf
 __all__ = ["AUTO", "AgreementConstraint", "TaskScale", "Weighting"]
 
 AUTO = 8.0
-"""What weight="auto" is, in units of the task's loss; see docs/training.md."""
+"""The weight "auto", in units of the task's loss; see docs/training.md."""
 
 MEMORY = 0.99
-"""How much of the mean of the task's loss a step keeps: about 100 steps."""
+"""Decay of the running mean of the task's loss: about 100 steps."""
 
 RATE = 0.02
 """The largest change of the weight's logarithm in one step: x2 in 35 steps."""
 
 SPAN = 100.0
-"""How far the weight may go from where it began, as a factor, either way."""
+"""The largest factor between the weight and its start, up or down."""
 
 
 class Weighting:
@@ -33,16 +33,15 @@ class Weighting:
 
   Attributes:
     moves: whether it changes from step to step.
-    state: its variables by name, to be saved with the model, so that a resumed
-      run goes on as if it had not stopped.
+    state: its variables by name. Save them with the model to resume a run.
   """
 
   def __init__(self, settings: Any, what: str = "the maps"):
-    """Takes the weight and the agreement asked for.
+    """Reads the weight and the agreement of the settings.
 
     Args:
-      settings: a `WCAM`, or another with its `weight` and `agreement`.
-      what: is weighed, for the warnings.
+      settings: a `WCAM`, or another object with its `weight` and `agreement`.
+      what: the name of the weighted term, for the warnings.
     """
     self._settings, self._what = settings, what
     self._scale = TaskScale() if settings.weight == "auto" else None
@@ -57,12 +56,12 @@ class Weighting:
       self.state["log_weight"] = self._constraint.log_weight
 
   def weight(self, step: Any, task_loss: tf.Tensor, training: bool) -> Any:
-    """Gives the weight of a step.
+    """Returns the weight of a step.
 
     Args:
       step: its number, for a schedule.
-      task_loss: what the step minimizes besides the maps, a scalar.
-      training: whether it counts to the mean of that.
+      task_loss: the loss without the maps, a scalar.
+      training: whether this loss enters the running mean.
 
     Returns:
       A number or a scalar tensor; no gradient comes from it.
@@ -84,7 +83,7 @@ class Weighting:
       self._constraint.update(agreement, valid)
 
   def warnings(self) -> list[tuple[str, str]]:
-    """Says what gives cause to mend: what it is about, and a sentence."""
+    """Returns a warning for each problem: its kind, and a sentence."""
     messages = []
     if self._constraint is not None and self._constraint.at_ceiling:
       messages.append((
@@ -101,20 +100,20 @@ class Weighting:
 
 
 class TaskScale:
-  """A running mean of the task's loss, its size for a weight beside it.
+  """A running mean of the task's loss, as the unit of a weight.
 
   Attributes:
     sums: the weighted sum of the losses, and of their weights.
   """
 
   def __init__(self):
-    """Begins with nothing."""
+    """Starts with an empty mean."""
     self.sums = tf.Variable(
         [0.0, 0.0], trainable=False, name="attr_task_loss",
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
   def mean(self, task_loss: tf.Tensor) -> tf.Tensor:
-    """The mean so far; before the first step, the loss at hand."""
+    """Returns the mean so far; before the first step, the given loss."""
     total, count = tf.unstack(tf.convert_to_tensor(self.sums))
     now = tf.stop_gradient(tf.abs(tf.cast(task_loss, tf.float32)))
     return tf.where(count > 0, tf.math.divide_no_nan(total, count), now)
@@ -126,7 +125,7 @@ class TaskScale:
     return bool(count > 0) and not float(total)
 
   def update(self, task_loss: tf.Tensor) -> None:
-    """Takes in a step's loss, the mean over replicas."""
+    """Adds a step's loss, the mean over replicas."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     loss = _over_replicas(tf.abs(tf.cast(task_loss, tf.float32))) / replicas
     # A loss that is not finite must not stay in the mean.
@@ -138,13 +137,13 @@ class TaskScale:
 class AgreementConstraint:
   """The multiplier of the constraint `mean cosine >= agreement`.
 
-  The step minimizes `task + weight * (1 - cosine)` and after it moves a factor
-  of the weight, by dual ascent in its logarithm:
+  A step minimizes `task + weight * (1 - cosine)`. Then a factor of the weight
+  moves, by dual ascent in its logarithm:
 
       log factor += RATE * clip((agreement - cosine) / (1 - agreement), -1, 1)
 
-  What the maps lack is counted in units of what the constraint allows, so that
-  one rate serves 0.8 and 0.99; the logarithm makes it serve losses of any size.
+  The missing agreement is in units of the allowed distance, so one rate serves
+  0.8 and 0.99. The logarithm makes it serve losses of any size.
 
   Attributes:
     log_weight: the logarithm of the factor.
@@ -155,10 +154,10 @@ class AgreementConstraint:
   """
 
   def __init__(self, agreement: float):
-    """Begins with a factor of 1.
+    """Starts with a factor of 1.
 
     Args:
-      agreement: the cosine to hold, in 0..1.
+      agreement: the cosine to reach, in 0..1.
     """
     self.agreement = agreement
     self._bounds = -math.log(SPAN), math.log(SPAN)
@@ -167,7 +166,7 @@ class AgreementConstraint:
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
   def factor(self) -> tf.Tensor:
-    """The factor of the coming step."""
+    """Returns the factor for the next step."""
     return tf.exp(tf.convert_to_tensor(self.log_weight))
 
   def update(self, agreement: tf.Tensor, valid: tf.Tensor) -> None:
@@ -175,8 +174,8 @@ class AgreementConstraint:
 
     Args:
       agreement: each image's cosine, `[batch]`.
-      valid: how much of it counts, `[batch]`; where nothing counts on any
-        replica the weight stays.
+      valid: how much of it counts, `[batch]`. The weight stays if nothing
+        counts on any replica.
     """
     total = _over_replicas(tf.stack(
         [tf.reduce_sum(agreement * valid), tf.reduce_sum(valid)]))
@@ -191,7 +190,7 @@ class AgreementConstraint:
 
   @property
   def at_ceiling(self) -> bool:
-    """Whether the weight has gone as high as it may."""
+    """Whether the weight is at its upper bound."""
     now = float(tf.convert_to_tensor(self.log_weight))
     return now >= self._bounds[1] - 1e-6
 

@@ -1,4 +1,4 @@
-"""The means that a fit reports of the matching, and what they warn of."""
+"""The means that a fit reports of the matching, and warnings from them."""
 
 from keras_attr_preserve.compat import keras, tf
 from keras_attr_preserve.training.wcam import WCAM, Match
@@ -6,17 +6,17 @@ from keras_attr_preserve.training.wcam import WCAM, Match
 __all__ = ["MatchMeter"]
 
 DEAD = 0.5
-"""From this share of dead maps on, a fit warns."""
+"""A fit warns from this share of dead maps on."""
 
 
 class MatchMeter:
-  """Means over an epoch of how a student's maps stand against its teacher's.
+  """Means over an epoch of how a student's maps match its teacher's.
 
   Create it under the model's distribution strategy.
   """
 
   def __init__(self, wcam: WCAM):
-    """Creates the means: of all layers, and for several of each as well."""
+    """Creates the means over all layers and, for several, of each layer."""
     self._layers = wcam.layers
     self._shares = wcam.layer_weights
     names = ["attr_loss", "attr_agreement", "attr_dead"]
@@ -24,23 +24,23 @@ class MatchMeter:
       names += [f"{kind}_{layer}" for layer in wcam.layers
                 for kind in ("attr_agreement", "attr_dead")]
     self.means = {name: keras.metrics.Mean(name) for name in names}
-    # The share of the teacher's maps that are alive: for warnings only.
+    # The share of the teacher's maps that are not zero, for warnings only.
     self._alive = {layer: keras.metrics.Mean(f"attr_alive_{layer}")
                    for layer in wcam.layers}
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
-    """All means, to be reset where an epoch begins."""
+    """All means; reset them when an epoch begins."""
     return [*self.means.values(), *self._alive.values()]
 
   def overall(self, match: Match) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Weighs the layers.
+    """Averages over the layers by their weights.
 
     Args:
       match: of a batch.
 
     Returns:
-      Distance, agreement, and how much the agreement counts, each `[batch]`.
+      Distance, agreement, and the weight of the agreement, each `[batch]`.
     """
     distance, agreement, valid = (
         tf.reduce_sum(values * tf.constant(self._shares, values.dtype), axis=-1)
@@ -49,11 +49,11 @@ class MatchMeter:
     return distance, tf.math.divide_no_nan(agreement, valid), valid
 
   def update(self, match: Match, attr_loss: tf.Tensor) -> None:
-    """Takes in a batch.
+    """Adds a batch to the means.
 
     Args:
-      match: how its maps stand.
-      attr_loss: what they add to the loss, a scalar.
+      match: the comparison of its maps.
+      attr_loss: the maps' term of the loss, a scalar.
     """
     has_images = tf.size(match.valid) > 0  # A replica may have none.
     self.means["attr_loss"].update_state(
@@ -69,11 +69,10 @@ class MatchMeter:
                      of_layer.valid)
 
   def warnings(self) -> list[tuple[str, str]]:
-    """Says what the means since their reset give cause to mend.
+    """Returns warnings from the means since their reset.
 
     Returns:
-      For each thing what it is about, by which to warn but once, and a
-      sentence.
+      For each problem its kind, by which to warn only once, and a sentence.
     """
     messages = []
     for layer, alive in self._alive.items():
@@ -100,5 +99,5 @@ class MatchMeter:
 
 
 def _number(variable: tf.Variable) -> float:
-  """Reads a variable that each replica may hold a part of."""
+  """Reads a variable; each replica may hold a share of it."""
   return float(tf.convert_to_tensor(variable))

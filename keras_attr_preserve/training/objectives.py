@@ -1,7 +1,7 @@
-"""What else a student may learn from its teacher: the rivals to compare with.
+"""Other losses that a student may learn from its teacher, as baselines.
 
-Logit distillation goes alone or beside the matching of maps. The others are
-matchings of maps as other papers have them; each takes the place of a `WCAM`:
+Logit distillation works alone or beside the matching of maps. The other classes
+match maps as in other papers; each replaces a `WCAM`:
 
     PreserveAttribution(teacher, kap.objectives.CATKD("relu5"))
 """
@@ -20,7 +20,7 @@ __all__ = ["CATKD", "E2KD", "AttentionTransfer", "Distillation",
 def softmax_divergence(
     teacher_logits: tf.Tensor, student_logits: tf.Tensor, temperature: float
 ) -> tf.Tensor:
-  """Divergence of two softmax distributions at a temperature T.
+  """Computes the divergence of two softmax distributions at a temperature T.
 
       T^2 sum_k p_k (log p_k - log q_k),   p, q = softmax(logits / T)
 
@@ -43,10 +43,10 @@ def softmax_divergence(
 def sigmoid_divergence(
     teacher_logits: tf.Tensor, student_logits: tf.Tensor, temperature: float
 ) -> tf.Tensor:
-  """Divergence of the two-outcome distributions of every class.
+  """Computes the divergence of the two-outcome distributions of every class.
 
-  As `softmax_divergence`, for labels that do not exclude each other; the mean
-  over the classes, as in Keras's BinaryCrossentropy.
+  It is `softmax_divergence` for labels that do not exclude each other. It is a
+  mean over the classes, as in Keras's BinaryCrossentropy.
 
   Args:
     teacher_logits: `[batch, classes]`.
@@ -77,7 +77,7 @@ class Distillation:
 
   def __init__(self, *, alpha: float = 0.9, temperature: float = 4.0,
                kind: str = "softmax"):
-    """Keeps the settings; the defaults are those of Park et al. 2020.
+    """Keeps the settings; the defaults are from Park et al. 2020.
 
     Args:
       alpha: share of the divergence, 0..1.
@@ -108,18 +108,18 @@ class Distillation:
 
 
 class AttentionTransfer(WCAM):
-  """Attention transfer: mean squares of features, at several layers.
+  """Attention transfer: mean squares of features at several layers.
 
       loss = weight / 2 * sum_layers mean_hw (Q_t / |Q_t| - Q_s / |Q_s|)^2,
       Q = mean_c A_c^2
 
-  The map is that of `WCAM(method="ewa")`; the distance is a mean over the
-  positions, which weighs a layer the less, the larger its map.
+  The map is that of `WCAM(method="ewa")`. The distance is a mean over the
+  positions, so a layer with a larger map counts less.
 
   References:
     Zagoruyko and Komodakis 2017, "Paying More Attention to Attention",
     https://arxiv.org/abs/1612.03928, equation 2 with p = 2, squared as in the
-    authors' experiments, whose beta of 1000 is the weight here.
+    authors' experiments. Their beta of 1000 is the weight here.
   """
 
   def __init__(
@@ -134,15 +134,15 @@ class AttentionTransfer(WCAM):
         layer, method="ewa", weight=weight, student_layer=student_layer)
 
   def _loss(self, distance: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    # The layers' mean is taken later; this is one term of their sum.
+    # Later the layers are averaged; the factor turns the mean into a sum.
     return len(self.layers) / positions * distance
 
 
 class E2KD(WCAM):
   """Explanation-enhanced distillation's term: 1 - cosine of Grad-CAM maps.
 
-  The class is the teacher's top one. The paper adds it to the divergence of the
-  scores: give it with `Distillation(alpha=1.0)`.
+  The class is the teacher's top class. The paper adds this term to the
+  divergence of the scores: use it with `Distillation(alpha=1.0)`.
 
   References:
     Parchami-Araghi, Boehle, Rao and Schiele 2024, "Good Teachers Explain:
@@ -169,8 +169,8 @@ class CATKD(WCAM):
       loss = weight * mean_k |M_k^t / |M_k^t| - M_k^s / |M_k^s||^2,
       M_k = pooled to 2x2: sum_c a_kc A_c
 
-  `a_kc` is the sensitivity of logit k, which for a global average and one Dense
-  layer is its weight, as in the paper; other tails work too.
+  `a_kc` is the sensitivity of logit k. For a global average and one Dense layer
+  it is the layer's weight, as in the paper. Other tails work too.
 
   References:
     Guo, Yan, Li and Lin 2023, "Class Attention Transfer Based Knowledge
@@ -192,7 +192,7 @@ class CATKD(WCAM):
         target="all")
 
   def map_size(self, height: int, width: int) -> tuple[int, int]:
-    """Every map is pooled to 2x2."""
+    """Returns 2x2: every map is pooled to it."""
     del height, width
     return self._SIZE, self._SIZE
 
@@ -219,7 +219,7 @@ def _windows(length: int | None, size: int) -> np.ndarray:
     raise ValueError("layer: its maps must have a fixed size to be pooled.")
   windows = np.zeros((size, length))
   for i in range(size):
-    # Where the length does not divide, windows overlap by one.
+    # If the length does not divide, windows overlap by one.
     window = slice(i * length // size, -(-(i + 1) * length // size))
     windows[i, window] = 1 / len(range(length)[window])
   return windows

@@ -25,29 +25,29 @@ __all__ = ["PreserveAttribution"]
 
 
 class PreserveAttribution(keras.callbacks.Callback):
-  """Holds a model's attribution maps to its teacher's while `fit` runs.
+  """Matches a model's attribution maps to its teacher's during `fit`.
 
       model.fit(train, validation_data=val,
                 callbacks=[PreserveAttribution(teacher, WCAM("relu5"))])
 
-  Works on a plain model, a smaller student, and models made by
+  It works for a plain model, a smaller student, and models of
   `prune_low_magnitude`, `cluster_weights`, `quantize_model` and the schemes
-  that combine them. Pruning's `UpdatePruningStep` is added where it was
-  forgotten. The place among the callbacks does not matter: what is pruned when
-  the last step ends is zero when `fit` returns, and clusters are clusters,
-  whatever other callbacks restore and the optimizer averages; a warning says
-  how much had been lost. What is pruned is zero after every step, too, so that
-  no later mask wakes it.
+  that combine them. It adds pruning's `UpdatePruningStep` if that is missing.
 
-  The logs gain `attr_loss`, `attr_agreement` and `attr_dead` (with a
-  distillation `distill_loss`, with hints `hint_loss` and `hint_agreement`, with
-  a weight that moves `attr_weight`), and their `val_` twins; see `TrainStep`.
-  Maps that are dead, and an agreement that is not reached, are warned of once.
+  Its place among the callbacks does not matter. When `fit` returns, pruned
+  weights are zero and clustered weights are clustered. Other callbacks may
+  restore weights, and the optimizer may average them; a warning says how much
+  had been lost. Pruned weights are also zero after every step, so that no later
+  mask restores them.
 
-  For the length of a `fit` the model's `train_step` and `test_step` are a
-  `TrainStep`'s. They are given back when `fit` ends, also when it is
-  interrupted or fails. After an interruption between two steps what is left of
-  it goes with the model's next use.
+  It adds `attr_loss`, `attr_agreement` and `attr_dead` to the logs, and their
+  `val_` twins. A distillation adds `distill_loss`. Hints add `hint_loss` and
+  `hint_agreement`. A moving weight adds `attr_weight`. See `TrainStep`. Dead
+  maps and an agreement that is not reached are warned of once.
+
+  During a `fit` the model's `train_step` and `test_step` are a `TrainStep`'s.
+  The model gets its own back when `fit` ends, fails or is interrupted. After an
+  interruption between two steps, the model's next use restores them.
   """
 
   def __init__(
@@ -63,18 +63,18 @@ class PreserveAttribution(keras.callbacks.Callback):
     """Keeps the settings.
 
     Args:
-      teacher: the net whose maps are kept; never changed.
-      wcam: what to match; None for distillation or hints alone.
-      distillation: what to learn from the teacher's scores as well.
-      hints: which of its features to hold whole as well.
-      output: which output is the class scores, where there are several.
-      cache: True has the teacher look at each picture but once and keeps what
-        it says in memory; a path keeps it in a file too, for other runs. Not
-        for pictures that change from epoch to epoch. See `TrainStep`.
+      teacher: the model whose maps are preserved; never changed.
+      wcam: which maps to match; None for distillation or hints alone.
+      distillation: settings for learning from the teacher's scores as well.
+      hints: settings for matching whole features as well.
+      output: the output of the class scores, if there are several.
+      cache: True runs the teacher only once on each image and keeps its maps
+        and scores in memory. A path also keeps them in a file, for other runs.
+        Not for images that change from epoch to epoch. See `TrainStep`.
 
     Raises:
-      TypeError, ValueError: the teacher is no `tf_keras` model; what does not
-        fit the model itself is said when `fit` starts, before any training.
+      TypeError, ValueError: the teacher is no `tf_keras` model. Errors about
+        the model itself are raised when `fit` starts, before any training.
     """
     super().__init__()
     self._teacher = check_keras(teacher, "teacher")
@@ -97,7 +97,7 @@ class PreserveAttribution(keras.callbacks.Callback):
     if other is not None:
       begun = other._begun
       other.uninstall()
-      if not begun:  # Else what a fit left behind that died.
+      if not begun:  # If begun, it is left over from a failed fit.
         raise ValueError(
             "callbacks: the model has a PreserveAttribution already; give one, "
             "with several layers if need be.")
@@ -112,14 +112,14 @@ class PreserveAttribution(keras.callbacks.Callback):
     self._begun = False
     self._pruning = _pruning_callback(model)
     if self.step.state is not None:
-      # For checkpoints, such as those of BackupAndRestore. By tf.Module, for
-      # what Keras's own models delete stays in their checkpoints.
+      # For checkpoints, such as BackupAndRestore's. Set by tf.Module, since
+      # attributes that Keras's models delete stay in their checkpoints.
       tf.Module.__setattr__(model, _STATE, self.step.state)
     model.train_function = StepFunction(self, "train")
     model.test_function = StepFunction(self, "test")
 
   def on_train_begin(self, logs: Any = None) -> None:
-    """Notes that training began."""
+    """Records that training began."""
     self._begun = True
     self._epochs = 0
     self._warned = set()
@@ -128,17 +128,17 @@ class PreserveAttribution(keras.callbacks.Callback):
       self._pruning.on_train_begin()
 
   def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-    """Says that the next step is one of this callback's `fit`."""
+    """Announces the next step as one of this callback's `fit`."""
     self.model.train_function.expect()
 
   def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-    """Notes what is pruned when an epoch's last step ends."""
-    # Before another callback sets weights as the epoch ends.
+    """Records the pruned weights when an epoch's last step ends."""
+    # Another callback may set weights at the end of the epoch.
     if batch + 1 == self.params.get("steps"):
       self._masks = masks_of(self.model)
 
   def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
-    """Says that the next step is one of this callback's `fit`."""
+    """Announces the next step as one of this callback's `fit`."""
     if self.step is not None:
       self.model.test_function.expect()
 
@@ -147,12 +147,12 @@ class PreserveAttribution(keras.callbacks.Callback):
     self._reset_metrics()
 
   def on_test_end(self, logs: Any = None) -> None:
-    """Gives the model back where `evaluate` was called with this callback."""
+    """Restores the model if `evaluate` was called with this callback."""
     if not self._begun:
       self.uninstall()
 
   def on_predict_end(self, logs: Any = None) -> None:
-    """Gives the model back where `predict` was called with this callback."""
+    """Restores the model if `predict` was called with this callback."""
     if not self._begun:
       self.uninstall()
 
@@ -165,7 +165,7 @@ class PreserveAttribution(keras.callbacks.Callback):
     self._reset_metrics()
 
   def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-    """Warns of what the epoch gives cause to mend, of each thing once."""
+    """Warns of the epoch's problems, of each kind once."""
     if self._pruning is not None:
       self._pruning.on_epoch_end(epoch)
     if self._masks is None:
@@ -183,9 +183,9 @@ class PreserveAttribution(keras.callbacks.Callback):
         notice(f"PreserveAttribution: {sentence}")
 
   def on_train_end(self, logs: Any = None) -> None:
-    """Gives the model its own steps back, with what is pruned zero."""
+    """Restores the model's own steps and sets pruned weights to zero."""
     step = self.step
-    self.uninstall()  # First: the disk may be full.
+    self.uninstall()  # First, since saving the cache may fail.
     last = _HoldAtTheEnd(self.model, self._masks, calling_list())
     if last.callbacks is None:
       last.on_train_end()
@@ -199,7 +199,7 @@ class PreserveAttribution(keras.callbacks.Callback):
       metric.reset_state()
 
   def uninstall(self) -> None:
-    """Gives the model its own steps back; `fit` does so when it ends."""
+    """Restores the model's own steps; `fit` does so when it ends."""
     if self.step is None:
       return
     model, self.step, self._begun = self.step.model, None, False
@@ -210,7 +210,7 @@ class PreserveAttribution(keras.callbacks.Callback):
 
 
 class _HoldAtTheEnd(keras.callbacks.Callback):
-  """Holds what is pruned and clustered, now and after all other callbacks."""
+  """Holds pruned and clustered weights, now and after all other callbacks."""
 
   def __init__(
       self, model: keras.Model, masks: dict[int, Any] | None,
@@ -221,7 +221,7 @@ class _HoldAtTheEnd(keras.callbacks.Callback):
     self._lost: list[Lost] = hold(model, masks)
 
   def on_train_end(self, logs: Any = None) -> None:
-    """Holds it again, and says what was lost."""
+    """Holds the weights again and warns of lost ones."""
     if self.callbacks is not None:
       self.callbacks.callbacks.remove(self)
     model = self._held_model
@@ -235,7 +235,7 @@ _STATE = "attr_preserve_state"
 def _pruning_callback(model: keras.Model) -> keras.callbacks.Callback | None:
   """Returns tfmot's callback for a pruned model.
 
-  Two of them in one fit do no harm: each sets what the other has set.
+  Two of them in one fit do no harm: both set the same values.
   """
   if not any(hasattr(layer, "pruning_step")
              for graph in graphs_in(model) for layer in graph.layers):

@@ -1,9 +1,9 @@
 """Watching the ranges of quantization-aware training, before export.
 
 A quantizer of `tfmot.quantization.keras.quantize_model` holds a range that
-training moves. What arrives outside is clipped, in the file too; what the range
-covers in vain makes every step coarser. Clipped scores have no gradient, so the
-maps of tools that differentiate them die, and clipped features are another map.
+training moves. Values outside are clipped, in the file too. A range that is too
+wide makes every step coarser. Clipped scores have no gradient, so their
+gradient-based attribution maps are zero. Clipped features change the map.
 """
 
 from typing import Any
@@ -28,11 +28,11 @@ def quantizer_ranges(
     *,
     batch_size: int = 32,
 ) -> RangeTable:
-  """Holds every quantizer's range against what arrives there.
+  """Compares every quantizer's range with its inputs.
 
   Args:
-    model: a quantize-aware `tf_keras` model, of any of tfmot's schemes; run as
-      in inference and not changed.
+    model: a quantize-aware `tf_keras` model, of any of tfmot's schemes; run in
+      inference and not changed.
     images: `[images, height, width, channels]`, in the range the model takes.
     wcam: names the layers whose features are marked; None marks none.
     batch_size: images a batch.
@@ -46,8 +46,8 @@ def quantizer_ranges(
 
   References:
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3: ranges as
-    moving averages; TensorFlow's `fake_quant_with_min_max_vars` for how a range
-    is moved so that it holds 0.
+    moving averages. TensorFlow's `fake_quant_with_min_max_vars`: moving a range
+    so that 0 is one of its steps.
   """
   if batch_size < 1:
     raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
@@ -55,14 +55,14 @@ def quantizer_ranges(
 
 
 class RangeMonitor(keras.callbacks.Callback):
-  """Logs after each epoch of quantization-aware training what is clipped.
+  """Logs the clipped shares after each epoch of quantization-aware training.
 
       model.fit(train, callbacks=[RangeMonitor(images, wcam)])
 
-  The logs gain `range_scores`, the share of scores that are clipped;
-  `range_top`, the share of images whose top score is; `range_features`, of the
-  WCAM's layers; and `range_worst`, of any quantizer: all in 0..1, NaN where
-  there is none or the training broke.
+  It adds four clipped shares to the logs: `range_scores`, of the scores;
+  `range_top`, of the images' top scores; `range_features`, of the features of
+  the WCAM's layers; and `range_worst`, of the worst quantizer. All are in 0..1,
+  or NaN if there is none or a value is not finite.
 
   Attributes:
     table: the last epoch's `RangeTable`; None before the first.
@@ -79,14 +79,14 @@ class RangeMonitor(keras.callbacks.Callback):
     """Keeps the settings.
 
     Args:
-      images: pictures to look at, a few dozen.
+      images: images to run, a few dozen.
       wcam: as for `quantizer_ranges`.
-      name: what the logs' names begin with.
+      name: prefix of the names in the logs.
       batch_size: images a batch.
 
     Raises:
-      TypeError, ValueError: an argument is not as above; what does not fit the
-        model is said when `fit` starts.
+      TypeError, ValueError: an argument is not as above. Errors about the model
+        are raised when `fit` starts.
     """
     super().__init__()
     if not isinstance(name, str) or not name:
@@ -101,7 +101,7 @@ class RangeMonitor(keras.callbacks.Callback):
     self._watch: QuantizerWatch | None = None
 
   def set_model(self, model: keras.Model) -> None:
-    """Finds the quantizers; called where `fit` starts."""
+    """Finds the quantizers; called when `fit` starts."""
     watch = QuantizerWatch(model, self._wcam)
     self._images = watch.tap.input.check(self._images)
     self._watch = watch
@@ -109,7 +109,7 @@ class RangeMonitor(keras.callbacks.Callback):
 
   def on_epoch_end(
       self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-    """Looks, and adds the figures to the logs."""
+    """Measures the ranges and adds the figures to the logs."""
     self.table = table = self._watch.look(self._images, self._batch_size)
     shares = {
         "scores": [row.clipped for row in table.of("scores")],

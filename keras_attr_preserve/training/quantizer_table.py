@@ -1,4 +1,4 @@
-"""What the quantizers of a model do to what arrives at them, as a table."""
+"""The effect of a model's quantizers on their inputs, as a table."""
 
 import dataclasses
 import math
@@ -6,32 +6,32 @@ from typing import Any
 
 __all__ = ["QuantizerRange", "RangeTable", "harm"]
 
-# Moving averages always clip a little; of features this much is worth a word.
+# Moving averages always clip a little; this share of features gets a warning.
 _NOTABLE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerRange:
-  """One quantizer: its range, and what arrives there.
+  """One quantizer: its range and its inputs.
 
   Attributes:
     layer: the layer's name, without tfmot's prefix.
     kind: "input", "weights" or "activation".
     role: "scores", "features" (of a WCAM's layer), or "".
-    low: the range's lower end, as the quantizer rounds it so that 0 is one of
-      its steps; over channels, where each has a range, the lowest.
-    high: its upper end; over channels the highest.
-    least: the smallest value that arrives.
-    most: the largest.
-    below: share of the values clipped at the lower end, 0..1: those outside by
-      more than half a step, which rounding alone would not do.
-    above: share clipped at the upper end.
-    waste: share of the range where nothing arrives, 0..1; a mean over channels.
+    low: the range's lower end, rounded by the quantizer so that 0 is one of its
+      steps. With a range per channel, the lowest.
+    high: its upper end; with a range per channel, the highest.
+    least: the smallest input value.
+    most: the largest input value.
+    below: share of the values clipped at the lower end, 0..1. These are more
+      than half a step outside, beyond rounding.
+    above: share of the values clipped at the upper end.
+    waste: share of the range without values, 0..1; a mean over channels.
     steps: how many of the `levels` steps occur; a mean over channels.
     levels: how many steps the range has, 256 at 8 bits.
-    fault: "empty" for a range 0..0, "untrained" for one that is as
-      `quantize_model` made it, "not finite" for NaN or infinity in the values
-      or the range, or "".
+    fault: "empty" for a range 0..0; "untrained" for the initial range of
+      `quantize_model`; "not finite" for NaN or infinity in the values or the
+      range; or "".
   """
 
   layer: str
@@ -55,7 +55,7 @@ class QuantizerRange:
 
   @property
   def warning(self) -> str:
-    """What is wrong in words, or ""."""
+    """The warning of this quantizer, or ""."""
     name = f"{self.layer} ({self.kind})"
     if self.fault == "empty":
       what = "the model sees black" if self.kind == "input" else (
@@ -79,13 +79,13 @@ class RangeTable:
   """The quantizers of a model, the most harmful first.
 
   Attributes:
-    rows: those with a fault, then one that clips scores, those that clip
-      features, and the others by what they clip and by what they waste.
+    rows: quantizers with a fault, then with clipped scores, then with clipped
+      features, then the others by their clipped share and their waste.
     top_clipped: share of the images whose top score is clipped, 0..1.
-    images: how many images were looked at.
-    unquantized: layers whose weights pass no quantizer. tfmot leaves out those
-      of a convolution with a ReLU layer and no normalization between; the file
-      has them in int8 all the same, which training then does not see.
+    images: how many images were run.
+    unquantized: layers whose weights have no quantizer. tfmot leaves out a
+      convolution that a ReLU layer follows without a normalization between. The
+      file has its weights in int8 all the same, unseen by training.
   """
 
   rows: tuple[QuantizerRange, ...]
@@ -99,7 +99,7 @@ class RangeTable:
 
   @property
   def warnings(self) -> list[str]:
-    """What is wrong, in words, the worst first."""
+    """The warnings, the worst first."""
     messages = [row.warning for row in self.rows if row.warning]
     if self.unquantized:
       messages.append(
@@ -108,7 +108,7 @@ class RangeTable:
     return messages
 
   def __str__(self) -> str:
-    """The warnings, and a line a quantizer."""
+    """The warnings, and one line for each quantizer."""
     lines = [f"!! {warning}" for warning in self.warnings]
     lines += [f"{self.top_clipped:.2%} of {self.images} images have a clipped "
               "top score.", ""]
@@ -136,7 +136,7 @@ class RangeTable:
 
 
 def harm(row: QuantizerRange) -> tuple:
-  """The key by which rows are sorted, the most harmful first."""
+  """Returns the sort key of a row, the most harmful first."""
   clipped = row.clipped if math.isfinite(row.clipped) else 1.0
   faults = ("not finite", "empty", "untrained")
   fault = faults.index(row.fault) if row.fault else len(faults)

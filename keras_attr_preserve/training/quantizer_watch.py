@@ -1,7 +1,7 @@
-"""Counting what arrives at the quantizers of a quantize-aware model.
+"""Counting the inputs of the quantizers of a quantize-aware model.
 
-The quantizers are found as the FakeQuant operations that the model runs, by
-public TensorFlow alone, so those of every one of tfmot's schemes are.
+Quantizers are found as the FakeQuant operations of the model's graph, with
+public TensorFlow alone. This finds the quantizers of all tfmot schemes.
 """
 
 from typing import Any
@@ -20,15 +20,15 @@ from keras_attr_preserve.training.wcam import WCAM, check_wcam
 
 __all__ = ["QuantizerWatch"]
 
-# What tfmot's quantizers of weights and activations begin with (checked on
-# 0.8.1; quantizer_ranges_test.py fails where it changed).
+# The initial range of tfmot's quantizers is -6..6 (checked on 0.8.1;
+# quantizer_ranges_test.py fails if it changes).
 _BEGINNING = 6.0
 _PASSING = ("Identity", "Reshape", "Squeeze", "Cast")
 _WEIGHTED = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
 class QuantizerWatch:
-  """A model's quantizers, traced once, and looked at as often as need be."""
+  """A model's quantizers, traced once and measured any number of times."""
 
   def __init__(self, model: keras.Model, wcam: WCAM | None):
     layers = () if wcam is None else check_wcam(wcam).student_layers
@@ -36,7 +36,7 @@ class QuantizerWatch:
     self._places: list[dict[str, Any]] = []
     self._unquantized: tuple[str, ...] = ()
     shape = [None, *self.tap.input.shape]
-    # A graph of its own, also where functions are told to run eagerly.
+    # A graph of its own, even if functions are set to run eagerly.
     self._run = tf.function(
         self._traced, input_signature=[tf.TensorSpec(shape, tf.float32)]
     ).get_concrete_function()
@@ -49,11 +49,11 @@ class QuantizerWatch:
     images = self.tap.input.check(images)
     counts, top = None, 0.0
     for start in range(0, len(images), batch_size):
-      batch, clipped = self._run(tf.constant(images[start:start + batch_size]))
-      batch = [{name: value.numpy().astype(np.float64)
-                for name, value in count.items()} for count in batch]
-      counts = batch if counts is None else [
-          _joined(*pair) for pair in zip(counts, batch)]
+      added, clipped = self._run(tf.constant(images[start:start + batch_size]))
+      added = [{name: value.numpy().astype(np.float64)
+                for name, value in count.items()} for count in added]
+      counts = added if counts is None else [
+          _joined(*pair) for pair in zip(counts, added)]
       top += float(clipped)
     rows = [_row(place, count) for place, count in zip(self._places, counts)]
     return RangeTable(
@@ -88,7 +88,7 @@ class QuantizerWatch:
 
 
 def _roles(tapped: Tapped) -> dict[str, str]:
-  """Says which quantizers, by operation, make the scores and the features."""
+  """Returns, by operation, the quantizers of the scores and the features."""
   roles = {op.name: "features" for tensor in tapped.features
            for op in _quantizers_of(tensor)}
   roles.update((op.name, "scores") for op in _quantizers_of(tapped.logits))
@@ -96,7 +96,7 @@ def _roles(tapped: Tapped) -> dict[str, str]:
 
 
 def _quantizers_of(tensor: tf.Tensor) -> list[tf.Operation]:
-  """The quantizer that made a tensor, or those that take it next."""
+  """Returns the quantizer that computed a tensor, or the next ones after it."""
   op = _source(tensor)
   if op.type.startswith("FakeQuant"):
     return [op]
@@ -116,7 +116,7 @@ def _quantizers_of(tensor: tf.Tensor) -> list[tf.Operation]:
 
 
 def _after(op: tf.Operation) -> set[str]:
-  """Names all operations that an operation's value reaches."""
+  """Returns the names of all operations that depend on an operation."""
   seen, todo = {op.name}, [op]
   while todo:
     for output in todo.pop().outputs:
@@ -134,7 +134,7 @@ def _kind(op: tf.Operation, after: set[str], images: tf.Operation) -> str:
 
 
 def _source(tensor: tf.Tensor) -> tf.Operation:
-  """What made a tensor, whatever its shape was since."""
+  """Returns the operation that computed a tensor, before any reshape."""
   op = tensor.op
   while op.type in _PASSING:
     op = op.inputs[0].op
@@ -142,7 +142,7 @@ def _source(tensor: tf.Tensor) -> tf.Operation:
 
 
 def _layer_name(op: tf.Operation, names: set[str]) -> str:
-  """The innermost layer in an operation's name, such as net/quant_conv/..."""
+  """Returns the innermost layer of an operation's name (net/quant_conv/...)."""
   inside = [name for name in op.name.split("/") if name in names]
   return unwrapped_name(inside[-1]) if inside else op.name
 
@@ -156,7 +156,7 @@ def _last(op: tf.Operation) -> int:
 
 
 def _range(op: tf.Operation) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Low, high and step, `[channels]`, moved so that 0 is a step, as in TF."""
+  """Returns low, high and step, `[channels]`; as in TF, 0 is a step."""
   low, high = (tf.reshape(end, [-1]) for end in op.inputs[1:])
   step = (high - low) / (_last(op) - _first(op))
   zero = tf.clip_by_value(
@@ -166,7 +166,7 @@ def _range(op: tf.Operation) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def _count(op: tf.Operation) -> dict[str, tf.Tensor]:
-  """Counts, in the graph, what arrives at a quantizer: each `[channels]`."""
+  """Counts a quantizer's inputs in the graph, `[channels]` each."""
   low, high, step = _range(op)
   channels = op.inputs[1].shape[0] if op.inputs[1].shape.rank else 1
   values = tf.reshape(op.inputs[0], [-1, channels])
@@ -193,7 +193,7 @@ def _count(op: tf.Operation) -> dict[str, tf.Tensor]:
 
 
 def _top_clipped(op: tf.Operation) -> tf.Tensor:
-  """How many images of the batch have their top score outside the range."""
+  """Counts the images of the batch whose top score is outside the range."""
   low, high, step = _range(op)
   scores = op.inputs[0]
   if scores.shape[-1] == 1:
@@ -211,7 +211,7 @@ _JOIN = {"least": np.minimum, "most": np.maximum, "below": np.add,
 
 
 def _joined(first: dict, second: dict) -> dict:
-  """Joins what two batches counted."""
+  """Joins the counts of two batches."""
   return {name: _JOIN[name](value, second[name]) if name in _JOIN else value
           for name, value in first.items()}
 

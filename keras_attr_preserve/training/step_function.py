@@ -1,8 +1,8 @@
-"""What stands in a model for the length of a `fit`, and lets go by itself.
+"""Functions that replace a model's step during a `fit` and restore it after.
 
-A callback is not told when a `fit` dies. So the model's train function is
-replaced by one that puts another step into the model only while it runs, and
-only when the very `fit` runs it that announced a batch to the callbacks.
+A callback is not told when a `fit` fails. So the model's train function is
+replaced. The new function sets another step only while it runs, and only in the
+`fit` that announced the batch to the callbacks.
 """
 
 import inspect
@@ -19,24 +19,24 @@ class StepOwner(Protocol):
   """The callback that installs the functions.
 
   Attributes:
-    model: the model they are installed in.
-    step: what trains when called, and judges by its `test`.
+    model: the model with the functions.
+    step: trains when called; its `test` evaluates.
   """
 
   model: keras.Model
   step: Any
 
   def uninstall(self) -> None:
-    """Gives the model back."""
+    """Restores the model."""
 
 
 class StepFunction:
-  """A train or test function that has the model's step only while it runs.
+  """A train or test function that replaces the model's step while it runs.
 
-  Keras announces each batch to the callbacks of a `fit` first. A call without
-  that comes from a callback that trains or evaluates for itself, and gets the
-  model's own step; or it comes after a `fit` that died, and ends what that
-  left.
+  Keras first announces each batch to the callbacks of a `fit`. A call without
+  an announcement may come from a callback that itself trains or evaluates. It
+  gets the model's own step. Otherwise it comes after a failed `fit`, and
+  restores the model.
   """
 
   def __init__(self, owner: StepOwner, kind: str):
@@ -46,13 +46,13 @@ class StepFunction:
     self._made: dict[bool, Callable[..., Any]] = {}
 
   def expect(self) -> None:
-    """Says that whoever now calls the callbacks will call for a batch."""
+    """Announces a batch: the caller of the callbacks will call this next."""
     self._expected_by = _caller_of_callbacks()
 
   def __call__(self, *args: Any) -> Any:
     expected_by, self._expected_by = self._expected_by, None
     frames = _callers()
-    # Who announced a batch and died before it is no longer there.
+    # A `fit` that failed after its announcement has no frame any more.
     if expected_by in frames:
       return self._call_ours(*args)
     if not any(map(_tells_callbacks, frames)):
@@ -64,13 +64,13 @@ class StepFunction:
     model, step = self.owner.model, self.owner.step
     setattr(model, f"{self._kind}_step",
             step if self._kind == "train" else step.test)
-    # A step's logs are means over all replicas already, not parts of a sum.
+    # A step's logs are already means over all replicas; do not sum them.
     reduction = model.distribute_reduction_method
     model.distribute_reduction_method = "first"
     try:
       return self._function(True)(*args)
     except (StopIteration, tf.errors.OutOfRangeError):
-      raise  # The end of the data, an epoch's ordinary end.
+      raise  # The data end: an ordinary end of an epoch.
     except BaseException:
       self.owner.uninstall()
       raise
@@ -79,7 +79,7 @@ class StepFunction:
       model.distribute_reduction_method = reduction
 
   def _function(self, preserving: bool) -> Callable[..., Any]:
-    """Has Keras make the function around the step, once for each step."""
+    """Returns Keras's function around a step, made once for each step."""
     if preserving not in self._made:
       self._made[preserving] = self._keras_function()
       setattr(self.owner.model, f"{self._kind}_function", self)
@@ -90,9 +90,9 @@ class StepFunction:
 
 
 def calling_list() -> keras.callbacks.CallbackList | None:
-  """The list that is telling its callbacks something; None if called by hand.
+  """Returns the list that now calls its callbacks; None if called by hand.
 
-  What is appended to it meanwhile is told as well, after all others.
+  It also calls callbacks appended meanwhile, after all others.
   """
   for frame in filter(_tells_callbacks, _callers()):
     teller = frame.f_locals.get("self")
@@ -102,7 +102,7 @@ def calling_list() -> keras.callbacks.CallbackList | None:
 
 
 def _callers() -> list[FrameType]:
-  """The frames that are running, those of this module apart."""
+  """Returns the running frames outside this module."""
   frames, frame = [], inspect.currentframe()
   while frame is not None:
     if frame.f_globals is not globals():
@@ -117,9 +117,9 @@ def _tells_callbacks(frame: FrameType) -> bool:
 
 
 def _caller_of_callbacks() -> FrameType:
-  """The frame that is telling its callbacks something, such as `fit`'s."""
+  """Returns the frame that now calls its callbacks, such as `fit`'s."""
   frames = _callers()
   tells = [*map(_tells_callbacks, frames)]
   if not any(tells):
-    return frames[0]  # Someone who calls this one callback by hand.
+    return frames[0]  # The callback is called by hand.
   return frames[tells.index(False, tells.index(True))]

@@ -1,4 +1,4 @@
-"""Asking the teacher: a pass through it, or its answer kept from before."""
+"""The teacher's maps, scores and features: computed, or from a cache."""
 
 import os
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ __all__ = ["Guidance"]
 
 
 class Guidance:
-  """What a teacher says of a batch, computed or remembered.
+  """Gives a teacher's maps, scores and features for a batch.
 
   Attributes:
     classes: the number of the teacher's scores.
-    hint_shapes: of the features of each of `hint_layers`.
+    hint_shapes: the shapes of the features of `hint_layers`.
     cache: the `TeacherCache`, or None.
   """
 
@@ -37,11 +37,11 @@ class Guidance:
     """Finds the layers; arguments as for `TrainStep`.
 
     Args:
-      teacher: the net asked.
-      wcam: which maps.
-      output: which output is the class scores.
-      cache: whether its answers are kept.
-      hint_layers: whose whole features are asked for besides.
+      teacher: the model.
+      wcam: which maps to compute.
+      output: the output of the class scores.
+      cache: whether to keep maps and scores.
+      hint_layers: layers whose whole features are returned, too.
 
     Raises:
       ValueError: a layer is missing, or the settings forbid a cache.
@@ -68,18 +68,18 @@ class Guidance:
             teacher, type(wcam).__name__, *((
                 wcam.layers, wcam.method, wcam.target, wcam.top_k)
                 if wcam else ()), output,
-            # Files of before had a layer's maps of one class side by side.
+            # Older files have a layer's maps of one class side by side.
             *(["by slots"] if self._slots > 1 else []))
         self.cache.load(self._identity)
 
   def __call__(
       self, x: Any, labels: Any = None, drop_seed: tf.Tensor | None = None
   ) -> Guide:
-    """Says what the teacher says of a batch.
+    """Computes the teacher's `Guide` for a batch.
 
     Args:
       x: the images.
-      labels: their labels, where the target needs them.
+      labels: their labels, if the target needs them.
       drop_seed: for stochastic matching.
 
     Returns:
@@ -93,7 +93,7 @@ class Guidance:
         lambda: self._packed(self._look(x, labels))))
 
   def save(self) -> None:
-    """Writes the cache to its file, where it has one."""
+    """Writes the cache to its file, if it has one."""
     if self.cache is not None and self.cache.path is not None:
       self.cache.save(self._identity)
 
@@ -135,7 +135,7 @@ class Guidance:
     return Guide(logits, maps)
 
   def _packed(self, guide: Guide) -> tf.Tensor:
-    """Lays a batch's logits and maps side by side, `[batch, numbers]`."""
+    """Concatenates a batch's logits and maps, `[batch, numbers]`."""
     tensors = [guide.logits]
     for maps in guide.maps:
       empty = self._slots - tf.shape(maps)[0]
@@ -146,7 +146,7 @@ class Guidance:
 
 
 def _own_output(teacher: keras.Model, output: str | None) -> str | None:
-  """A teacher with one output need not have named it as the student did."""
+  """Returns the output's name; a teacher with one may name it differently."""
   if output is not None and len(getattr(teacher, "outputs", None) or ()) == 1:
     return output if output in output_names(teacher) else None
   return output

@@ -1,4 +1,4 @@
-"""Keeping what the teacher says, so that each picture is looked at once."""
+"""Keeping the teacher's maps and scores, so that it runs once on each image."""
 
 import hashlib
 import json
@@ -18,24 +18,24 @@ Look = Callable[[], tf.Tensor]
 
 
 class TeacherCache:
-  """A table from a picture to what the teacher says of it.
+  """A table from an image to the teacher's maps and scores.
 
-  Pictures are known by their content (a 64-bit hash), so any order and any
-  batch will do: NumPy arrays, tf.data and generators. What it forbids: pictures
-  that change from epoch to epoch, which are never found again.
+  Its keys are 64-bit hashes of the images' content. Images may therefore come
+  in any order and batch: NumPy arrays, tf.data and generators. They must not
+  change from epoch to epoch, or they are never found again.
 
   Attributes:
-    looked: how many pictures the teacher was shown since `reset`.
-    found: how many were in the table.
+    looked: how many images the teacher was run on since `reset`.
+    found: how many images were in the table since `reset`.
   """
 
   def __init__(self, width: int, path: str | os.PathLike | None = None):
     """Creates an empty table.
 
     Args:
-      width: numbers kept for a picture; each takes 4 bytes.
-      path: a file that `save` writes and `load` reads, in a folder that is made
-        where it is missing; None keeps the table in memory alone.
+      width: numbers kept for an image; each takes 4 bytes.
+      path: the file that `save` writes and `load` reads. A missing folder is
+        created. None keeps the table only in memory.
 
     Raises:
       OSError: the file's folder cannot be written to.
@@ -44,7 +44,7 @@ class TeacherCache:
     self.path = None if path is None else Path(path)
     if self.path is not None:
       make_folder(self.path.absolute().parent, "cache")
-    # The first number says that there is an entry.
+    # The first number of an entry is 1; without an entry it is 0.
     self._table = tf.lookup.experimental.MutableHashTable(
         tf.int64, tf.float32, tf.zeros([1 + width]))
     # Each replica counts for itself.
@@ -54,11 +54,11 @@ class TeacherCache:
         aggregation=tf.VariableAggregation.SUM)
 
   def __call__(self, pictures: Any, look: Look) -> tf.Tensor:
-    """Finds a batch, or has the teacher look at it and keeps that.
+    """Looks up a batch, or runs the teacher on it and keeps the result.
 
     Args:
-      pictures: the batch, a tensor or a structure of tensors, each
-        `[batch, ...]`; labels too, where they matter.
+      pictures: the batch of images, a tensor or a structure of tensors, each
+        `[batch, ...]`; with labels if the result depends on them.
       look: returns the teacher's `[batch, width]` for it.
 
     Returns:
@@ -83,23 +83,23 @@ class TeacherCache:
 
   @property
   def looked(self) -> int:
-    """How many pictures the teacher was shown since the last `reset`."""
+    """How many images the teacher was run on since the last `reset`."""
     return int(tf.convert_to_tensor(self._counts)[0])
 
   @property
   def found(self) -> int:
-    """How many pictures were in the table since the last `reset`."""
+    """How many images were in the table since the last `reset`."""
     return int(tf.convert_to_tensor(self._counts)[1])
 
   def reset(self) -> None:
-    """Starts both counts anew; the table stays."""
+    """Sets both counts to 0; the table stays."""
     self._counts.assign(tf.zeros([2], tf.int64))
 
   def save(self, identity: str) -> None:
     """Writes the table to its file, whole or not at all.
 
     Args:
-      identity: what the entries depend on; `load` asks for the same.
+      identity: of the teacher and settings; `load` needs the same.
     """
     keys, rows = (tensor.numpy() for tensor in self._table.export())
     header = json.dumps({"identity": identity, "width": self._width,
@@ -117,7 +117,7 @@ class TeacherCache:
       The number of entries read.
 
     Raises:
-      ValueError: the file is damaged, or of another teacher or other settings.
+      ValueError: the file is damaged, or is of another teacher or settings.
     """
     if not self.path.exists():
       return 0
@@ -143,7 +143,7 @@ class TeacherCache:
 
 
 def identify(teacher: keras.Model, *settings: Any) -> str:
-  """Hashes a teacher's weights and the settings that its entries depend on."""
+  """Hashes a teacher's weights and the settings of its entries."""
   digest = hashlib.sha256(repr(settings).encode())
   for weight in teacher.get_weights():
     digest.update(np.ascontiguousarray(weight).tobytes())
@@ -151,9 +151,9 @@ def identify(teacher: keras.Model, *settings: Any) -> str:
 
 
 def flat(tensor: tf.Tensor) -> tf.Tensor:
-  """Lays each element of a batch out in a row, `[batch, numbers]`.
+  """Flattens each element of a batch, `[batch, numbers]`.
 
-  The batch may be empty, as that of a replica when the data end.
+  The batch may be empty, as on a replica when the data end.
   """
   shape = tf.shape(tensor)
   return tf.reshape(tensor, [shape[0], tf.reduce_prod(shape[1:])])

@@ -1,4 +1,4 @@
-"""The one train step of all compressions."""
+"""The train step for all kinds of compression."""
 
 import contextlib
 import os
@@ -20,10 +20,10 @@ __all__ = ["TrainStep"]
 
 
 class TrainStep:
-  """Keras's train step with the maps, and if asked the scores, of a teacher.
+  """Keras's train step, matching a teacher's maps and, if set, its scores.
 
-  `PreserveAttribution` installs it for the length of a `fit`. It also serves a
-  `train_step` of one's own:
+  `PreserveAttribution` installs it during a `fit`. It also serves a custom
+  `train_step`:
 
       class Student(keras.Model):
         def train_step(self, data):
@@ -31,16 +31,16 @@ class TrainStep:
 
       student.step = TrainStep(student, teacher, wcam)
 
-  and a loop of one's own, through `loss`. For several workers set the model's
+  and, through `loss`, a custom loop. For several workers set the model's
   `distribute_reduction_method = "first"`: Keras would add up their logs.
 
-  One step is one forward pass of each net, one backward pass of the student and
-  the tail of each net once more for its sensitivities.
+  One step is one forward pass of each model and one backward pass of the
+  student. The sensitivities take one more pass through the tail of each model.
 
   Attributes:
     model: the student.
-    state: what a resumed run needs besides the model and its optimizer, to be
-      saved with them; None where there is nothing.
+    state: a checkpoint that a resumed run needs besides the model and its
+      optimizer; None if it needs none.
     cache: the `TeacherCache`, or None.
   """
 
@@ -55,29 +55,29 @@ class TrainStep:
       output: str | None = None,
       cache: bool | str | os.PathLike = False,
   ):
-    """Finds the layers and checks that the two nets fit each other.
+    """Finds the layers and checks that the two models fit each other.
 
     Args:
       model: the student, a built `tf_keras` model, wrapped by tfmot or not; or
-        a subclass around one, whose output it gives.
-      teacher: its former self or a larger net, with the same classes. It is run
-        with `training=False` and never changed.
-      wcam: what to match; None matches no map.
-      distillation: what to learn from the teacher's scores; None nothing.
-      hints: which of its features to hold whole; None none.
-      output: which output is the class scores, by its name in the model; needed
-        where there are several. The teacher has that output or only one.
-      cache: True keeps the teacher's maps and scores of each picture in memory,
-        a path in a file as well, so that it looks at each but once. For
-        pictures that are the same in every epoch.
+        a subclass around a model that returns its output.
+      teacher: the model before compression or a larger model, with the same
+        classes. It runs with `training=False` and never changes.
+      wcam: which maps to match; None matches no map.
+      distillation: settings for learning from the teacher's scores, or None.
+      hints: settings for matching whole features, or None.
+      output: the output of the class scores, by its name in the model; needed
+        if there are several. The teacher has this output or only one.
+      cache: True keeps the teacher's maps and scores of each image in memory, a
+        path in a file as well. The teacher then runs only once on each image.
+        For images that are the same in every epoch.
 
     Raises:
-      TypeError: one of them is not a `tf_keras` model.
-      ValueError: a layer is missing, the classes differ, the two nets share
-        weights, so that training one would change the other, hints are of
-        different heights or widths, the model changes pictures at random
-        (`RandomFlip` and others) anywhere but in its first layers, or their
-        size, or it or the settings forbid a cache.
+      TypeError: the model or the teacher is not a `tf_keras` model.
+      ValueError: a layer is missing; the classes differ; the models share
+        weights, so training would change both; heights or widths of hints
+        differ; the model changes images at random (`RandomFlip` and others)
+        after its first layers, or changes their size; or the model or the
+        settings forbid a cache.
     """
     if wcam is not None:
       check_wcam(wcam)
@@ -119,7 +119,7 @@ class TrainStep:
       self._meter = None if wcam is None else MatchMeter(wcam)
       self._divergence = None if distillation is None else (
           keras.metrics.Mean("distill_loss"))
-      # By themselves hints weigh as much as the maps.
+      # By default hints weigh as much as the maps.
       self._hinting = (
           None if hints is None or (wcam is not None and hints.weight == "auto")
           else Weighting(hints, "the hints"))
@@ -136,7 +136,7 @@ class TrainStep:
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
-    """The means that a step updates; reset them where an epoch begins."""
+    """The means that a step updates; reset them when an epoch begins."""
     means = [] if self._meter is None else self._meter.metrics
     return means + self._hint_means + (
         [] if self._divergence is None else [self._divergence])
@@ -148,17 +148,20 @@ class TrainStep:
       data: `x`, `(x, y)` or `(x, y, sample_weight)`.
 
     Returns:
-      The compiled metrics, and over the epoch so far: `attr_loss`, what the
-      maps add to the loss; `attr_agreement`, the mean cosine of the maps;
-      `attr_dead`, the share of the student's maps that are all zero (for
-      several layers also of each); with a distillation `distill_loss`; with
-      hints `hint_loss`, what they add, and `hint_agreement`, the mean cosine of
-      the features. And `attr_weight`, the last step's, where it is no fixed
-      number. `loss` stays the compiled loss.
+      The compiled metrics, and means over the epoch so far:
+      - `attr_loss`, the maps' term of the loss;
+      - `attr_agreement`, the mean cosine of the maps;
+      - `attr_dead`, the share of the student's maps that are all zero;
+      - both also for each layer, if there are several;
+      - `distill_loss`, with a distillation;
+      - `hint_loss`, the hints' term of the loss, with hints;
+      - `hint_agreement`, the mean cosine of the features, with hints.
+      Also `attr_weight`, of the last step, unless it is a fixed number. `loss`
+      stays the compiled loss.
 
     Raises:
-      tf.errors.InvalidArgumentError: the loss is not finite; the weights are
-        those from before the step (without a distribution strategy). XLA
+      tf.errors.InvalidArgumentError: the loss is not finite. Without a
+        distribution strategy the weights are then as before the step. XLA
         raises nothing: with `jit_compile=True` give `fit`
         keras.callbacks.TerminateOnNaN().
     """
@@ -174,7 +177,7 @@ class TrainStep:
     return logs
 
   def test(self, data: Any) -> dict[str, tf.Tensor]:
-    """Judges one batch, as `keras.Model.test_step`; the same logs."""
+    """Evaluates one batch, as `keras.Model.test_step`; with the same logs."""
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     _, output = self.loss(x, y, weight, training=False)
     return self._logs(x, y, output, weight)
@@ -183,14 +186,14 @@ class TrainStep:
       self, x: Any, y: Any = None, sample_weight: Any = None, *,
       training: bool = True, step: Any = None,
   ) -> tuple[tf.Tensor, Any]:
-    """Computes what a step minimizes, and updates the step's metrics.
+    """Computes the loss of a step, and updates the step's metrics.
 
     Call it under a `tf.GradientTape`. The student runs once.
 
     Args:
       x: a batch of images, or the structure of inputs that the model takes.
       y: its labels, as the compiled loss takes them.
-      sample_weight: None, `[batch]` or `[batch, 1]`; weighs every part of an
+      sample_weight: None, `[batch]` or `[batch, 1]`; weighs all terms of an
         image's loss alike.
       training: as in Keras; False matches every channel.
       step: the number of this step, for schedules and stochastic matching; None
@@ -216,10 +219,10 @@ class TrainStep:
       count = model.optimizer.iterations
     seed = None
     if training and self.wcam is not None and self.wcam.drop_rate:
-      # A step's own, and equal when a run is resumed or repeated.
+      # It differs by step, and is equal in a resumed or repeated run.
       seed = tf.stack([tf.cast(count, tf.int32), 0])
     old_values = self._kept(training)
-    # The teacher is to see what the student sees: pictures turned alike.
+    # Teacher and student must see the same augmented images.
     seen = self._student.floats(self._student.augment(x, training))
     guide = self._guidance(seen, labels, seed)
     with (contextlib.nullcontext() if self.wcam is None
@@ -249,15 +252,14 @@ class TrainStep:
             student.output, weight)
 
   def save_cache(self) -> None:
-    """Writes the cache to its file, where it has one."""
+    """Writes the cache to its file, if it has one."""
     self._guidance.save()
 
   def warnings(self) -> list[tuple[str, str]]:
-    """Says what the epoch so far gives cause to mend.
+    """Returns warnings about the epoch so far.
 
     Returns:
-      For each thing what it is about, by which to warn but once, and a
-      sentence.
+      For each problem its kind, by which to warn only once, and a sentence.
     """
     messages = [] if self._meter is None else self._meter.warnings()
     for weighting in (self._weighting, self._hinting):
@@ -266,7 +268,7 @@ class TrainStep:
     return messages
 
   def _of_output(self, structure: Any) -> Any:
-    """Takes the labels or weights of the output that is explained."""
+    """Returns the labels or weights of the explained output."""
     if self._output is None:
       return structure
     name, position = self._output
@@ -279,7 +281,7 @@ class TrainStep:
   def _distilled(
       self, loss: tf.Tensor, guide: Guide, student: Tapped, sample_weight: Any
   ) -> tf.Tensor:
-    """Gives a share of the task's loss, not of its penalties, to the scores."""
+    """Replaces a share of the task's loss, without penalties, by divergence."""
     divergence = _mean(self.distillation.divergence(
         guide.logits, student.logits), sample_weight)
     self._divergence.update_state(divergence, _any(student.logits))
@@ -291,7 +293,7 @@ class TrainStep:
   def _hinted(
       self, guide: Guide, features: list[tf.Tensor], sample_weight: Any,
       weight: Any) -> tf.Tensor:
-    """What the features add to the loss."""
+    """Returns the features' term of the loss."""
     distance = self.hints.distance(
         self._hint_layers, guide.features, features)
     hint_loss = _mean(distance, sample_weight) * tf.cast(weight, distance.dtype)
@@ -301,19 +303,20 @@ class TrainStep:
     return hint_loss
 
   def _penalty(self) -> Any:
-    """What the model's own regularizers add, this replica's share of it."""
+    """Returns this replica's share of the model's regularization losses."""
     losses = self.model.losses
     return _replica_share(tf.add_n(losses)) if losses else 0.0
 
   def _task_loss(self, loss: tf.Tensor) -> tf.Tensor:
-    """What the step minimizes without penalties, which say no task's size."""
+    """Returns the loss without penalties, as a measure of the task's loss."""
     return loss - tf.cast(self._penalty(), loss.dtype)
 
   def _kept(self, training: bool) -> list[tuple[tf.Variable, tf.Tensor]]:
-    """Reads the weights, which a forward pass may change: moving averages.
+    """Reads the variables before the forward pass, which may change some.
 
-    And masks, masked kernels and ranges under tfmot. Replicas would have to
-    agree on whether to put them back, also where there is but one.
+    It changes moving averages and, under tfmot, masks, masked kernels and
+    ranges. Under a distribution strategy, even with one replica, nothing is
+    read: replicas would have to agree on restoring.
     """
     if not training or tf.distribute.has_strategy():
       return []
@@ -325,9 +328,9 @@ class TrainStep:
       *batch: Any) -> tf.Tensor:
     """Stops before a loss that is not finite reaches a weight.
 
-    Loss scaling skips such a step itself, and it is skipped as a whole. XLA
-    (`jit_compile=True`) has no assertions: there NaN reaches the weights, as
-    in Keras.
+    Loss scaling skips such a step as a whole, without an error. XLA
+    (`jit_compile=True`) has no assertions: there NaN reaches the weights, as in
+    Keras.
     """
     skips = isinstance(self.model.optimizer,
                        keras.mixed_precision.LossScaleOptimizer)
@@ -348,7 +351,7 @@ class TrainStep:
 
     factor = tf.cond(tf.math.is_finite(loss),
                      lambda: tf.constant(1, loss.dtype), stop)
-    # So that every gradient waits for the check.
+    # The product makes every gradient wait for the check.
     return loss * tf.stop_gradient(factor)
 
   def _logs(self, x, y, output, sample_weight) -> dict[str, tf.Tensor]:
@@ -371,18 +374,18 @@ def _count_bad(structure: Any) -> tf.Tensor:
 def _mean(per_image: tf.Tensor, sample_weight: Any) -> tf.Tensor:
   if sample_weight is not None:
     per_image *= tf.cast(tf.reshape(sample_weight, [-1]), per_image.dtype)
-  # A ragged last batch may leave a replica without pictures.
+  # A ragged last batch may leave a replica without images.
   return tf.math.divide_no_nan(
       tf.reduce_sum(per_image), tf.cast(tf.size(per_image), per_image.dtype))
 
 
 def _any(per_image: tf.Tensor) -> tf.Tensor:
-  """Whether a replica has pictures: how much its mean counts, 1 or 0."""
+  """Returns the weight of a replica's mean: 1 with images, 0 without."""
   return tf.cast(tf.size(per_image) > 0, tf.float32)
 
 
 def _replica_share(loss: tf.Tensor) -> tf.Tensor:
-  """Divides by the replicas, whose gradients the optimizer adds up."""
+  """Divides by the number of replicas; the optimizer sums their gradients."""
   return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
 
@@ -392,7 +395,7 @@ def _whole(share: tf.Tensor) -> tf.Tensor:
 
 
 def _check_pruning(model: keras.Model) -> None:
-  """Says while tracing what tfmot's pruning says from inside the graph."""
+  """Raises while tracing; tfmot's pruning would only fail inside the graph."""
   layers = [layer for graph in graphs_in(model) for layer in graph.layers
             if hasattr(layer, "pruning_step")]
   with tf.init_scope():

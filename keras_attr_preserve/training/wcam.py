@@ -1,4 +1,4 @@
-"""What to match: which layers, which map, for which class, how strongly."""
+"""The settings of map matching: layers, method, explained class, weight."""
 
 import contextlib
 import numbers
@@ -21,13 +21,13 @@ Schedule = Callable[[tf.Tensor], Any]
 
 
 class Guide(NamedTuple):
-  """What a teacher says of a batch; no gradient comes from it.
+  """A teacher's logits, maps and features for a batch, without gradients.
 
   Attributes:
     logits: `[batch, classes]`.
-    maps: of each layer, `[slots, batch, height, width]`; see `Seeds`. Slots
-      at the end that no image fills may be left out.
-    features: of each layer that hints hold, `[batch, height, width, channels]`.
+    maps: of each layer, `[slots, batch, height, width]`; see `Seeds`. Empty
+      slots at the end may be left out.
+    features: of each layer of hints, `[batch, height, width, channels]`.
   """
 
   logits: tf.Tensor
@@ -36,13 +36,13 @@ class Guide(NamedTuple):
 
 
 class Seeds(NamedTuple):
-  """Which scores of a batch are explained: a class of each image in each slot.
+  """The explained scores of a batch: one class per image and slot.
 
-  An image with fewer classes than slots has them in its first ones.
+  An image with fewer classes than slots fills its first slots.
 
   Attributes:
     numbers: the class, `[batch, slots]`, integers.
-    weights: 1, -1 for the negative of a logit, 0 where a slot is empty,
+    weights: 1; -1 for the negative of a logit; 0 for an empty slot;
       `[batch, slots]`, float32.
     classes: the number of logits.
   """
@@ -57,53 +57,53 @@ class Seeds(NamedTuple):
     return self.numbers.shape[1]
 
   def seed(self, k: Any) -> tf.Tensor:
-    """Gives a slot's scores as weights of the logits, `[batch, classes]`."""
+    """Returns a slot's scores as weights of the logits, `[batch, classes]`."""
     return tf.stop_gradient(tf.one_hot(
         self.numbers[:, k], self.classes) * self.weights[:, k, None])
 
   def explain(
       self, one_slot: Callable[[tf.Tensor], Sequence[tf.Tensor]],
       specs: Sequence[tf.TensorSpec]) -> list[tf.Tensor]:
-    """Asks for each slot that an image of the batch fills.
+    """Calls a function for each slot that an image of the batch fills.
 
-    Its time goes by the filled ones, and its graph has one size for any number
-    of slots. Under XLA, which takes no sizes that only the data tell, both go
-    by all slots.
+    The time depends on the number of filled slots; the graph has one size for
+    any number of slots. XLA takes no sizes from the data, so there both depend
+    on the number of all slots.
 
     Args:
-      one_slot: of a slot's weights of the logits, `[batch, classes]`; returns
-        tensors.
-      specs: what they are.
+      one_slot: takes a slot's weights of the logits, `[batch, classes]`, and
+        returns tensors.
+      specs: of the tensors.
 
     Returns:
-      Each of them, with the slots as another first dimension. Empty ones may
-      be left out at the end.
+      Each tensor, with the slots as another first dimension. Empty slots at the
+      end may be left out.
     """
     if self.slots == 1 or compiled_by_xla():
       each = [one_slot(self.seed(k)) for k in range(self.slots)]
       return [tf.stack(tensors) for tensors in zip(*each)]
     filled = tf.reduce_max(
         tf.math.count_nonzero(self.weights, axis=1, dtype=tf.int32))
-    # A loop: tf.vectorized_map, which makes one batch of all slots, is traced
-    # anew in each eager step and lacks depthwise convolutions.
-    # A batch without any class fills one, and so does an empty one.
+    # A loop, since tf.vectorized_map is traced anew in each eager step and
+    # lacks depthwise convolutions.
+    # At least one slot, also for an empty batch or one without classes.
     return tf.map_fn(
         lambda k: [*one_slot(self.seed(k))], tf.range(tf.maximum(filled, 1)),
         fn_output_signature=[*specs])
 
 
 class Match(NamedTuple):
-  """How a student's maps stand against the teacher's, image by image.
+  """The comparison of a student's maps with the teacher's, image by image.
 
   Each is `[batch, layers]`, a mean over the explained classes.
 
   Attributes:
-    distance: what the loss takes: 1 - cosine, or a rival's own multiple of it.
-    agreement: cosine; 0 where only the student's map is all zero.
+    distance: the term for the loss: 1 - cosine, or a baseline's multiple of it.
+    agreement: cosine; 0 if only the student's map is all zero.
     dead: share of the student's maps that are all zero.
-    valid: share of the teacher's maps that are alive; agreement and dead speak
-      of these alone.
-    explained: 1, or 0 where the image has no explained class.
+    valid: share of the teacher's maps that are not all zero. Only these count
+      for agreement and dead.
+    explained: 1, or 0 if the image has no explained class.
   """
 
   distance: tf.Tensor
@@ -125,7 +125,7 @@ class WCAM:
 
       wcam = WCAM("relu5", method="swa", weight=4.0, drop_rate=0.3)
 
-  It holds no state: one may serve several models.
+  It holds no state: one instance may serve several models.
   """
 
   def __init__(
@@ -144,36 +144,39 @@ class WCAM:
     """Checks and keeps the settings.
 
     Args:
-      layer: the teacher's layer, or several, whose maps are held; best a late
-        one, after its activation. In the student the layer of the same name is
-        found also behind tfmot's wrappers and in nested models.
+      layer: the teacher's layer, or several, whose maps are matched. Best is a
+        late layer, after its activation. The student's layer of the same name
+        is also found inside tfmot's wrappers and nested models.
       method: "swa", the features weighted by the sensitivity of a score (the
         map is Grad-CAM's), or "ewa", their mean square (needs no gradient).
       weight: factor of (1 - cosine) in the loss, 0 or more; 0 only observes.
         The paper's 100 on 7x7 maps is 4.08 here. "auto" is in proportion to the
-        rest of the loss (see `weighting.AUTO`), so that it serves losses of any
+        rest of the loss (see `loss_weight.AUTO`), and serves losses of any
         size. Or a Keras learning rate schedule, called with the number of the
         step.
-      agreement: a cosine to hold, in 0..1, both excluded. The weight, which
-        `weight` then only begins, rises while the maps agree less and falls
+      agreement: a cosine to reach, in 0..1, both excluded. `weight` is then
+        only the start. The weight rises while the maps agree less and falls
         while they agree more; see `AgreementConstraint`. None keeps `weight`.
-      layer_weights: how much each layer counts, in `layer`'s order; they are
-        scaled to sum to 1. None counts all alike.
+      layer_weights: how much each layer counts, in `layer`'s order; scaled to
+        sum to 1. None counts all alike.
       drop_rate: share of the teacher's channels left out of its map, drawn anew
         each step; the paper uses 0.3 for its stochastic variant. In 0..1,
         1 excluded.
       student_layer: the student's layers, where their names differ.
-      target: the class explained. "teacher": the teacher's top class. "top_k":
-        each of the teacher's `top_k` top classes. "label": the label (class
-        number or one-hot). "present": every class that a multi-hot label marks.
-        "all": every class. "score": the score itself of a regression with one
-        output. Each class of an image has a map of its own. A batch costs as
-        many passes through the tail as its image with the most classes; one
-        for each class that there is where XLA compiles the step.
+      target: the explained class.
+        "teacher": the teacher's top class.
+        "top_k": each of the teacher's `top_k` top classes.
+        "label": the label (class number or one-hot).
+        "present": every class that a multi-hot label marks.
+        "all": every class.
+        "score": the score itself of a regression with one output.
+        Each class of an image has its own map. The image with the most classes
+        sets a batch's number of passes through the tail. If XLA compiles the
+        step, every class takes a pass.
       top_k: how many classes "top_k" explains.
 
     Raises:
-      TypeError, ValueError: a setting is not one of the above.
+      TypeError, ValueError: a setting is not as above.
     """
     self.layers, self.student_layers = layer_pairs(layer, student_layer)
     if method not in _METHODS:
@@ -199,25 +202,25 @@ class WCAM:
 
   @property
   def needs_gradient(self) -> bool:
-    """Whether the map is made from the gradient of a score."""
+    """Whether the map needs the gradient of a score."""
     return self.method != "ewa"
 
   def tape(self) -> contextlib.AbstractContextManager[tf.GradientTape | None]:
-    """Returns what a forward pass is to run in, for `guide` and `match`.
+    """Returns a tape for the forward pass, for `guide` and `match`.
 
-    A tape that records from the features on (see `Tap.__call__`), persistent
-    to be asked for class after class; or None where no gradient is needed.
+    The tape records from the features on (see `Tap.__call__`). It is persistent
+    to serve several classes. It is None if no gradient is needed.
     """
     if not self.needs_gradient:
       return contextlib.nullcontext()
-    # What it records besides would run, as zeros, in each turn of a loop.
+    # Other recorded operations would run, as zeros, in each turn of a loop.
     return tf.GradientTape(persistent=True, watch_accessed_variables=False)
 
   def slots(self, classes: int) -> int:
-    """Counts the most maps of one layer that one image may have.
+    """Returns the most maps of one layer that one image may have.
 
     Args:
-      classes: the number of scores of both nets.
+      classes: the number of scores of both models.
 
     Returns:
       How many classes are explained at most.
@@ -239,7 +242,7 @@ class WCAM:
             "all": classes}.get(self.target, 1)
 
   def seeds(self, teacher_logits: tf.Tensor, labels: Any) -> Seeds:
-    """Says which scores are explained.
+    """Returns the explained scores.
 
     A head of one logit has two classes: the score of class 0 is its negative.
 
@@ -270,7 +273,7 @@ class WCAM:
       seed = (top_class_seed(teacher_logits)
              if self.target in ("teacher", "top_k")
              else _label_seed(_labels(labels, self.target), classes))
-      # Of one-hot weights or a sign: its place, and what stands there.
+      # The weights are one-hot, or a sign: take the position and the value.
       numbers = tf.argmax(tf.abs(seed), axis=-1, output_type=tf.int32)[:, None]
       return Seeds(
           numbers, tf.reduce_sum(seed, axis=-1, keepdims=True), classes)
@@ -283,14 +286,14 @@ class WCAM:
       labels: Any = None,
       drop_seed: tf.Tensor | None = None,
   ) -> Guide:
-    """Takes from a teacher what its student is to match.
+    """Computes a teacher's maps for its student to match.
 
     Args:
-      tape: that of its forward pass; see `tape`.
+      tape: of the teacher's forward pass; see `tape`.
       teacher: its features and logits.
       labels: needed for the targets "label" and "present".
       drop_seed: two integers for stochastic matching; None matches every
-        channel, as when judging.
+        channel, as in evaluation.
 
     Returns:
       A `Guide`.
@@ -318,7 +321,7 @@ class WCAM:
 
     Args:
       guide: the teacher's, of the same batch.
-      tape: that of the student's forward pass; see `tape`.
+      tape: of the student's forward pass; see `tape`.
       student: the student's features and logits.
       labels: as for `guide`.
 
@@ -338,7 +341,7 @@ class WCAM:
     maps = self._maps(tape, student, features, seeds)
     slots = tf.shape(maps[0])[0]
     present = tf.transpose(tf.abs(seeds.weights))[:slots]
-    # Layers x five figures [slots, batch], to five sums [batch, layers].
+    # From layers x five figures [slots, batch] to five sums [batch, layers].
     present, distance, agreement, dead, valid = (
         tf.stack([tf.reduce_sum(values, axis=0) for values in figure], axis=-1)
         for figure in zip(*(
@@ -353,16 +356,16 @@ class WCAM:
         tf.cast(present > 0, present.dtype))
 
   def map_size(self, height: int, width: int) -> tuple[int, int]:
-    """The size of the map of features of this size."""
+    """Returns the size of the map for features of this size."""
     return height, width
 
   def _collapse(
       self, features: tf.Tensor, sensitivity: tf.Tensor) -> tf.Tensor:
-    """Makes maps; sensitivity and maps have slots as a first dimension."""
+    """Returns maps; sensitivity and maps have slots as a first dimension."""
     return map_formulas.sensitivity_weighted_map(features, sensitivity)
 
   def _loss(self, distance: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """What the loss takes of a distance of maps of so many positions."""
+    """Returns the loss term for a distance of maps with so many positions."""
     del positions
     return distance
 
@@ -411,10 +414,10 @@ def _is_alive(maps: tf.Tensor) -> tf.Tensor:
 def layer_pairs(
     layer: str | Sequence[str], student_layer: str | Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Returns the teacher's layers and the student's, as many; see `WCAM`.
+  """Returns the teacher's layers and equally many of the student's; see `WCAM`.
 
   Raises:
-    TypeError, ValueError: they are not names, or not as many.
+    TypeError, ValueError: they are not names, or their numbers differ.
   """
   layers = _names(layer, "layer")
   others = (layers if student_layer is None

@@ -85,16 +85,16 @@ def load(
       Datasets. The path names PASCAL VOC's devkit, a folder with a folder of
       images for each class, or an .npz file. The modules voc, image_folder, npz
       and tfds document their formats.
-    size: height and width of the resized images, in any aspect ratio. Label maps
-      take the nearest pixel.
-    classes: names of the classes to keep, in this order. Images of other classes
-      stay if an image may show several classes. They are left out if classes
-      exclude each other.
-    seed: chooses the scenes. It also chooses the validation images if the source
-      has no validation part. It never chooses other test images.
+    size: height and width of the resized images, in any aspect ratio. Label
+      maps take the nearest pixel.
+    classes: names of the classes to keep, in this order. Images of other
+      classes stay if an image may show several classes. They are left out if
+      classes exclude each other.
+    seed: chooses the scenes. It also chooses the validation images if the
+      source has no validation part. It never chooses other test images.
     limit: the largest number of images of each part.
-    background_class: the name for the absence of the one class in `classes`. The
-      two classes then exclude each other.
+    background_class: the name for the absence of the one class in `classes`.
+      The two classes then exclude each other.
 
   Returns:
     The data. The order within a part is shuffled and always the same. If the

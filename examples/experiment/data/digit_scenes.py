@@ -1,8 +1,9 @@
 """Digit scenes: real handwritten digits over real photographs, with masks.
 
-The data set needs no download. The digits are scikit-learn's (UCI ML hand-written
-digits). The backgrounds are crops of its two sample photographs. Every scene is
-64x64 RGB and shows one to three digits of random size and colour.
+The data set needs no download. The digits are scikit-learn's (UCI ML
+hand-written digits). The backgrounds are crops of its two sample photographs.
+Every scene is 64x64 RGB and shows one to three digits of random size and
+colour.
 """
 
 from typing import NamedTuple

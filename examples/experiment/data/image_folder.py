@@ -4,10 +4,10 @@
     root/<class>/*.{png,jpg}
     root/masks/<class>/<same name>.png, optional
 
-`val` means `validation`. `parts.complete` fills a missing or empty validation or
-test part. In a mask, values other than 0 mark the object. 255 is void if the mask
-has other values than 0 and 255. A class without any mask has no object to mark,
-for example whole pieces among defects. The names of MVTec work as well:
+`val` means `validation`. `parts.complete` fills a missing or empty validation
+or test part. In a mask, values other than 0 mark the object. 255 is void if the
+mask has other values than 0 and 255. A class without any mask has no object to
+mark, for example whole pieces among defects. The names of MVTec work as well:
 root/ground_truth/<class>/<same name>_mask.png.
 """
 

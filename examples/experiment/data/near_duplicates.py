@@ -6,9 +6,9 @@ from PIL import Image
 __all__ = ["repeats"]
 
 THUMBNAIL = 16
-# Measured on 2,599 photographs of animals and 5,500 small images of CIFAR-10. The
-# closest different images are at .087 and .074. Seven pairs of CIFAR-10 are one
-# image in another crop or colour, at .027 to .086: four are below the bound.
+# Measured on 2,599 photographs of animals and 5,500 small images of CIFAR-10.
+# The closest different images are at .087 and .074. Seven pairs of CIFAR-10 are
+# one image in another crop or colour, at .027 to .086: four are below BOUND.
 BOUND = 0.06
 _BLOCK = 1000
 
@@ -17,8 +17,8 @@ def repeats(images: np.ndarray, others: np.ndarray) -> np.ndarray:
   """Finds images that nearly repeat an image of another set.
 
   Two images match if their thumbnails' squared difference is below 6 % of the
-  sum of their variances. A match is a copy that was saved again, made smaller, or
-  cut a little at its borders. Images without contrast never match.
+  sum of their variances. A match is a copy that was saved again, made smaller,
+  or cut a little at its borders. Images without contrast never match.
 
   Args:
     images: uint8 `[images, size, size, 3]`.

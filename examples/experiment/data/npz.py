@@ -5,14 +5,14 @@
     label_maps or masks, class_names, class_ids (or class_label_ids), split:
                                       optional
 
-Without class_ids, class k has the label k + 1 in label_maps. In masks, values other
-than 0 mark the object of the image's one class. 255 is void if the mask has other
-values than 0 and 255. The values of split are 0, 1, 2 or train, validation, test.
-`parts.complete` fills an empty validation or test part.
+Without class_ids, class k has the label k + 1 in label_maps. In masks, values
+other than 0 mark the object of the image's one class. Value 255 is void if the
+mask has other values than 0 and 255. The values of split are 0, 1, 2 or train,
+validation, test. `parts.complete` fills an empty validation or test part.
 
 jpeg_buf holds the JPEG files one after another. Image i is
-jpeg_buf[jpeg_off[i]:jpeg_off[i + 1]]. The third form is CIFAR's: x_train, y_train,
-x_test, y_test and optionally class_names.
+jpeg_buf[jpeg_off[i]:jpeg_off[i + 1]]. The third form is CIFAR's: x_train,
+y_train, x_test, y_test and optionally class_names.
 """
 
 import itertools

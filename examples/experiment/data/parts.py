@@ -11,7 +11,7 @@ __all__ = ["HELD_OUT", "PARTS", "SHARE", "check_known", "choose", "complete",
            "cut", "divide", "draw", "hold_out", "shuffled"]
 
 PARTS = ("train", "validation", "test")
-SHARE = 0.15  # Of validation and of test each, if train is divided.
+SHARE = 0.15  # Of validation and of test each, if all images are divided.
 HELD_OUT = 0.1  # Of the training images, if a test part is given.
 
 
@@ -38,7 +38,8 @@ def choose(
     classes.
 
   Raises:
-    ValueError: a class is unknown, or alone although classes exclude each other.
+    ValueError: a class is unknown, or alone although classes exclude each
+      other.
   """
   names = source.class_names if classes is None else (*classes,)
   if background is None and not source.multi_label and len(names) == 1:
@@ -70,8 +71,9 @@ def complete(
 ) -> tuple[dict[str, Part], tuple[str, ...]]:
   """Fills the missing or empty parts of a source.
 
-  If test and validation are empty, `divide` divides train. If test is empty, the
-  validation part becomes test. An empty validation part takes a share of train.
+  If test and validation are empty, `divide` divides train. If test is empty,
+  the validation part becomes test. An empty validation part takes a share of
+  train.
 
   Args:
     parts: the parts of the source, including "train".

@@ -49,8 +49,8 @@ class Source(NamedTuple):
     class_names: names of the columns of the labels.
     class_ids: the label of each class in the label maps; 0 for none.
     multi_label: whether an image may show several classes, or none.
-    cut: names of the parts cut off here, which the source does not have. No other
-      part may repeat their images.
+    cut: names of the parts cut off here, which the source does not have. No
+      other part may repeat their images.
     map_ids: all labels that the label maps may hold beside 0 and 255; None if
       unknown.
   """

@@ -1,7 +1,7 @@
 """Images from TensorFlow Datasets, if that is installed.
 
-https://www.tensorflow.org/datasets. The library downloads data sets that are not
-on the machine.
+https://www.tensorflow.org/datasets. The library downloads data sets that are
+not on the machine.
 """
 
 import itertools
@@ -29,8 +29,9 @@ def open_tfds(
   """Reads labels and the images' files into memory.
 
   Args:
-    name: the data set's name, such as "voc/2012". Its examples must have "image",
-      and "labels", "label" or "objects". "labels_no_difficult" goes before these.
+    name: the data set's name, such as "voc/2012". Its examples must have
+      "image", and "labels", "label" or "objects". "labels_no_difficult" goes
+      before these.
     classes: if classes exclude each other, only images of these are kept.
     seed: chooses the validation images from train, if the data set has no
       validation split.

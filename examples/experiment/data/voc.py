@@ -42,10 +42,10 @@ def open_voc(
 ) -> Source:
   """Reads lists and labels.
 
-  The test part is Segmentation/val. A tenth of the other images of Main/train and
-  Main/val is validation, the rest is for training. If possible, validation takes
-  images of Segmentation/train, at most half of them, so it has masks too. A class
-  is there if one of its objects is not marked as difficult.
+  The test part is Segmentation/val. A tenth of the other images of Main/train
+  and Main/val is validation, the rest is for training. If possible, validation
+  takes images of Segmentation/train, at most half of them, so it has masks too.
+  A class is there if one of its objects is not marked as difficult.
 
   Args:
     path: a folder that `year_folder` accepts.

@@ -21,10 +21,10 @@ def results_csv(rows: Rows) -> str:
     rows: the rows of a results file.
 
   Returns:
-    CSV with a header. The columns and their order are always the same: the run,
-    every figure of the shipped file, the figures of the float student ("float_"),
-    and the settings of the run. A cell is empty if the row lacks the figure.
-    Unknown figures come last, by name. Settings and versions are JSON in one cell.
+    CSV with a header. The columns have a fixed order: the run, every figure of
+    the shipped file, the figures of the float student ("float_"), and the
+    settings of the run. A cell is empty if the row lacks the figure. Unknown
+    figures come last, by name. Settings and versions are JSON in one cell.
   """
   figures = [figure.key for figure in FIGURES]
   columns = [*_RUN, *figures, *(f"float_{key}" for key in figures), *_ABOUT]

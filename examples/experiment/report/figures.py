@@ -42,8 +42,8 @@ class Figure(NamedTuple):
     key: its name in the row.
     title: its title in tables and plots.
     better: 1 if more is better, -1 if less is better, 0 for neither.
-    teachers: the teacher's value, if it is the same for every model; None if the
-      teacher's row has it.
+    teachers: the teacher's value, if it is the same for every model; None if
+      the teacher's row has it.
     scale: the factor on a value that is shown.
     decimals: the number of decimals shown.
   """

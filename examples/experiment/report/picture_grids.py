@@ -31,10 +31,12 @@ def choose_pictures(
     cosines: `[images]`, of the variant's maps to the teacher's. NaN means that
       the teacher has no map; the rule never chooses such an image.
     plain: `[images]`, the same for the maps of compression alone.
-    each: the number of images of each kind; at most a third of all images.
+    each: the number of images of each kind; at most a third of the images with
+      a gain.
 
   Returns:
-    The images, sorted by falling gain. Images with the same gain keep their order.
+    The images, sorted by falling gain. Images with the same gain keep their
+    order.
 
   Raises:
     ValueError: the shapes differ, or fewer than three images have a gain.
@@ -84,8 +86,8 @@ def success_and_failure_grid(
       masks.
     maps: maps `[images, any, any]` by variant, in drawing order; "teacher" is
       optional. Values below 0 are drawn as 0.
-    cosines: `[images]` to the teacher's maps, by variant; at least for `arm` and
-      `plain`.
+    cosines: `[images]` to the teacher's maps, by variant; at least for `arm`
+      and `plain`.
     arm: the variant whose gains over `plain` choose the images; see
       `choose_pictures`.
     plain: the variant of compression alone.

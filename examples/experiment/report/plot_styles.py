@@ -1,9 +1,9 @@
 """Styles of plots: a variant's colour and marker, the legend, the file.
 
-A variant has the same colour and marker in every plot. The colours are from Okabe
-and Ito (2008, Color Universal Design); colour-blind people can tell them apart.
-Full and hollow markers distinguish variants of one colour. A plot is 1200 pixels
-wide and readable at 800.
+A variant has the same colour and marker in every plot. The colours are from
+Okabe and Ito (2008, Color Universal Design); colour-blind people can tell them
+apart. Full and hollow markers distinguish variants of one colour. A plot is
+1200 pixels wide and readable at 800.
 """
 
 import io

@@ -64,14 +64,15 @@ def trade_off_curves(
 ) -> "Figure | None":
   """Draws figures against strength or size; variants are curves.
 
-  Each figure has a panel. Bars show the sample standard deviation over seeds; one
-  seed has no bar. Uncompressed variants are level lines.
+  Each figure has a panel. Bars show the sample standard deviation over seeds;
+  one seed has no bar. Uncompressed variants are level lines.
 
   Args:
     rows: the rows of one experiment.
     compression: the compression's name.
     against: "strength", at even steps, or a figure such as "bytes_gzipped".
-      Against strength, the variants stand a little apart, so all bars are visible.
+      Against strength, the variants stand a little apart, so all bars are
+      visible.
     panels: the figures to draw; None for the first available task metric and
       `PANELS`. Figures without a compressed variant are left out.
 
@@ -121,9 +122,9 @@ def closed_curves(
 ) -> "Figure | None":
   """Draws the share of the gap closed against strength.
 
-  Each figure has a panel. Bars reach from the lowest seed to the highest. There is
-  no point if plain compression lost nothing; see `gap_closed`. A dagger marks a
-  worse task metric than plain compression's; see `task_change`.
+  Each figure has a panel. Bars reach from the lowest seed to the highest. There
+  is no point if plain compression lost nothing; see `gap_closed`. A dagger
+  marks a worse task metric than plain compression's; see `task_change`.
 
   Args:
     rows: the rows of one experiment.

@@ -39,14 +39,14 @@ def write_report(
 ) -> list[Path]:
   """Writes `EXPERIMENT.md`, and a folder of its files beside it.
 
-  The page shows the figures and their origin; conclusions belong in `notes`. The
-  page can be written while an experiment runs.
+  The page shows the figures and their origin; conclusions belong in `notes`.
+  The page can be written while an experiment runs.
 
   Args:
-    folder_of_results: holds `RESULTS_FILE`, of one experiment, and the PNG files
-      that the page shows, in order of their names.
-    output_folder: the folder of the page, created if missing. A page of the same
-      experiment and its files are replaced.
+    folder_of_results: holds `RESULTS_FILE`, of one experiment, and the PNG
+      files that the page shows, in order of their names.
+    output_folder: the folder of the page, created if missing. A page of the
+      same experiment and its files are replaced.
     command: the command that makes the results.
     notes: Markdown, placed after the title.
     runs: the runs of the command; the page lists runs without a row.
@@ -56,8 +56,8 @@ def write_report(
 
   Raises:
     OSError: a file cannot be read or written.
-    ValueError: the results file is damaged or empty, or has several experiments.
-      The name is no file name, or no compression has run.
+    ValueError: the results file is damaged or empty, or has several
+      experiments. The name is no file name, or no compression has run.
   """
   folder = Path(folder_of_results)
   every = read_rows(folder / RESULTS_FILE)

@@ -25,8 +25,8 @@ def shown(arms: Collection[str]) -> tuple[str, ...]:
     arms: the variants whose files were kept.
 
   Returns:
-    Plain compression, rivals, and one of `OURS`; empty without plain compression
-    or without any of `OURS`.
+    Plain compression, rivals, and one of `OURS`; empty without plain
+    compression or without any of `OURS`.
   """
   candidates = [arm for arm in OURS if arm in arms]
   if "plain" not in arms or not candidates:
@@ -39,8 +39,8 @@ def draw_students(experiment: Experiment, seed: int) -> list[str]:
 
   Args:
     experiment: an experiment with `keep`. The function makes a drawing for each
-      compression and strength that `shown` accepts. It draws (image, class) pairs
-      with a mask. Without masks, it draws each image's top class.
+      compression and strength that `shown` accepts. It draws (image, class)
+      pairs with a mask. Without masks, it draws each image's top class.
     seed: the seed of the students.
 
   Returns:

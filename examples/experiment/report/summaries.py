@@ -101,8 +101,8 @@ def by_class(rows: Rows, key: str) -> dict[str, list[float | None]]:
 def best_arms(arms: dict[str, Rows], key: str) -> set[str]:
   """Names the best compressed variant, and all variants that tie with it.
 
-  A variant ties with the best if the best leads by no more than the larger of the
-  two spreads. A variant with one seed has no spread and takes no part. The
+  A variant ties with the best if the best leads by no more than the larger of
+  the two spreads. A variant with one seed has no spread and takes no part. The
   `collapsed_arms` take no part either.
 
   Args:
@@ -136,10 +136,10 @@ def collapsed_arms(arms: dict[str, Rows], prefix: str = "") -> dict[str, int]:
     prefix: "" for the shipped file, "float_" for the float student.
 
   Returns:
-    The number of collapsed seeds by compressed variant, without zeros. A seed has
-    collapsed if its mean AP above chance is less than `COLLAPSED` of the
-    teacher's. Without a row of the teacher, its mean AP counts as 1. Rows without
-    chance, as of earlier versions, are ignored.
+    The number of collapsed seeds by compressed variant, without zeros. A seed
+    has collapsed if its mean AP above chance is less than `COLLAPSED` of the
+    teacher's. Without a row of the teacher, its mean AP counts as 1. Rows
+    without chance, as of earlier versions, are ignored.
   """
   teacher = summarize(row.get("map") for row in arms.get("teacher", ())).mean
   top = 1.0 if math.isnan(teacher) else teacher
@@ -159,10 +159,10 @@ def gap_closed(
 ) -> Closed | None:
   """Returns the share of the plain loss that a variant recovers.
 
-  The share of a seed is (variant - plain) / (teacher - plain). 1 is the teacher's
-  figure, 0 is plain's figure, and below 0 is worse than plain. The teacher's
-  agreement with itself is 1. Other figures come from the teacher's row of the same
-  seed, or from its single row.
+  A seed's share is (variant - plain) / (teacher - plain). 1 is the
+  teacher's figure, 0 is plain's figure, and below 0 is worse than plain. The
+  teacher's agreement with itself is 1. Other figures come from the teacher's
+  row of the same seed, or from its single row.
 
   Args:
     arms: rows by variant, from `by_arm`.
@@ -214,8 +214,8 @@ def task_change(
 
   Returns:
     The mean difference of each task metric over shared seeds, and whether it is
-    clearly worse. That means worse by more than the larger spread of the two. With
-    one seed there is no spread, and any loss counts.
+    clearly worse. That means worse by more than the larger spread of the two.
+    With one seed there is no spread, and any loss counts.
   """
   changes = {}
   for key in TASK:

@@ -73,8 +73,8 @@ def results_table(
     prefix: "" for the shipped file, "float_" for the float student.
 
   Returns:
-    A Markdown table with a row for each variant. Figures without a value are left
-    out. Empty without any figure.
+    A Markdown table with a row for each variant. Figures without a value are
+    left out. Empty without any figure.
   """
   arms = by_arm(rows, compression, strength)
   keys = _present(arms, (prefix + key for key in TABLE))
@@ -165,8 +165,8 @@ def per_class_table(
     key: the figure within `per_class`, such as "ap", "cosine_mean", "roc_auc".
 
   Returns:
-    A Markdown table with a row for each class, and a column for each variant with
-    the figure. Empty if no variant has it.
+    A Markdown table with a row for each class, and a column for each variant
+    with the figure. Empty if no variant has it.
   """
   arms = by_arm(rows, compression, strength)
   flat = {arm: by_class(arm_rows, key) for arm, arm_rows in arms.items()}

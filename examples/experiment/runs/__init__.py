@@ -1,1 +1,1 @@
-"""One run: a teacher, a compressed student, its scores."""
+"""Runs of an experiment: a teacher, a compressed student, its scores."""

@@ -1,6 +1,6 @@
-"""Every compression of the experiments, from a teacher to a student.
+"""All compressions of the experiments, from a teacher to a student.
 
-A strength is the share of weights, filters or multiply-accumulates removed, the
+A strength is the share of removed weights, filters or multiply-accumulates, the
 divisor of the widths, or the bits.
 """
 
@@ -23,7 +23,7 @@ _quantization = tfmot.quantization.keras
 _combine = tfmot.experimental.combine
 
 ROUND_SHARE = 0.2
-"""What a round of pruning takes of what is left, as in Park et al. 2020."""
+"""The share of the remaining weights that a round prunes (Park et al. 2020)."""
 CLUSTERS = 16
 
 _FLOAT = (
@@ -48,8 +48,8 @@ def parse(text: str) -> list[tuple[str, float]]:
   """Reads a grid such as "prune:0.8,0.9;narrow:4;qat".
 
   Args:
-    text: compressions and their strengths; what has but one strength, such as
-      "qat", needs none.
+    text: compressions and their strengths. A compression with a single
+      strength, such as "qat", needs none.
 
   Returns:
     Pairs of compression and strength, in order.
@@ -77,7 +77,7 @@ def check_strength(name: str, strength: str | float) -> float:
   """Returns a compression's strength as a number.
 
   Raises:
-    ValueError: it is none, or one that the compression cannot have.
+    ValueError: it is no number, or the compression cannot have it.
   """
   try:
     value = float(strength)
@@ -99,7 +99,7 @@ def check_strength(name: str, strength: str | float) -> float:
 
 
 class _Task(NamedTuple):
-  """What each step of a compression may go by; see `compress`."""
+  """The inputs of each step of a compression; see `compress`."""
 
   name: str
   strength: float
@@ -121,20 +121,20 @@ def compress(
   Args:
     name: one of `COMPRESSIONS`.
     strength: see `parse`.
-    teacher: stays as it came.
+    teacher: the original model, which does not change.
     fit: `fit(kind, build, epochs=1, callbacks=(), channels=None)` makes a model
-      by `build(steps_per_epoch)`, trains and returns it; `kind`, one of
-      "prune", "refine", "tune", "scratch" and "quantize", says for how long and
-      how fast; `channels`, by layer, which of the teacher's channels it has
-      where it has not all, see `Hints`.
-    pictures: gives some of those to train on, in the teacher's range, to
+      by `build(steps_per_epoch)`, trains it and returns it. `kind` sets steps
+      and learning rate: "prune", "refine", "tune", "scratch" or "quantize".
+      `channels` names the teacher's channels that a pruned model has, by layer;
+      see `Hints`.
+    pictures: returns some training images in the teacher's range, to
       reconstruct by.
-    starts: keeps what is made before anything is trained, and has it made once
-      for all that go on from there; of one teacher and the same images.
+    starts: a cache of untrained students, for one teacher and the same images.
+      Compressions with the same first step share it.
 
   Returns:
-    The student, stripped; quantize-aware where the name ends in "qat". Where
-    nothing is trained it is what `starts` keeps, not to be changed.
+    The student, stripped; quantize-aware if the name ends in "qat". Without
+    training it may be in `starts`, so do not change it.
   """
   starts = {} if starts is None else starts
   steps = name.split("+")
@@ -160,7 +160,7 @@ def _ptq(model, task):
 
 
 def _prune(model, task):
-  """Magnitude pruning, as much of each layer."""
+  """Prunes by magnitude, the same share of each layer."""
   whole = _left_whole(model, task.name)
   return _pruned(model, task, {
       layer.name: task.strength for layer in model.layers
@@ -168,12 +168,12 @@ def _prune(model, task):
 
 
 def _lamp(model, task):
-  """Magnitude pruning, most where layers spare most; as much in all."""
+  """Prunes by magnitude, more from layers that spare more; same total."""
   return _pruned(model, task, _by_layer(model, task))
 
 
 def _pruned(model, task, sparsities):
-  """Prunes in rounds; then takes as many steps again to recover."""
+  """Prunes in rounds, then trains for as many steps to recover."""
   rounds = max(1, round(
       math.log(1 - task.strength) / math.log(1 - ROUND_SHARE)))
 
@@ -182,14 +182,14 @@ def _pruned(model, task, sparsities):
         model, sparsities, lambda share: kap.IterativePruning.reaching(
             share, rounds=rounds, steps_per_round=each))
 
-  # Rounds begin with an epoch; half of the epochs come after the last one.
+  # Each round begins an epoch; half of the epochs follow the last round.
   student = task.fit("prune", build, epochs=2 * rounds, callbacks=[
       tfmot.sparsity.keras.UpdatePruningStep()])
   return kap.strip(student)
 
 
 def _obs(model, task):
-  """Pruning with reconstruction; nothing is trained."""
+  """Prunes with reconstruction, without training."""
   return kap.prune_with_reconstruction(
       model, _by_layer(model, task), task.pictures())
 
@@ -205,7 +205,7 @@ def _smallest(model, task):
 
 
 def _refine(model, task):
-  """Trains what is left, from normalizations of its own."""
+  """Trains the pruned model, after it recalibrates its normalizations."""
   start = kap.recalibrate_batch_norm(model, task.pictures())
   if not _has_zeros(task.name):
     return task.fit("refine", lambda _: kap.clone_model(start))
@@ -220,7 +220,7 @@ def _filters(model, task):
 
 
 def _without_filters(model, task, sparsity, **settings):
-  """Removes filters, and has what comes after know which."""
+  """Removes filters, and records the remaining channels for later steps."""
   student, channels = kap.prune_filters(
       model, sparsity, return_channels=True, **settings)
   task.channels.update(channels)
@@ -228,7 +228,7 @@ def _without_filters(model, task, sparsity, **settings):
 
 
 def _obs_filters(model, task, of="filters"):
-  """Filters removed, most where most are spared; nothing is trained."""
+  """Removes filters, more from layers that spare more, without training."""
   pictures = task.pictures()
   shares = kap.filter_sparsities(model, task.strength, pictures, of=of)
   return _without_filters(
@@ -240,7 +240,7 @@ def _narrow(model, task):
 
 
 def _obs_narrow(model, task):
-  """Every convolution as narrow as a student's; nothing is trained."""
+  """Narrows every convolution by the divisor, without training."""
   return _without_filters(
       model, task, 1 - 1 / task.strength, criterion="obs", reconstruct=True,
       images=task.pictures())
@@ -253,7 +253,7 @@ def _cluster(model, task):
   def wrap(layer):
     if not is_prunable(layer) or layer.name in whole:
       return layer
-    # A small layer may not have so many values to make clusters of.
+    # A small layer may have too few values for so many clusters.
     values = len(np.unique(layer.get_weights()[0])) // 2
     return clustering.cluster_weights(
         layer, max(3, min(CLUSTERS, values)),
@@ -269,9 +269,9 @@ def _qat(model, task, calibrated=False):
   def build(_):
     if not calibrated:
       return _aware(kap.clone_model(model), task.name)
-    # From kernels and ranges that 8 bits are enough for. Where something was
-    # done to the model before, its moving statistics are behind its weights; the
-    # teacher's are for the variant to choose.
+    # Equalized kernels and calibrated ranges fit 8 bits. After an earlier step
+    # the moving statistics lag behind the weights. The variant decides about
+    # the teacher's statistics.
     pictures, start = task.pictures(), model
     if "+" in task.name:
       start = kap.recalibrate_batch_norm(model, pictures)
@@ -283,7 +283,7 @@ def _qat(model, task, calibrated=False):
 
 
 def _aware(model: keras.Model, name: str) -> keras.Model:
-  """Wraps a model by the scheme that keeps what was done to it before."""
+  """Wraps a model by the scheme that preserves earlier compressions."""
   if "cluster" in name:
     scheme = _combine.Default8BitClusterPreserveQuantizeScheme(
         preserve_sparsity="prune" in name)
@@ -296,13 +296,13 @@ def _aware(model: keras.Model, name: str) -> keras.Model:
 
 
 def kinds(name: str) -> tuple[str, ...]:
-  """Names the kinds of fit that a compression asks of `compress`'s `fit`."""
+  """Names the kinds of fit that a compression needs."""
   return tuple(dict.fromkeys(
       kind for kind in map(_KINDS.get, name.split("+")) if kind))
 
 
 def starts_fresh(name: str) -> bool:
-  """Says whether a compression begins with weights that were never taught."""
+  """Checks whether a compression starts from fresh weights."""
   return name.split("+")[0] == "narrow"
 
 
@@ -321,22 +321,22 @@ _STEPS = {
 
 
 def _has_zeros(name: str) -> bool:
-  """Says whether single weights are pruned, whose zeros are to stay."""
+  """Checks whether single weights are pruned, so their zeros must stay."""
   return not {"prune", "lamp", "smallest", "obs"}.isdisjoint(name.split("+"))
 
 
 def _by_layer(model, task):
-  """Shares of the layers, most where they spare most."""
+  """Returns the layers' shares, larger for layers that spare more."""
   return kap.layer_sparsities(
       model, task.strength, exclude=_left_whole(model, task.name))
 
 
 def _left_whole(model: keras.Model, name: str) -> set[str]:
-  """The first and the last layer with a kernel, which are small.
+  """Names the first and the last layer with a kernel, which are small.
 
-  But none where zeros are to outlive clusters under quantization: tfmot 0.8.1
-  gives all convolutions one quantizer, and the first layer without a zero ends
-  its care for the zeros of them all.
+  Returns no layer if zeros must survive clustering and quantization. tfmot
+  0.8.1 uses one quantizer for all convolutions. It stops preserving zeros in
+  all of them after the first layer without a zero.
   """
   if name.startswith("prune+cluster"):
     return set()

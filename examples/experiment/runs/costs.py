@@ -1,4 +1,4 @@
-"""What a Keras model costs: parameters, multiplications, and its zeros."""
+"""Counts a Keras model's parameters, multiplications and zeros."""
 
 import math
 from collections.abc import Iterator
@@ -14,22 +14,23 @@ _layers = keras.layers
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 _MULTIPLIERS = (_layers.Conv2D, _layers.Conv2DTranspose, _layers.Dense,
                 _layers.DepthwiseConv2D, _layers.SeparableConv2D)
-# Have weights, and few operations, which a converter folds into neighbours.
+# A converter folds these few operations into neighbouring layers.
 _FOLDED = (_layers.BatchNormalization, _layers.Normalization)
 
 
 def count_parameters(model: keras.Model) -> int:
-  """Counts the parameters of a net's layers.
+  """Counts the parameters of a model's layers.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
 
   Returns:
-    All weights, moving statistics too, as `model.count_params()`; not the
-    masks, steps, centroids and ranges of wrappers.
+    The number of weights, including moving statistics, as
+    `model.count_params()`. Masks, steps, centroids and ranges of wrappers do
+    not count.
 
   Raises:
-    TypeError, ValueError: it is not such a model.
+    TypeError, ValueError: the model is not as above.
   """
   return sum(math.prod(weight.shape) for _, layer in _layers_of(
       check_model(model)) for weight in _weights(layer))
@@ -40,14 +41,14 @@ def count_zeros(model: keras.Model) -> tuple[int, int]:
 
   Args:
     model: a built `tf_keras` model. Strip pruning's wrappers first: between two
-      steps what they mask need not be zero.
+      steps, masked weights may not be zero.
 
   Returns:
-    How many weights of kernels are zero, and how many there are.
+    The number of zero kernel weights, and the number of all kernel weights.
 
   Raises:
-    TypeError, ValueError: it is not such a model, or it has weights in a layer
-      of a kind that is not known here.
+    TypeError, ValueError: the model is not as above, or a layer of an unknown
+      type has weights.
   """
   kernels = [kernel.numpy() for _, layer in _layers_of(check_model(model))
              for kernel in _kernels(layer)]
@@ -56,7 +57,7 @@ def count_zeros(model: keras.Model) -> tuple[int, int]:
 
 
 def kernel_sparsity(model: keras.Model) -> float:
-  """Gives the share of zeros among kernels, 0..1; see `count_zeros`."""
+  """Returns the share of zeros among kernel weights, 0..1."""
   zeros, total = count_zeros(model)
   return zeros / total if total else 0.0
 
@@ -64,9 +65,9 @@ def kernel_sparsity(model: keras.Model) -> float:
 def count_macs(model: keras.Model) -> int:
   """Counts the multiply-accumulates of one image.
 
-  Those of convolutions and Dense layers, as the literature counts: no bias,
-  normalization, activation or pooling. Zero weights count like others, as they
-  do in dense kernels.
+  As in the literature, only convolutions and Dense layers count, without bias,
+  normalization, activation and pooling. Zero weights count like others, as in
+  dense kernels.
 
   Args:
     model: a built `tf_keras` model with a fixed input size, channels last,
@@ -76,9 +77,9 @@ def count_macs(model: keras.Model) -> int:
     The count.
 
   Raises:
-    TypeError: it is no `tf_keras` model.
-    ValueError: a size is not fixed, a layer is called twice, or it has weights
-      and is of a kind that is not known here.
+    TypeError: the model is no `tf_keras` model.
+    ValueError: a size is not fixed, a layer is called twice, or a layer of an
+      unknown type has weights.
   """
   return sum(_layer_macs(graph, layer)
              for graph, layer in _layers_of(check_model(model)))
@@ -87,11 +88,11 @@ def count_macs(model: keras.Model) -> int:
 def _layers_of(
     model: keras.Model
 ) -> Iterator[tuple[keras.Model, keras.layers.Layer]]:
-  """Yields the layers, those of nested models too, with their graphs."""
+  """Yields all layers with their graphs, also from nested models."""
   for layer in model.layers:
     if isinstance(layer, keras.Model):
       yield from _layers_of(layer)
-    # What tfmot puts behind the input to quantize it.
+    # tfmot adds a QuantizeLayer behind the input.
     elif type(layer).__name__ != "QuantizeLayer":
       yield model, layer
 
@@ -101,8 +102,8 @@ def _wrapped(layer: keras.layers.Layer) -> bool:
 
 
 def _weights(layer: keras.layers.Layer) -> list[tf.Variable]:
-  """The layer's own weights, of a wrapper those of the layer in it."""
-  # Not layer.layer.weights: some wrappers put tensors in their place.
+  """Returns the layer's weights, or a wrapped layer's for a wrapper."""
+  # Some wrappers replace layer.layer.weights by tensors.
   if not _wrapped(layer):
     return layer.weights
   return [weight for weight in layer.weights
@@ -136,7 +137,7 @@ def _layer_macs(graph: keras.Model, layer: keras.layers.Layer) -> int:
     raise ValueError(
         f"model {graph.name!r} must have a fixed input size; layer "
         f"{layer.name!r} gives {[*output.shape]}.")
-  # A kernel is used whole at every position: its shape tells groups, and
-  # depthwise from dense.
+  # Every position uses the whole kernel. The kernel's shape accounts for groups
+  # and for depthwise layers.
   return math.prod(positions) * sum(
       math.prod(kernel.shape) for kernel in kernels)

@@ -1,8 +1,8 @@
-"""An experiment: one teacher, one set of images, and any number of runs.
+"""Experiments: one teacher, one data set, and any number of runs.
 
 A run is a compression at a strength, in a variant, with a seed. It makes a
-student, ships it as an int8 .tflite file, judges the file, and adds a row to
-the results file. A run that has a row with the same settings is not run again.
+student, converts it to an int8 .tflite file, judges the file, and adds a row to
+the results file. A run with a row of the same settings is skipped.
 """
 
 import dataclasses
@@ -43,33 +43,33 @@ __all__ = ["KINDS", "Experiment", "Run", "Settings", "calibration", "versions"]
 
 KINDS = ("prune", "refine", "tune", "scratch", "quantize")
 CALIBRATION = 200
-"""Pictures that an int8 file's ranges are measured on."""
+"""Number of images that calibrate an int8 file's ranges."""
 RECALIBRATION = 512
-"""Pictures that batch normalizations are measured on."""
+"""Number of images that recalibrate batch normalizations."""
 _PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization",
              "ai-edge-litert", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What all runs of an experiment share.
+  """The settings of all runs of an experiment.
 
   Attributes:
     steps: optimizer steps of each kind of fit, see `KINDS`.
     learning_rates: Adam's first learning rate of each kind.
-    batch_size: images a step.
+    batch_size: images per step.
     flip: whether images are mirrored at random.
-    pixel_range: of the nets' input.
-    layers: whose maps are held.
-    judged_layer: where Grad-CAM judges.
-    target: whose class's map is held; see `WCAM`.
-    weight: of the maps; see `WCAM`.
-    hint_weight: of the features; see `Hints`.
-    agreement: what the variant of that name holds.
-    alpha: the share of the teacher's scores, where they are taught.
-    e2kd_weight: of e2KD's maps.
-    catkd_weight: of CAT-KD's maps.
-    probes: images for the slow judges.
+    pixel_range: the range of the models' input.
+    layers: the layers whose maps are preserved.
+    judged_layer: the layer of the judge's Grad-CAM maps.
+    target: the class whose map is preserved; see `WCAM`.
+    weight: the weight of the maps in the loss; see `WCAM`.
+    hint_weight: the weight of the features in the loss; see `Hints`.
+    agreement: the agreement that the variant "agreement" keeps.
+    alpha: the share of the teacher's scores in the loss, if it has them.
+    e2kd_weight: the weight of e2KD's maps.
+    catkd_weight: the weight of CAT-KD's maps.
+    probes: the number of images for the slow judges.
     judged_on: "test" or "validation".
   """
 
@@ -99,7 +99,7 @@ class Run:
     compression: one of `COMPRESSIONS`.
     strength: see `compressing.parse`.
     arm: one of `ARMS`.
-    seed: of weights, batches and clusters.
+    seed: the seed of weights, batches and clusters.
   """
 
   compression: str
@@ -125,12 +125,12 @@ class Run:
 
   @property
   def name(self) -> str:
-    """A name for files, such as "prune-0.9-swa-1"."""
+    """The run's name for files, such as "prune-0.9-swa-1"."""
     return f"{self.compression}-{self.strength:g}-{self.arm}-{self.seed}"
 
 
 class Experiment:
-  """Runs, and what they have in common."""
+  """Makes and records runs with common settings."""
 
   def __init__(
       self,
@@ -143,15 +143,15 @@ class Experiment:
       described: Mapping[str, Any] | None = None,
       keep: bool = False,
   ):
-    """Opens or goes on with the results in a folder.
+    """Creates or continues the results in a folder.
 
     Args:
-      name: of the experiment, in its rows.
+      name: the experiment's name in its rows.
       teacher: the float model.
       data: the images.
-      settings: of all runs.
-      folder: for `results.jsonl` and what is kept.
-      described: what else there is to say of the settings.
+      settings: the settings of all runs.
+      folder: the folder of `results.jsonl` and the kept files.
+      described: further settings for the rows.
       keep: whether to keep each run's student and file.
     """
     self.name, self.teacher, self.data = name, teacher, data
@@ -170,7 +170,7 @@ class Experiment:
 
   @property
   def judge(self) -> Judge:
-    """The judge, made when the first run needs it."""
+    """The judge, created at first use."""
     if self._judge is None:
       data, settings = self.data, self.settings
       self._judge = Judge(
@@ -191,26 +191,26 @@ class Experiment:
         self._add("none", 0.0, arm, 0, figures, 0.0)
 
   def rows(self) -> list[dict[str, Any]]:
-    """The rows that were made with these settings."""
+    """Returns the rows with these settings."""
     return [row for row in results_file.read_rows(self.path)
             if row.get("digest") == digest(self._settings_of(
                 row["compression"], row["arm"]))]
 
   def kept(self, run: Run) -> bytes | None:
-    """The file of a run whose student was kept."""
+    """Returns the kept file of a run, or None."""
     path = self.folder / "students" / f"{run.name}.tflite"
     return path.read_bytes() if path.exists() else None
 
   def find(self, run: Run) -> Mapping[str, Any] | None:
-    """The row of a run that was made with these settings, or None."""
+    """Returns the row of a run with these settings, or None."""
     return self._find(run.compression, run.strength, run.arm, run.seed)
 
   def run(self, run: Run, verbose: int = 0) -> Mapping[str, Any]:
-    """Makes and judges a student, unless its row is there already.
+    """Makes and judges a student, unless its row exists.
 
     Args:
-      run: which.
-      verbose: of `fit`.
+      run: the run.
+      verbose: as for `fit`.
 
     Returns:
       The row.
@@ -240,11 +240,11 @@ class Experiment:
 
   def _student(self, run: Run, verbose: int):
     settings, data, logs = self.settings, self.data, {}
-    # Of other settings a run must not know: they are not in its row.
+    # The row has no other steps, so the run must not use them.
     steps = {kind: settings.steps[kind] for kind in kinds(run.compression)}
 
     def train(kind, build, epochs=1, callbacks=(), channels=None):
-      # Fresh weights and centroids are drawn as the model is built.
+      # The seed sets fresh weights and centroids of the new model.
       keras.utils.set_random_seed(run.seed)
       recipe = Recipe(
           steps=steps[kind],
@@ -286,7 +286,7 @@ class Experiment:
     folder = make_folder(self.folder / "students", "output")
     kap.save_model(student, folder / f"{run.name}.h5")
     write_whole(folder / f"{run.name}.tflite", content)
-    # What whoever takes the student up need not say again.
+    # Later commands read these settings from the file.
     write_whole(folder / f"{run.name}.json", json.dumps({
         "pixel_range": self.settings.pixel_range,
         "class_names": self.data.class_names,
@@ -299,7 +299,7 @@ class Experiment:
         "strength": strength, "arm": arm, "seed": seed})
 
   def _settings_of(self, compression: str, arm: str) -> dict[str, Any]:
-    """What a row's figures hang on: no setting of other variants and fits."""
+    """Returns the settings that a row's figures depend on."""
     used = kinds(compression) if arm in ARM_SETTINGS else ()
     arm_settings = ARM_SETTINGS.get(arm, ())
     others = {name for names in ARM_SETTINGS.values() for name in names
@@ -327,12 +327,12 @@ class Experiment:
 def calibration(
     data: Data, pixel_range: tuple[float, float], count: int = CALIBRATION
 ) -> np.ndarray:
-  """Draws training images to measure ranges on, always the same ones.
+  """Draws the same training images every time, to measure ranges.
 
   Args:
-    data: whose training part.
-    pixel_range: what the model takes for black and for white.
-    count: how many at most.
+    data: the data set with the training part.
+    pixel_range: the model's values for black and for white.
+    count: the largest number of images.
 
   Returns:
     `[count, height, width, 3]`, float32, in that range.
@@ -343,7 +343,7 @@ def calibration(
 
 
 def versions() -> dict[str, str]:
-  """The versions that the figures hang on."""
+  """Returns the versions of Python and of the packages."""
   return {"python": platform.python_version(),
           **{name: metadata.version(name) for name in _PACKAGES}}
 
@@ -354,7 +354,7 @@ def _sizes(model: keras.Model) -> dict[str, float]:
 
 
 def _fingerprint(arrays: Sequence[np.ndarray]) -> str:
-  """Tells arrays apart wherever they were read from."""
+  """Returns a hash of the arrays' types, shapes and values."""
   content = hashlib.sha256()
   for array in arrays:
     content.update(f"{array.dtype} {array.shape}".encode())

@@ -1,4 +1,4 @@
-"""Fitting a model to a part of the data for a number of steps."""
+"""Fits a model to a part of the data for a number of steps."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ __all__ = ["Recipe", "batches", "fit", "in_range", "task_loss"]
 
 
 class Recipe(NamedTuple):
-  """How a model is fitted; the same for all that are compared.
+  """The settings of a fit, the same for all compared models.
 
   Attributes:
     steps: optimizer steps.
-    learning_rate: Adam's, at the first step; falls to 2 % by a cosine.
-    batch_size: images a step.
-    seed: of the batches and of whatever the model draws.
-    pixel_range: what the model takes for black and for white.
-    flip: mirror every other image, left to right.
-    multi_label: classes do not exclude each other.
+    learning_rate: Adam's first learning rate; a cosine lowers it to 2 %.
+    batch_size: images per step.
+    seed: the seed of the batches and of the model's random numbers.
+    pixel_range: the model's values for black and for white.
+    flip: whether to mirror images left to right at random, half of them.
+    multi_label: whether an image may show several classes.
   """
 
   steps: int
@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
 
 
 def in_range(images: Any, pixel_range: tuple[float, float]) -> Any:
-  """Turns uint8 images, array or tensor, to floats of a net's own range."""
+  """Turns uint8 images, array or tensor, into floats of a model's range."""
   low, high = pixel_range
   if isinstance(images, np.ndarray):
     images = images.astype(np.float32)
@@ -44,16 +44,17 @@ def in_range(images: Any, pixel_range: tuple[float, float]) -> Any:
 
 
 def task_loss(model: keras.Model, multi_label: bool) -> keras.losses.Loss:
-  """The loss of labels `[batch, classes]` for a head with or without softmax.
+  """Returns the loss for labels `[batch, classes]`, with or without softmax.
 
   Args:
     model: a classifier.
-    multi_label: binary cross-entropy of every class; else of the softmax.
+    multi_label: True for a binary cross-entropy of every class, False for the
+      categorical cross-entropy.
 
   Returns:
-    A Keras loss that takes what the model gives.
+    A Keras loss of the model's output.
   """
-  # Logarithms of probabilities are logits, too.
+  # Logarithms of probabilities are logits too.
   from_logits = find_head(model).squash in ("", "log_softmax")
   kind = (keras.losses.BinaryCrossentropy if multi_label
           else keras.losses.CategoricalCrossentropy)
@@ -61,7 +62,7 @@ def task_loss(model: keras.Model, multi_label: bool) -> keras.losses.Loss:
 
 
 def batches(split: Any, recipe: Recipe) -> tf.data.Dataset:
-  """Draws shuffled batches without end; a seed draws the same ones."""
+  """Draws endless shuffled batches; equal seeds draw equal batches."""
   pictures = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
   pictures = pictures.shuffle(
       len(split.images), seed=recipe.seed, reshuffle_each_iteration=True)
@@ -94,9 +95,9 @@ def fit(
   Args:
     model: a classifier, wrapped or not.
     split: `images` uint8 and `labels` to train on.
-    recipe: how.
-    callbacks: for Keras.
-    epochs: parts of equal length to split the steps into.
+    recipe: the settings of the fit.
+    callbacks: callbacks for Keras.
+    epochs: the number of epochs, which share the steps equally.
     verbose: as in Keras.
 
   Returns:

@@ -1,4 +1,4 @@
-"""From the text of a grid to its runs."""
+"""Turns the text of a grid into runs."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -14,19 +14,19 @@ def read_grid(
   """Reads a grid such as "none;prune:0.8,0.9@plain,swa;ptq".
 
   Args:
-    text: compressions, their strengths, and after an "@" the variants that they are
-      run in; where there is none, in all that go with them. "none" trains on
-      without any compression.
-    arms: no others are run.
-    seeds: of each.
+    text: compressions, their strengths, and their variants after an "@".
+      Without "@" a compression has all variants that fit it. "none" trains on
+      without compression.
+    arms: the variants to run; others are left out.
+    seeds: the seeds of each run.
 
   Returns:
-    See `expand`; a part of them says something of all. What trains nothing has
-    the variant "plain", whatever variants are asked for.
+    Runs in the order of `expand`: all runs of a seed come before the next seed.
+    A compression without training always has the variant "plain".
 
   Raises:
-    ValueError: an unknown compression or variant, a strength that it cannot have,
-      a variant that it does not go with, or no compression at all.
+    ValueError: a compression, strength or variant is unknown, or they do not
+      fit each other. Or the text names no compression.
   """
   cells = []
   for entry in [piece for piece in text.split(";") if piece.strip()] or [""]:
@@ -43,11 +43,11 @@ def expand(
   """Makes runs of compressions, their strengths and variants.
 
   Returns:
-    A seed after another; nothing in what trains nothing hangs on a seed, and it
-    is run with the first alone.
+    The runs, seed by seed. A compression without training runs with the first
+    seed only, as it does not depend on the seed.
 
   Raises:
-    ValueError: a variant does not go with a compression.
+    ValueError: a variant does not fit a compression.
   """
   return [Run(name, strength, arm, seed)
           for seed in seeds for name, strength, arms in cells
@@ -57,7 +57,7 @@ def expand(
 def _arms(
     name: str, own_arms: Sequence[str] | None, asked: Collection[str]
 ) -> list[str]:
-  """The variants that a compression is run in: its own, or all that fit it."""
+  """Returns a compression's own variants, or all variants that fit it."""
   if kinds(name):
     fits = [arm for arm in ARMS if (arm == "fine_tune") == (name == "none")
             and not (starts_fresh(name) and recalibrates(arm))]

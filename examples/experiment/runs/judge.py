@@ -1,7 +1,7 @@
-"""What a student still knows, what it looks at, and what it weighs.
+"""Judges a student's predictions, attribution maps and file size.
 
-All variants of an experiment are judged on the same images and the same (image,
-class) pairs, against the same maps of the teacher.
+The judge uses the same images, (image, class) pairs and teacher's maps for all
+variants of an experiment.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,17 +31,19 @@ Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def task_figures(
     labels: np.ndarray, logits: np.ndarray, multi_label: bool
 ) -> dict[str, float]:
-  """Figures of the task.
+  """Computes the figures of the task.
 
   Args:
     labels: `[images, classes]`, 0 or 1.
     logits: `[images, classes]`, before any softmax.
-    multi_label: whether they do not; a class is then found above logit 0.
+    multi_label: whether an image may show several classes. A logit above 0 then
+      predicts its class.
 
   Returns:
-    "map", mean average precision over the classes; "map_chance", what it is on
-    average in a random order; "accuracy", of the top class or of all decisions;
-    "f1", mean over the classes. 0..1.
+    Figures in 0..1. "map" is the mean average precision over the classes,
+    "map_chance" its expectation in a random order. "accuracy" is of the top
+    class, or of all decisions if multi-label. "f1" is the mean over the
+    classes.
   """
   truth = labels > 0.5
   if multi_label:
@@ -61,7 +63,7 @@ def task_figures(
 
 
 def _chance(truth: np.ndarray) -> float:
-  """Mean average precision of a random order, by Bestgen 2015's formula."""
+  """Mean average precision of a random order, by Bestgen 2015."""
   count, hits = len(truth), truth.sum(0)
   hits = hits[hits > 0]
   if count < 2 or not len(hits):
@@ -86,18 +88,19 @@ class Judge:
       layer: str,
       probes: int = 100,
   ):
-    """Takes the teacher's maps, once for all students.
+    """Computes the teacher's maps, once for all students.
 
     Args:
       teacher: the float model.
-      split: `images`, `labels` and `label_maps` (or None) that no model has seen.
-      class_names: of the labels' columns.
+      split: unseen `images`, `labels` and `label_maps` (or None).
+      class_names: names of the labels' columns.
       class_ids: each class's number in the label maps, 0 for none.
-      multi_label: whether classes do not exclude each other.
-      pixel_range: of the net's input.
-      layer: where Grad-CAM explains.
-      probes: images that the slow judges, integrated gradients and occlusion,
-        look at; of those with masks, where there are masks.
+      multi_label: whether an image may show several classes.
+      pixel_range: the range of the model's input.
+      layer: the layer of the Grad-CAM maps.
+      probes: the number of images for the slow judges, integrated gradients and
+        occlusion. If there are masks, these are (image, class) pairs with a
+        mask.
     """
     self._layer, self._class_names = layer, tuple(class_names)
     self._multi_label, self._labels = multi_label, split.labels
@@ -106,7 +109,7 @@ class Judge:
     logits = predict(self.images)
     self._top = top_classes(logits, True)
     self._set_pairs(split, np.asarray(class_ids))
-    # Judged at even steps, not at the beginning: parts may be sorted.
+    # Even steps over the whole part, as a part may be sorted.
     self._probes = _even(len(self.which), probes)
     self._loose = _even(len(self.images), probes)
     self.explain_teacher = self._grad_cam(teacher)
@@ -140,36 +143,36 @@ class Judge:
     self.valid = marked != evaluation.VOID
 
   def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and classes of the pairs."""
+    """Returns the images and classes of the pairs."""
     return self.images[self.which], self.classes
 
   def shown(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Pictures, classes and masks to draw.
+    """Returns images, classes and masks to draw.
 
     Returns:
-      The pairs; where no class has a mask, images at even steps with the
-      teacher's top classes, and None.
+      The pairs with their masks. If no class has a mask: images at even steps,
+      the teacher's top classes, and None.
     """
     if len(self.which):
       return *self.pairs(), self.masks
     return *self._probed(), None
 
   def centre_prior(self) -> dict[str, float]:
-    """Localization of a map that knows only that objects are in the middle."""
+    """Localizes with a fixed map that is strongest in the middle."""
     prior = evaluation.centre_prior(*self.images.shape[1:3])
     return self._located(
         "", np.broadcast_to(prior, self.masks.shape), slice(None))
 
   def judge_file(self, content: bytes, student: keras.Model) -> dict[str, Any]:
-    """Judges what ships; only the judge that needs gradients asks the model.
+    """Judges the shipped file; only integrated gradients use the model.
 
     Args:
       content: the .tflite file.
-      student: the Keras model it was made from.
+      student: the Keras model of the file.
 
     Returns:
-      Figures by name, "per_class" with those of each class, and "road", how the
-      file comes by its map; see docs/device.md.
+      Figures by name. "per_class" has the figures of each class. "road" is the
+      file's way to compute its map; see docs/device.md.
     """
     file = kap.export.Interpreter(content)
 
@@ -186,7 +189,7 @@ class Judge:
         **kap.export.file_sizes(content), "road": file.metadata["road"]}
 
   def judge_model(self, student: keras.Model) -> dict[str, Any]:
-    """Judges a Keras model as `judge_file` does a file, without probes."""
+    """Judges a Keras model like a file, without probes and file sizes."""
     return self._judged(_logits(student), self._grad_cam(student))
 
   def _judged(self, predict, explain: Explain) -> dict[str, Any]:
@@ -211,7 +214,7 @@ class Judge:
     return {**row, "per_class": per_class}
 
   def _outside(self, name: str, maps: np.ndarray) -> dict[str, float]:
-    """Figures by a method that nothing was trained on."""
+    """Computes figures by a method that no student was trained on."""
     scores = evaluation.agreement(
         self._references[name], maps, scores=("cosine", "spearman"))
     return {
@@ -230,7 +233,7 @@ class Judge:
     return task_figures(self._labels, logits, self._multi_label)
 
   def _locate(self, explain: Explain, per_class) -> dict[str, float]:
-    """Localization of all pairs."""
+    """Scores the localization of all pairs."""
     if not len(self.which):
       return {}
     return self._located("", explain(*self.pairs()), slice(None), per_class)
@@ -241,7 +244,7 @@ class Judge:
   ) -> dict[str, float]:
     if not len(self.which):
       return {}
-    maps = np.maximum(maps, 0)  # Evidence for the class.
+    maps = np.maximum(maps, 0)  # Only evidence for the class.
     masks, valid = self.masks[chosen], self.valid[chosen]
     scores = evaluation.localization(maps, masks, valid)
     row = {f"{prefix}{name}": float(scores[name].mean())
@@ -267,7 +270,7 @@ class Judge:
 
 
 def _margins(logits: np.ndarray) -> np.ndarray:
-  """The log odds of each class under a softmax: these rank pictures."""
+  """Returns each class's log odds under a softmax, to rank images."""
   logits = logits.astype(np.float64)
   others = np.stack([
       np.logaddexp.reduce(np.delete(logits, class_index, axis=1), axis=1)
@@ -276,12 +279,12 @@ def _margins(logits: np.ndarray) -> np.ndarray:
 
 
 def _even(count: int, chosen: int) -> np.ndarray:
-  """Numbers at even steps; a part may be sorted."""
+  """Returns indices at even steps, as a part may be sorted."""
   return np.unique(np.linspace(0, count - 1, min(count, chosen)).astype(int))
 
 
 def _logits(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-  """A function of images to the logits, before any softmax."""
+  """Returns a function from images to logits, before any softmax."""
   tap = Tap(model, [])
   run = tf.function(lambda images: tap(images).logits, input_signature=[
       tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)])

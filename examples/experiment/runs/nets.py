@@ -1,4 +1,4 @@
-"""The models of the experiments: images in, logits out."""
+"""The models of the experiments, from images to logits."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ _layers = keras.layers
 PIXEL_RANGES = {
     "vgg16": (0, 1), "mobilenet": (-1, 1), "resnet8": (0, 255),
     "small": (0, 1), "vww": (0, 1)}
-"""The range of each net's images; "vww" is MLPerf Tiny's person detector."""
+"""The range of each model's images; "vww" is MLPerf Tiny's person detector."""
 
 LEAST_MAP = 7
-"""Height and width that a map needs to say where: those of the paper's."""
+"""The least height and width of a useful map, as in the paper."""
 
-# Layers to take a map from, deepest first, and by how much each has shrunk the
+# Layers for a map, deepest first, and the factor by which each has shrunk the
 # image.
 _MAP_LAYERS = {
     "vgg16": (("pool5", 32), ("relu5_3", 16), ("relu4_3", 8), ("relu3_3", 4)),
@@ -47,17 +47,17 @@ def build(
       0.25; "resnet8", that of MLPerf Tiny; "small", the quickstart's.
     size: height and width of the images; 32 or more for the first two, 8 or
       more for the others.
-    classes: how many logits.
-    weights: None for fresh ones; a path of an `.h5` file, whose weights go to
-      all layers but "logits" by the layers' names, and are of the same width;
-      for "mobilenet" also "imagenet", which tf_keras.applications downloads.
+    classes: the number of logits.
+    weights: None for fresh weights; or the path of an `.h5` file of the same
+      width, loaded by layer names into all layers except "logits". "mobilenet"
+      also takes "imagenet", which tf_keras.applications downloads.
     width: factor on the number of filters of every convolution, as in the
-      paper's students: 1/2, 1/4, 1/8; not less than this for "mobilenet", whose
-      alpha is 0.25 times it: weights of alpha 0.25 are of width 1.
+      paper's students: 1/2, 1/4, 1/8. For "mobilenet" it is 1/8 or more, and
+      alpha is 0.25 times the width: weights of alpha 0.25 have width 1.
 
   Returns:
-    An uncompiled model of float32 `[batch, size, size, 3]` in the range that
-    `PIXEL_RANGES` names, with logits `[batch, classes]`.
+    An uncompiled model of float32 `[batch, size, size, 3]` in the range of
+    `PIXEL_RANGES`, with logits `[batch, classes]`.
 
   Raises:
     ValueError: an argument is not as above, or the file's weights do not fit.
@@ -96,17 +96,17 @@ def build(
 
 
 def layer_of(name: str, size: int) -> str:
-  """Names the layer to take the map from: the last of 7x7 positions or more.
+  """Names the layer for the map: the last with 7x7 positions or more.
 
   Args:
     name: one of `NETS`.
     size: height and width of the images.
 
   Returns:
-    The layer's name; at 224 pixels a VGG's "pool5", as in the paper.
+    The layer's name; for a VGG at 224 pixels "pool5", as in the paper.
 
   Raises:
-    ValueError: there is no such model, or it takes no such size.
+    ValueError: the name is unknown, or the model cannot have this size.
   """
   _check(name, size)
   return next((layer for layer, shrink in _MAP_LAYERS[name]
@@ -131,7 +131,7 @@ def _conv_norm(x, filters, number, kernel=3):
   x = _layers.Conv2D(
       filters, kernel, padding="same", use_bias=False,
       kernel_initializer="he_normal", name=f"conv{number}")(x)
-  # A short run must reach the moving statistics: momentum below Keras's .99.
+  # Below Keras's .99, so that short runs update the moving statistics.
   x = _layers.BatchNormalization(momentum=0.9, name=f"bn{number}")(x)
   return _layers.ReLU(name=f"relu{number}")(x)
 
@@ -162,7 +162,7 @@ def _mobilenet(size: int, width: float, weights: str | None = None) -> Sequence:
 
 
 def _resnet8(size: int, width: float) -> Sequence:
-  # Layers are named as in MLPerf Tiny's file, so that its weights fit.
+  # Layer names match MLPerf Tiny's file, so its weights load.
   inputs = keras.Input((size, size, 3), name="images")
   counts = {}
 
@@ -194,7 +194,7 @@ def _resnet8(size: int, width: float) -> Sequence:
 
 def _load_weights(
     model: keras.Model, path: str | os.PathLike, width: float) -> None:
-  """Gives all layers but the head the weights that a file has by name."""
+  """Loads a file's weights by layer name into all layers but the head."""
   path = os.fspath(path)
   if not os.path.isfile(path):
     raise FileNotFoundError(f"weights: there is no file {path!r}.")
@@ -220,7 +220,7 @@ def _load_weights(
 
 def _other_width(
     body: keras.Model, path: str, width: float) -> str | None:
-  """Says which width a file's weights have; None where that is not it."""
+  """Explains a mismatch by the file's width; None for other causes."""
   layer = next(layer for layer in body.layers if layer.weights)
   with h5py.File(path, "r") as file:
     group = file.get("model_weights", file)[layer.name]
@@ -240,4 +240,4 @@ def _other_width(
 NETS: dict[str, Callable[..., Sequence]] = {
     "vgg16": _vgg16, "mobilenet": _mobilenet, "resnet8": _resnet8,
     "small": _small}
-"""What builds the input and the last features of each net."""
+"""Builders of each model's input and last features."""

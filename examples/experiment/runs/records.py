@@ -1,4 +1,4 @@
-"""The results file: a JSON object a line, added to as an experiment goes."""
+"""Adds rows to the results file, which has a JSON object per line."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ __all__ = ["add_row", "digest", "find_row"]
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-  """Twelve hex digits that tell settings apart."""
+  """Returns a hash of settings, twelve hex digits."""
   text = json.dumps(settings, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -20,11 +20,11 @@ def digest(settings: Mapping[str, Any]) -> str:
 def find_row(
     rows: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-  """Finds the row of an experiment that has run already.
+  """Finds the first row with the given values.
 
   Args:
-    rows: of a results file.
-    wanted: what it must have, by name.
+    rows: the rows of a results file.
+    wanted: the values that the row must have, by name.
 
   Returns:
     The row, or None.
@@ -34,9 +34,9 @@ def find_row(
 
 
 def add_row(path: Path, row: Mapping[str, Any]) -> None:
-  """Adds a line, in one write that has reached the disk when this returns.
+  """Adds a line in one write, and waits until it is on the disk.
 
-  A last line that a killed process left unfinished is cut off first.
+  The function first removes an unfinished last line of a killed process.
   """
   line = json.dumps(row, allow_nan=True).encode() + b"\n"
   with open(path, "ab+") as file:

@@ -1,4 +1,4 @@
-"""Reading an experiment's results file, a JSON object a line."""
+"""Reads an experiment's results file, with a JSON object per line."""
 
 import json
 import math
@@ -20,12 +20,12 @@ _FIGURES = {name for figure in FIGURES
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
   """Reads a results file.
 
-  A process that is killed while it writes leaves a last line without its end:
-  that line is left out with a warning, for its run will be repeated. Any other
-  damage is an error. A figure may be missing, null or NaN.
+  A killed process may leave an incomplete last line. The function skips that
+  line with a warning, as its run will be repeated. Any other damage is an
+  error. A figure may be missing, null or NaN.
 
   Args:
-    path: of the file.
+    path: the path of the file.
 
   Returns:
     A row for each line, in the file's order.
@@ -42,7 +42,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
       continue
     try:
       row = json.loads(line)
-    except ValueError as error:  # Bytes that are not UTF-8 among them.
+    except ValueError as error:  # Includes bytes that are not UTF-8.
       if number == len(lines):
         warnings.warn(
             f"{path}, line {number}: the last line is cut short and left out.",
@@ -57,17 +57,18 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def current_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Leaves out what was run again, and what had other settings before.
+  """Leaves out rows of repeated runs and of earlier settings.
 
-  Of rows with the same compression, strength, variant and seed the last one stays.
-  A arm's seeds are averaged, so they must have one setting: at a compression
-  and strength, a arm's rows stay whose settings are those of its last row.
+  The last row stays of each compression, strength, variant and seed. A
+  variant's seeds are averaged, so their settings must be equal. At a
+  compression and strength, a variant's rows must have the settings of its last
+  row.
 
   Args:
-    rows: of one experiment, as `read_rows` gives them.
+    rows: the rows of one experiment, from `read_rows`.
 
   Returns:
-    The rows that stay, in their order.
+    The remaining rows, in their order.
   """
   last = {_cell(row): _settings(row) for row in rows}
   latest = {(*_cell(row), row["seed"]): row for row in rows
@@ -81,13 +82,13 @@ def _cell(row: dict[str, Any]) -> tuple:
 
 
 def _settings(row: dict[str, Any]) -> str:
-  """What tells settings apart: their digest, or all of them."""
+  """Returns the digest of a row's settings, or all settings as text."""
   return row.get("digest") or json.dumps(
       row.get("settings"), sort_keys=True, default=str)
 
 
 def _fault(row: Any) -> str | None:
-  """Says what is wrong with a row."""
+  """Describes the fault of a row; None for a valid row."""
   if not isinstance(row, dict):
     return f"must be a JSON object; got {type(row).__name__}"
   for name in _NAMES:

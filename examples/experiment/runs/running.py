@@ -1,4 +1,4 @@
-"""The flags that all binaries share, and what they do with them."""
+"""The common flags of all binaries, and the functions that use them."""
 
 import contextlib
 import logging as python_logging
@@ -53,9 +53,9 @@ _SMOKE = {
 
 
 def define_data_flags() -> None:
-  """Defines what images are read, and in which range models take them.
+  """Defines the flags of the data and of the models' pixel range.
 
-  What `train_teacher` wrote beside a model need not be said: see `adopt`.
+  `adopt` sets flags from the file that `train_teacher` wrote beside a model.
   """
   flags.DEFINE_string(
       "data", "digits", "What to compress for: 'digits', a VOCdevkit folder, "
@@ -124,7 +124,7 @@ def define_flags(output: str) -> None:
 
 
 def define_run_flags(output: str) -> None:
-  """Defines `define_flags` and the variants and seeds of one compression."""
+  """Calls `define_flags`, and defines the flags of variants and seeds."""
   define_flags(output)
   flags.DEFINE_multi_enum("arm", ["plain", "swa_distillation"],
                           [*CALLBACK_ARMS], "What the student learns besides.")
@@ -132,7 +132,7 @@ def define_run_flags(output: str) -> None:
 
 
 def start(argv: list[str]) -> None:
-  """Checks the command line, and quiets what the converter says."""
+  """Checks the command line, and silences the converter's log."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.ERROR)
@@ -144,18 +144,18 @@ def start(argv: list[str]) -> None:
 
 
 def adopt(path: str | None, flag: str = "--teacher") -> Sidecar:
-  """Sets flags that are not given to what stands beside a model.
+  """Sets flags that are not given from the file beside a model.
 
   Args:
-    path: the net's; None for none.
-    flag: which named it, for errors.
+    path: the model's path; None for no model.
+    flag: the flag with the path, for errors.
 
   Returns:
-    What the file beside it says.
+    The content of the file beside the model.
 
   Raises:
-    app.UsageError: what is given differs, or the range of pixels is neither
-      given nor known.
+    app.UsageError: a given flag differs from the file, or the range of pixels
+      is neither given nor in the file.
   """
   try:
     known = Sidecar(Path()) if path is None else read_sidecar(path)
@@ -183,7 +183,7 @@ def adopt(path: str | None, flag: str = "--teacher") -> Sidecar:
 
 
 def _given(name: str) -> Any:
-  """What a flag was set to, in numbers; None where it was not."""
+  """Returns the value of a flag, in numbers; None if it is not given."""
   if not FLAGS[name].present:
     return None
   return pixel_range() if name == "pixel_range" else FLAGS[name].value
@@ -193,7 +193,7 @@ def load_data() -> Data:
   """Reads the data that the flags name.
 
   Raises:
-    app.UsageError: they cannot be read.
+    app.UsageError: the data cannot be read.
   """
   with refused("--data: "):
     return load(FLAGS.data, size=FLAGS.size, classes=FLAGS.classes,
@@ -202,7 +202,7 @@ def load_data() -> Data:
 
 @contextlib.contextmanager
 def refused(prefix: str = "") -> Iterator[None]:
-  """Has what a flag names refused without a trace, after the prefix."""
+  """Turns errors into usage errors without a traceback, with a prefix."""
   try:
     yield
   except (ImportError, OSError, ValueError) as error:
@@ -210,7 +210,7 @@ def refused(prefix: str = "") -> Iterator[None]:
 
 
 def pixel_range() -> tuple[float, float]:
-  """The range of the net's pictures."""
+  """Returns the range of the model's images."""
   try:
     low, high = map(float, FLAGS.pixel_range or ())
   except ValueError:
@@ -227,12 +227,12 @@ def read_net(
 
   Args:
     data: the images.
-    path: the net's; None for none.
-    known: what stands beside it; see `adopt`.
-    flag: which named it, for errors.
+    path: the model's path; None for no model.
+    known: the content of the file beside it; see `adopt`.
+    flag: the flag with the path, for errors.
 
   Raises:
-    app.UsageError: it does not fit the data, or is worth far less on the
+    app.UsageError: the model does not fit the data, or scores far lower on the
       validation images than when it was saved.
   """
   if path is not None:
@@ -256,10 +256,10 @@ def read_net(
 
 
 def fitting_net(net: keras.Model, data: Data, flag: str) -> keras.Model:
-  """Returns a model that takes the data's images and scores its classes.
+  """Returns the model if it fits the data's images and classes.
 
   Raises:
-    app.UsageError: it does not; the text names the flag.
+    app.UsageError: the model does not fit; the text names the flag.
   """
   tap = Tap(net)
   shape, classes = data.train.images.shape[1:], len(data.class_names)
@@ -277,18 +277,18 @@ def fitting_net(net: keras.Model, data: Data, flag: str) -> keras.Model:
 
 def check_known(
     net: keras.Model, data: Data, known: Sidecar, flag: str) -> None:
-  """Raises where a model is not what it was when it was saved.
+  """Raises an error if a model differs from its state when it was saved.
 
   Args:
-    net: loaded.
+    net: the loaded model.
     data: the images.
-    known: what stands beside it.
-    flag: which named it, for errors.
+    known: the content of the file beside it.
+    flag: the flag with the path, for errors.
 
   Raises:
-    app.UsageError: its classes are others; or its mean average precision on the
-      validation images is lower by .02 than it was, or on fewer images, of
-      which chance is the more, by one over the root of their number besides.
+    app.UsageError: the classes differ, or the mean average precision on the
+      validation images has dropped by more than .02. With another number of
+      images, chance matters: one over the root of their number is added to .02.
   """
   if known.class_names not in (None, tuple(data.class_names)):
     raise app.UsageError(
@@ -313,7 +313,7 @@ def check_known(
 
 
 def open_experiment() -> Experiment:
-  """Reads data and teacher, and opens the results."""
+  """Reads the data and the teacher, and opens the results."""
   known = adopt(FLAGS.teacher)
   if not FLAGS.layers:
     raise app.UsageError("--layers must name a layer whose map is held.")
@@ -337,11 +337,11 @@ def open_experiment() -> Experiment:
 
 
 def run_all(experiment: Experiment, runs: Iterable[Run]) -> None:
-  """Makes the runs that are not there yet, and prints each.
+  """Makes the missing runs, and prints the row of each run.
 
   Args:
-    experiment: whose runs.
-    runs: in this order.
+    experiment: the experiment of the runs.
+    runs: the runs, in their order.
   """
   runs = [*runs]
   missing = [run for run in runs if experiment.find(run) is None]
@@ -361,7 +361,7 @@ def run_all(experiment: Experiment, runs: Iterable[Run]) -> None:
 
 
 def show(row: Mapping[str, Any]) -> str:
-  """A row as a line of text."""
+  """Formats a row as a line of text."""
   figures = ", ".join(
       f"{label} {row[key]:,}" if isinstance(row[key], int)
       else f"{label} {row[key]:.3f}"
@@ -371,7 +371,7 @@ def show(row: Mapping[str, Any]) -> str:
 
 
 def run_grid(compressions: Iterable[tuple[str, float]]) -> None:
-  """Opens the experiment and runs compressions in all variants and seeds asked."""
+  """Opens the experiment, and runs compressions in all variants and seeds."""
   started = time.monotonic()
   try:
     runs = expand([
@@ -397,6 +397,6 @@ def _weight(flag: str) -> float | str:
 
 
 def command(name: str) -> str:
-  """The command line that makes these results again."""
+  """Returns the command line that reproduces these results."""
   return " ".join([f"python -m examples.{name}", *(
       shlex.quote(argument) for argument in sys.argv[1:])])

@@ -1,4 +1,4 @@
-"""Making a teacher: a model fitted to the labels, from scratch or pretrained."""
+"""Fits a teacher to the labels, from scratch or pretrained."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ __all__ = ["fit_head", "fit_teacher", "has_backup", "predict",
            "teacher_figures"]
 
 _BATCH = 64
-# Strengths of the head's regularization to choose from, weakest last.
+# Candidates for the head's regularization, weakest last.
 _INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
 
 
@@ -31,30 +31,31 @@ def fit_teacher(
     backup: Path | None = None,
     verbose: int = 0,
 ) -> dict[str, float]:
-  """Fits a model to a data set, and goes on where it was interrupted.
+  """Fits a model to a data set, and resumes an interrupted fit.
 
-  A pretrained model has `head_first`, `freeze_batch_norm` and a small learning
-  rate: the gradients of a random head, or statistics measured on a few batches
-  anew, would destroy its features.
+  A pretrained model needs `head_first`, `freeze_batch_norm` and a small
+  learning rate. A random head's gradients, or new statistics of a few batches,
+  would destroy its features.
 
   Args:
-    model: of `nets.build`; trained in place.
-    data: a `Data`; learns from `train`, shows `validation` as it goes.
-    recipe: how, in `recipe.steps` steps.
-    epochs: parts of equal length that the steps are split into; the model is
-      backed up and validated after each.
-    head_first: whether `fit_head` comes first.
+    model: a model of `nets.build`, trained in place.
+    data: a `Data`; the fit trains on `train` and prints figures on
+      `validation`.
+    recipe: the settings of the fit, including its steps.
+    epochs: the number of epochs, which share the steps equally. Each epoch ends
+      with a backup and a validation.
+    head_first: whether to call `fit_head` first.
     freeze_batch_norm: whether the moving statistics and scales of all
       BatchNormalization layers stay as they are.
-    backup: folder of the state to go on from, left there when done; None keeps
-      none. What goes on draws its batches from the start of their order.
+    backup: the folder of the state to resume from, which stays after the fit;
+      None for no backup. A resumed fit draws its batches from the start.
     verbose: as in Keras.
 
   Returns:
-    The logs of the last epoch; none where the backup was of the end.
+    The logs of the last epoch; empty if the backup was complete.
 
   Raises:
-    ValueError: a class has no image to learn from, or nothing else.
+    ValueError: with `head_first`, a class is in no training image or in all.
   """
   callbacks = [_Validation(data, recipe)] if verbose else []
   if backup is not None:
@@ -71,19 +72,19 @@ def fit_teacher(
 def fit_head(model: keras.Model, data: Any, recipe: Recipe) -> float:
   """Sets the last layer by logistic regression on the features before it.
 
-  The penalty is the one of several that does best on `data.validation`.
+  The best of several penalties on `data.validation` is used.
 
   Args:
-    model: ends in a Dense layer of logits.
+    model: a model that ends in a Dense layer of logits.
     data: a `Data`.
-    recipe: says the range of pixels and whether classes exclude each other.
+    recipe: gives the range of pixels and whether the labels are multi-label.
 
   Returns:
     The mean average precision on the validation images.
 
   Raises:
-    ValueError: a class has no image to learn from, or nothing else; or the
-      model ends in another layer.
+    ValueError: a class is in no training image or in all, or the model ends in
+      another layer.
   """
   from sklearn import linear_model
 
@@ -128,14 +129,14 @@ def teacher_figures(
   """Judges a model on its task.
 
   Args:
-    model: gives logits.
+    model: a model that returns logits.
     split: `images` and `labels` of a part.
-    class_names: of the labels' columns.
-    recipe: says the range of pixels and whether classes exclude each other.
+    class_names: names of the labels' columns.
+    recipe: gives the range of pixels and whether the labels are multi-label.
 
   Returns:
-    "pictures", how many there are; "map", "accuracy" and "f1" as
-    `task_figures`; and "average_precision", of each class by name.
+    "pictures", the number of images; the figures of `task_figures`; and
+    "average_precision" of each class by name.
   """
   logits = predict(model, split.images, recipe.pixel_range).astype(np.float64)
   ranks = logits if recipe.multi_label else (
@@ -152,25 +153,25 @@ def teacher_figures(
 
 
 def has_backup(folder: Path) -> bool:
-  """Says whether there is a state of `fit_teacher` to go on from."""
+  """Checks whether `fit_teacher` can resume from the folder."""
   return folder.is_dir() and any(folder.rglob("checkpoint"))
 
 
 def predict(
     model: keras.Model, images: np.ndarray, pixel_range: tuple[float, float]
 ) -> np.ndarray:
-  """Runs a model, as in inference.
+  """Runs a model in inference mode.
 
   Args:
-    model: gives one array.
+    model: a model with one output.
     images: uint8 `[images, height, width, 3]`.
-    pixel_range: what the model takes for black and for white.
+    pixel_range: the model's values for black and for white.
 
   Returns:
-    What it gives for all of them.
+    The model's output for all images.
   """
-  # By the model's own call: `predict` would compile functions into it. Floats
-  # take four times the memory, so only a batch at a time.
+  # `model.predict` would add compiled functions to the model. Floats take four
+  # times the memory, so only a batch at a time is converted.
   return np.concatenate([
       model(in_range(images[start:start + _BATCH], pixel_range),
             training=False).numpy()
@@ -178,7 +179,7 @@ def predict(
 
 
 class _Validation(keras.callbacks.Callback):
-  """Says after each epoch how good the model is."""
+  """Prints validation figures after each epoch."""
 
   def __init__(self, data: Any, recipe: Recipe):
     super().__init__()
@@ -195,7 +196,7 @@ class _Validation(keras.callbacks.Callback):
 def _regress(
     regression, features: np.ndarray, labels: np.ndarray, multi_label: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Fits kernel `[features, classes]` and bias `[classes]`."""
+  """Fits a kernel `[features, classes]` and a bias `[classes]`."""
   if multi_label:
     fitted = [regression.fit(features, column) and
               (regression.coef_[0], regression.intercept_[0])
@@ -204,7 +205,7 @@ def _regress(
             np.array([bias for _, bias in fitted]))
   regression.fit(features, labels.argmax(1))
   kernel, bias = regression.coef_.T, regression.intercept_
-  if labels.shape[1] == 2:  # One column, the second class's log odds.
+  if labels.shape[1] == 2:  # One column: log odds of class 1.
     kernel = np.hstack([-kernel / 2, kernel / 2])
     bias = np.concatenate([-bias / 2, bias / 2])
   return kernel, bias
@@ -219,6 +220,6 @@ def _frozen_batch_norm(model: keras.Model) -> Iterator[None]:
   try:
     yield
   finally:
-    # A copy of the model would inherit it.
+    # A copy of the model would inherit the frozen state.
     for layer in layers:
       layer.trainable = True

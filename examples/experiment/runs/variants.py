@@ -1,7 +1,7 @@
-"""The variants of an experiment: what a student learns beside its task.
+"""The variants of an experiment: further goals of a student beside its task.
 
-Every variant is a list of callbacks for the very same fit. Variants whose name ends in
-"_bn" start from a copy of the teacher that `kap.recalibrate_batch_norm` made.
+Every variant is a list of callbacks for the same fit. A variant with a name in
+"_bn" starts from the teacher after `kap.recalibrate_batch_norm`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 REFERENCES = ("teacher", "centre_prior")
-"""Rows that stand beside the arms."""
+"""Reference rows beside the variants."""
 
 _MAPS = ("layers", "target")
 _RECALIBRATED = "_bn"
@@ -34,7 +34,7 @@ ARM_SETTINGS = {
     "swa_hints_distillation": (*_MAPS, "weight", "hint_weight", "alpha"),
     "fine_tune": (),
 }
-"""The settings that each variant goes by; of others it must not know."""
+"""The settings of each variant; it uses no others."""
 ARM_SETTINGS |= {
     arm + _RECALIBRATED: ARM_SETTINGS[arm]
     for arm in ("plain", "distillation", "e2kd", "swa_hints",
@@ -42,13 +42,13 @@ ARM_SETTINGS |= {
 
 CALLBACK_ARMS = tuple(arm for arm in ARM_SETTINGS if arm != "fine_tune")
 ARMS = ("fine_tune", *CALLBACK_ARMS)
-"""What can be asked for; "fine_tune" trains on without any compression."""
+"""All variants; "fine_tune" trains on without compression."""
 
 DROP_RATE = 0.3
 
 
 def recalibrates(arm: str) -> bool:
-  """Says whether a variant starts from recalibrated batch normalizations."""
+  """Checks whether a variant starts from recalibrated normalizations."""
   return arm in ARMS and arm.endswith(_RECALIBRATED)
 
 
@@ -69,30 +69,32 @@ def arm_callbacks(
 ) -> list[keras.callbacks.Callback]:
   """Makes the callbacks of a variant.
 
-  The rivals: logit distillation by Joseph et al. 2020 and Hinton et al. 2015,
-  e2KD by Parchami-Araghi et al. 2024, CAT-KD by Guo et al. 2023, hints beside
-  scores by Romero et al. 2015. Attention transfer's map is that of "ewa".
+  Logit distillation is by Joseph et al. 2020 and Hinton et al. 2015, e2KD by
+  Parchami-Araghi et al. 2024. CAT-KD is by Guo et al. 2023, hints beside scores
+  by Romero et al. 2015. Attention transfer uses the map of "ewa".
 
   Args:
     arm: one of `ARMS`.
     teacher: the model before compression.
-    multi_label: classes do not exclude each other.
-    layers: whose maps are held; rivals of one layer take the last.
-    target: which class's map "swa" holds; see `WCAM`.
-    weight: of the maps in the loss; see `WCAM`.
-    hint_weight: of the features in the loss, where they are held; see `Hints`.
-    agreement: what the variant "agreement" is to hold.
-    alpha: the share of the teacher's scores in the loss, where they are taught.
-    e2kd_weight: of e2KD's maps; its paper tunes it for each data set.
-    catkd_weight: of CAT-KD's maps; the same.
-    channels: by layer, which of the teacher's the student has, where it has
-      lost some; see `Hints`.
+    multi_label: whether an image may show several classes.
+    layers: the layers whose maps are preserved; rivals of one layer take the
+      last.
+    target: the class whose map "swa" preserves; see `WCAM`.
+    weight: the weight of the maps in the loss; see `WCAM`.
+    hint_weight: the weight of the features in the loss; see `Hints`.
+    agreement: the agreement that the variant "agreement" keeps.
+    alpha: the share of the teacher's scores in the loss, if it has them.
+    e2kd_weight: the weight of e2KD's maps; its paper tunes it for each data
+      set.
+    catkd_weight: the weight of CAT-KD's maps; its paper tunes it too.
+    channels: the teacher's channels that a pruned student has, by layer; see
+      `Hints`.
 
   Returns:
-    The callbacks, new ones at every call.
+    New callbacks at every call.
 
   Raises:
-    ValueError: there is no such variant.
+    ValueError: the variant is unknown.
   """
   if arm in ARMS:
     arm = arm.removesuffix(_RECALIBRATED)

@@ -1,14 +1,14 @@
-"""A forward pass as a graph of blocks that relevance is sent back through.
+"""Sends relevance back through the blocks of a forward pass.
 
-Relevance methods share one walk: from the score back to the image, each block
-hands its relevance to its inputs, and what several blocks send to one tensor
-is added. They differ in how a linear block shares out (`relevance_rules`).
+All relevance methods walk from the score back to the image. Each block hands
+its relevance to its inputs; a tensor adds up its relevance from several blocks.
+The methods differ in how a linear block shares relevance out (see `rules`).
 
-The walk reads TensorFlow's own graph of the forward pass, so that wrapped,
-nested and subclassed models need nothing of their own. A convolution or dense
-layer and all that follows it channel by channel, the bias and an inference-mode
-batch normalization among it, is one `Linear` block: relevance methods treat
-them as one layer with folded weights. Relevance is float32 whatever the model.
+The walk reads TensorFlow's own graph of the forward pass, so wrapped, nested
+and subclassed models need no extra code. A `Linear` block is a convolution or
+dense layer and the channelwise operations that follow it. Its bias and an
+inference-mode batch normalization are such operations. Relevance methods treat
+a block as one layer with folded weights. Relevance is float32 for every model.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,14 +32,14 @@ from keras_attr_preserve.compat import tf
 
 __all__ = ["Rule", "Share", "send_back"]
 
-# Relevance goes through as it is: activations, and quantizers.
+# Activations and quantizers pass relevance on unchanged.
 _PASS = frozenset({
     "Elu", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars",
     "FakeQuantWithMinMaxVarsPerChannel", "HardSwish", "Identity", "IdentityN",
     "LeakyRelu", "Neg", "Relu", "Relu6", "Selu", "Sigmoid", "Softplus",
     "Softsign", "StopGradient", "Tanh",
 })
-# What moves numbers or chooses among them; its gradient moves relevance back.
+# These move or choose numbers; their gradients move relevance back.
 _MOVE = frozenset({
     "BatchToSpaceND", "Cast", "ConcatV2", "DepthToSpace", "ExpandDims",
     "GatherV2", "Max", "MaxPool", "MirrorPad", "Pack", "Pad", "PadV2",
@@ -65,25 +65,25 @@ def send_back(
 ) -> tf.Tensor:
   """Sends relevance from scores back to a tensor on the way.
 
-  To be called where the forward pass is being traced into a graph.
+  Call this while the forward pass is traced into a graph.
 
   Args:
-    images: where the forward pass started.
-    scores: where the relevance starts, `[batch, classes]`.
-    relevance: of the scores' shape.
-    wanted: the tensor whose relevance is asked for: the images, or features.
+    images: the tensor where the forward pass started.
+    scores: the tensor where the relevance starts, `[batch, classes]`.
+    relevance: the scores' relevance, in their shape.
+    wanted: the tensor whose relevance is returned: the images, or features.
     linear: how a linear block shares its relevance out: `(block, relevance of
       its outputs) -> relevance of its inputs`.
     share: how a sum shares its relevance out: `(summands, relevance of the sum)
       -> relevance of each summand`, all of one shape.
-    scaling: how a scaling and shift of each channel by itself, such as a batch
-      normalization that follows no layer, hands it on; None for all of it.
+    scaling: how a scaling and shift of single channels hands relevance on, such
+      as a batch normalization that follows no layer; None to pass on all of it.
 
   Returns:
     Relevance of `wanted`'s shape.
 
   Raises:
-    ValueError: an operation that no rule is known for.
+    ValueError: an operation has no known rule.
   """
   return _Walk(images, scores, wanted, linear, share, scaling).run(relevance)
 
@@ -104,37 +104,38 @@ class _Walk:
         if output.dtype.is_floating}
     self._users: dict = {}
     for op in self._order:
-      for one in self._inputs(op):
-        self._users.setdefault(one.ref(), []).append(op)
+      for tensor in self._inputs(op):
+        self._users.setdefault(tensor.ref(), []).append(op)
 
   def run(self, relevance):
-    wanted = self._wanted
+    destination = self._wanted
     sums = {self._scores.ref(): [relevance]}
-    # What a block has folded in never receives relevance, and is passed over.
+    # Operations folded into a block receive no relevance, so they are skipped.
     for op in reversed(self._order):
-      received = [tf.add_n(sums[one.ref()]) if one.ref() in sums else None
-                  for one in op.outputs]
-      if not any(one is not None for one in received) or any(
-          one is wanted for one in op.outputs):
+      received = [
+          tf.add_n(sums[output.ref()]) if output.ref() in sums else None
+          for output in op.outputs]
+      if not any(value is not None for value in received) or any(
+          output is destination for output in op.outputs):
         continue
-      for source, part in self._send(op, *received):
-        sums.setdefault(source.ref(), []).append(part)
-    if wanted.ref() not in sums:
+      for source, source_relevance in self._send(op, *received):
+        sums.setdefault(source.ref(), []).append(source_relevance)
+    if destination.ref() not in sums:
       raise ValueError(
           "layer: the class scores do not depend on it in a way that relevance "
           "can be sent along.")
-    return tf.add_n(sums[wanted.ref()])
+    return tf.add_n(sums[destination.ref()])
 
   def _inputs(self, op) -> list[tf.Tensor]:
-    """The inputs of an operation that hang on the images."""
-    return [one for one in op.inputs if one.ref() in self._active]
+    """Returns the inputs of an operation that depend on the images."""
+    return [tensor for tensor in op.inputs if tensor.ref() in self._active]
 
   def _send(self, op, *received) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
     inputs, relevance = self._inputs(op), received[0]
     kind = op.type
     if kind == "IdentityN":
-      return [(one, part) for one, part in zip(op.inputs, received)
-              if part is not None]
+      return [(tensor, value) for tensor, value in zip(op.inputs, received)
+              if value is not None]
     if kind in _PASS or (kind in BOUNDS and len(inputs) == 1):
       return [(inputs[0], relevance)]
     if kind in _MOVE | BOUNDS:
@@ -145,11 +146,11 @@ class _Walk:
     if len(inputs) == 1 and kind in CORES | CHANNELWISE:
       source, block, is_scaling = self._block(op)
       rule = self._linear
-      if is_scaling:  # It has one input. Of the pixels', that takes all.
+      if is_scaling:  # Its one input takes all relevance if it is pixels.
         rule = None if block.is_first else self._scaling
       return [(source, rule(block, relevance) if rule else relevance)]
     if kind in ("Add", "AddV2", "AddN") and all(
-        one.shape.rank == op.outputs[0].shape.rank for one in inputs):
+        tensor.shape.rank == op.outputs[0].shape.rank for tensor in inputs):
       return zip(inputs, self._shared(inputs, relevance))
     if kind == "Mul" and len(inputs) == 2:
       return [(self._signal(op, inputs), relevance)]
@@ -160,18 +161,18 @@ class _Walk:
         "activations.")
 
   def _shared(self, inputs, relevance):
-    """A sum's parts; a summand that is broadcast gets the sum of its parts."""
+    """Shares a sum's relevance out; adds it up over broadcast axes."""
     shape = tf.shape(relevance)
-    parts = self._share([tf.broadcast_to(one, shape) for one in inputs],
-                        relevance)
-    for one, part in zip(inputs, parts):
+    shares = self._share([tf.broadcast_to(tensor, shape) for tensor in inputs],
+                         relevance)
+    for tensor, share in zip(inputs, shares):
       axes = [axis for axis, (small, large) in enumerate(
-          zip(one.shape, relevance.shape)) if small == 1 and large != 1]
-      yield tf.reduce_sum(part, axes, keepdims=True) if axes else part
+          zip(tensor.shape, relevance.shape)) if small == 1 and large != 1]
+      yield tf.reduce_sum(share, axes, keepdims=True) if axes else share
 
   def _signal(self, op, inputs):
-    """Of a gated product the factor that is not the gate: it takes it all."""
-    gates = [self._gate(one) for one in inputs]
+    """Returns the factor of a gated product that takes all its relevance."""
+    gates = [self._gate(tensor) for tensor in inputs]
     if gates[0] == gates[1]:
       raise ValueError(
           f"model: no relevance rule is known for the product {op.name} of two "
@@ -180,15 +181,15 @@ class _Walk:
     return inputs[gates.index(min(gates))]
 
   def _gate(self, tensor) -> tuple[int, int]:
-    """How surely a factor is a gate: a sigmoid, a hard one, a bounded number.
+    """Ranks a factor as a gate: sigmoid, hard sigmoid, bounded number, none.
 
-    Of two that are as sure, the one that is broadcast is the gate.
+    If two factors tie, the broadcast factor is the gate.
     """
     op, is_scaled = tensor.op, False
     while op is not self._images.op and (op.type in ("Identity", "Reshape") or (
         op.type in CHANNELWISE and len(self._inputs(op)) == 1
-        and all(one.shape.num_elements() == 1 for one in op.inputs
-                if one.ref() not in self._active))):
+        and all(constant.shape.num_elements() == 1 for constant in op.inputs
+                if constant.ref() not in self._active))):
       # Hard sigmoid: relu6(x + 3) / 6.
       is_scaled |= op.type in ("Mul", "RealDiv")
       op = self._inputs(op)[0].op
@@ -197,7 +198,7 @@ class _Walk:
     return sure, -(tensor.shape[1:].num_elements() or 0) if sure else 0
 
   def _is_first(self, tensor) -> bool:
-    """Whether only scaling and moving lies between the images and a tensor."""
+    """Returns whether the images are only scaled and moved up to a tensor."""
     while tensor is not self._images:
       inputs = self._inputs(tensor.op)
       if len(inputs) != 1 or tensor.op.type not in (
@@ -207,7 +208,7 @@ class _Walk:
     return True
 
   def _block(self, last) -> tuple[tf.Tensor, Linear, bool]:
-    """Collects the linear block that ends with `last`, if only a scaling."""
+    """Returns the source, the block up to `last`, and if it only scales."""
     chain, op = [], last
     while op.type not in CORES:
       source, = self._inputs(op)
@@ -227,7 +228,7 @@ class _Walk:
     return source, layer_block(op, scale, shift, self._is_first(source)), False
 
   def _goes_on(self, source) -> bool:
-    """Whether a block reaches below a tensor that it has come down to."""
+    """Returns whether the operation behind a block's tensor joins the block."""
     below = source.op
     return (source is not self._images and source is not self._wanted
             and len(self._users[source.ref()]) == 1
@@ -235,23 +236,24 @@ class _Walk:
             and len(self._inputs(below)) == 1 and self._is_by_channel(below))
 
   def _is_by_channel(self, op) -> bool:
-    """Whether an operation does the same at every place and in every image."""
+    """Returns whether an operation is equal at all places and in all images."""
     if op.type not in CHANNELWISE - {"BiasAdd", "FusedBatchNormV3"}:
       return True
-    return all(one.shape.rank is not None and set(one.shape[:-1]) <= {1}
-               for one in op.inputs if one.ref() not in self._active)
+    return all(constant.shape.rank is not None
+               and set(constant.shape[:-1]) <= {1}
+               for constant in op.inputs if constant.ref() not in self._active)
 
 
 def _moved(op, sources, received):
-  """Where relevance came from, of what moved or chose numbers."""
+  """Sends relevance back through operations that move or choose numbers."""
   inputs = sources
-  pairs = [(one, tf.cast(part, one.dtype))
-           for one, part in zip(op.outputs, received) if part is not None]
+  pairs = [(output, tf.cast(value, output.dtype))
+           for output, value in zip(op.outputs, received) if value is not None]
   outputs, relevance = zip(*pairs)
-  own = inside(op.inputs[0].op) if op.type == "MaxPool" else None
-  if own is not None:  # Padding wins no maximum, below zero or at a tie.
+  mask = inside(op.inputs[0].op) if op.type == "MaxPool" else None
+  if mask is not None:  # Padding wins no maximum, below zero or at a tie.
     least = tf.fill(tf.shape(inputs[0]), inputs[0].dtype.min)
-    inputs = [tf.where(own > 0, inputs[0], least)]
+    inputs = [tf.where(mask > 0, inputs[0], least)]
     outputs = tf.raw_ops.MaxPool(input=inputs[0], **{
         name: op.get_attr(name) for name in (
             "ksize", "strides", "padding", "explicit_paddings",
@@ -259,5 +261,5 @@ def _moved(op, sources, received):
   gradients = tf.gradients(
       outputs, inputs, grad_ys=relevance,
       stop_gradients=inputs, unconnected_gradients="zero")
-  return [(one, tf.cast(tf.convert_to_tensor(gradient), tf.float32))
-          for one, gradient in zip(sources, gradients)]
+  return [(source, tf.cast(tf.convert_to_tensor(gradient), tf.float32))
+          for source, gradient in zip(sources, gradients)]

@@ -17,10 +17,10 @@ PRESETS = ("epsilon", "z_plus", "z_plus_even", "alpha_beta", "gamma",
 
 
 class Conservation(NamedTuple):
-  """How much relevance arrived of what was sent.
+  """How much of the sent relevance arrived.
 
   Attributes:
-    sent: `[images]`, the score explained.
+    sent: `[images]`, the explained score.
     arrived: `[images]`, the sum of the map.
   """
 
@@ -50,47 +50,46 @@ def lrp(
   """Explains a score by sending it back, layer by layer, as relevance.
 
   A convolution or dense layer and an inference-mode batch normalization behind
-  it are one layer with folded weights. Activations, quantizers and scalings of
-  single channels pass relevance on; a maximum sends it to the winner; averages
+  it form one layer with folded weights. Activations, quantizers and scalings of
+  single channels pass relevance on. A maximum sends it to the winner. Averages
   are layers of equal weights. A sum shares by its summands' size under the
-  epsilon and gamma rules, elsewhere by their positive part. Of a gated product
+  epsilon and gamma rules, elsewhere by their positive part. In a gated product
   the gate (a sigmoid) takes nothing.
 
-  Which preset keeps relevance: where every output that speaks has a positive
-  contribution (VGG, ResNet), all z+ presets do. Behind a depthwise layer or a
-  batch normalization many have none, their shift alone makes them speak, and z+
-  loses what they get: MLPerf's MobileNetV1 keeps .24 of it, ImageNet's .02.
-  "z_plus_even" and "epsilon_plus_even" keep it all, and are the same where
-  nothing is lost; take them on MobileNets. "epsilon" is the gradient times the
-  input there (all biases absorb), and with `bias=False` divides by next to
-  nothing; "alpha_beta" multiplies what has one sign alone by alpha or beta, and
-  in such nets neither keeps the score.
+  Presets differ in how much relevance they keep. All z+ presets keep it if
+  every active output has a positive contribution (VGG, ResNet). Behind a
+  depthwise layer or a batch normalization, many outputs are active by their
+  shift alone. z+ loses their relevance: MLPerf's MobileNetV1 keeps .24,
+  ImageNet's .02. "z_plus_even" and "epsilon_plus_even" keep all of it; use them
+  on MobileNets. They equal the z+ presets where nothing is lost. On MobileNets,
+  "epsilon" is the gradient times the input, as all biases absorb; with
+  `bias=False` it divides by nearly 0. "alpha_beta" multiplies contributions of
+  a single sign by alpha or beta. Neither keeps the score on such models.
 
   Args:
     model: a built `tf_keras` model, wrapped by tfmot or not.
     images: `[images, height, width, channels]`, in the range the model takes.
     targets: as for `grad_cam`.
     layer: where the relevance is read, a layer's name; None for the image.
-    preset: one rule everywhere: "epsilon", "z_plus", "z_plus_even",
-      "alpha_beta" or "gamma"; or one for dense layers, one for convolutions and
-      one for the first layer: "epsilon_plus" (epsilon, z+, z+),
-      "epsilon_plus_flat" (flat in the first), "epsilon_plus_even" (the same,
-      and evenly where z+ has nothing to go by), "epsilon_alpha2_beta1",
-      "epsilon_plus_box" (box in the first, over each image's own range),
-      "epsilon_gamma_box". See `relevance_rules`.
-    epsilon: added to the magnitude of the epsilon and gamma rules'
+    preset: "epsilon", "z_plus", "z_plus_even", "alpha_beta" or "gamma" for one
+      rule everywhere. Others have rules for dense layers, for convolutions and
+      for the first layer. "epsilon_plus": epsilon, z+, z+. "epsilon_plus_flat":
+      flat in the first. "epsilon_plus_even": the same, and evenly where z+ has
+      no contribution. "epsilon_plus_box": box in the first, over each image's
+      own range. Also "epsilon_alpha2_beta1", "epsilon_gamma_box". See `rules`.
+    epsilon: a number added to the magnitude of the epsilon and gamma rules'
       denominators.
     alpha: weight of positive contributions under "alpha_beta".
-    beta: weight of negative ones; alpha - beta must be 1.
-    gamma: by how much the gamma rule favours contributions of the output's own
-      sign, 0 or more.
-    bias: whether biases absorb relevance; z+ never lets them.
+    beta: weight of negative contributions; alpha - beta must be 1.
+    gamma: extra weight, under the gamma rule, of contributions with the
+      output's own sign, 0 or more.
+    bias: whether biases absorb relevance; under z+ they never do.
     batch_size: images per batch.
 
   Returns:
-    Maps with their sign, float32 `[images, height, width]`, in units of the
-    score: the sum over channels. Where nothing absorbs, a map's sum is the
-    score; `lrp_conservation` says how near it comes.
+    Signed maps, float32 `[images, height, width]`, in units of the score: the
+    relevance summed over channels. A map's sum is the score if nothing absorbs
+    relevance; `lrp_conservation` compares both.
 
   Raises:
     TypeError, ValueError: an argument is not as above, or an operation of the
@@ -123,7 +122,7 @@ def lrp_conservation(
   """Says how much of the score arrives in the maps of `lrp`.
 
   Args:
-    model: as for `lrp`, and so are all others.
+    model: see `lrp`.
     images: see `lrp`.
     targets: see `lrp`.
     layer: see `lrp`.
@@ -136,7 +135,7 @@ def lrp_conservation(
     batch_size: see `lrp`.
 
   Returns:
-    What was sent and what arrived, for each image.
+    The sent and the arrived relevance of each image.
 
   Raises:
     TypeError, ValueError: see `lrp`.
@@ -186,7 +185,7 @@ def _sent(model, images, targets, layer, preset, epsilon, alpha, beta, gamma,
       rules.z_plus_even if preset.endswith("even") else rules.z_plus)
 
   def linear(block, arrived):
-    if block.is_average:  # One sign only, and no bias.
+    if block.is_average:  # All weights have one sign; no bias.
       return average(block, arrived)
     rule = first if block.is_first else dense if block.is_dense else inner
     return rule(block, arrived)

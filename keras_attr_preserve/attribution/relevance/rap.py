@@ -23,18 +23,18 @@ def relative_attributing_propagation(
   """Explains a score by each neuron's influence relative to the others'.
 
   The layer before the score shares it out by the magnitude of each input's
-  contribution. Every layer below gives its inputs relevance for their positive
-  contributions and, by their share in all influence, for their negative ones,
-  and takes what that is too much from all of them evenly, so that inputs of
+  contribution. Every earlier layer gives its inputs relevance for positive
+  contributions. For negative contributions it gives relevance by their share in
+  all influence. It then takes the surplus from all inputs evenly, so inputs of
   little influence end below zero:
 
       R_i = sum_j (z+_ij / sum_i z+_ij + |z-_ij| / sum_i |z_ij|) R_j - shift
       shift = (sum_i R_i - sum_j R_j) / (number of inputs that got any)
 
-  The first layer shares by the box rule (`relevance_rules`), and a sum by its
-  summands' magnitude. What the biases of the layer before the score add to it
-  is not shared out; all else arrives. Relevance of either sign grows from layer
-  to layer: its magnitudes sum up to 2 to 5 times the score on a ResNet-8, to 30
+  The first layer shares by the box rule (see `rules`), and a sum by its
+  summands' magnitude. The biases of the layer before the score keep their share
+  of it; all other relevance arrives. Relevance of either sign grows from layer
+  to layer. Its magnitudes sum to 2 to 5 times the score on a ResNet-8, to 30
   times on MLPerf's MobileNetV1 and to hundreds on ImageNet's.
 
   Args:
@@ -45,7 +45,7 @@ def relative_attributing_propagation(
     batch_size: images per batch.
 
   Returns:
-    Maps with their sign, float32 `[images, height, width]`.
+    Signed maps, float32 `[images, height, width]`.
 
   Raises:
     TypeError, ValueError: an argument is not as above, or an operation of the
@@ -65,7 +65,7 @@ def relative_attributing_propagation(
     return _relative(block, arrived)
 
   def start(logits, seed):
-    top.clear()  # Each trace walks anew.
+    top.clear()  # Each trace starts a new walk.
     return seed
 
   maps, _ = relevance(
@@ -101,7 +101,7 @@ def _relative(block: Linear, arrived: tf.Tensor) -> tf.Tensor:
   given = sent(True, rules.divided(heard, sums[True])) - sent(
       False, rules.divided(arrived, influence))
   axes = list(range(1, given.shape.rank))
-  # What nothing had influence on is given too: no relevance is lost.
+  # Relevance of outputs without any influence counts, so none is lost.
   surplus = tf.reduce_sum(given, axes, keepdims=True) - tf.reduce_sum(
       arrived, list(range(1, arrived.shape.rank)))[
           (..., *[tf.newaxis] * len(axes))]

@@ -1,4 +1,4 @@
-"""What the relevance methods share: running a walk over batches of images."""
+"""Runs a relevance method over batches of images."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -47,11 +47,11 @@ def relevance(
 
   Returns:
     Maps, the relevance summed over channels, float32 `[images, height, width]`;
-    and how much relevance each image's walk started from, `[images]`.
+    and each image's relevance at the start, summed, `[images]`.
 
   Raises:
-    TypeError, ValueError: an argument is not as above, or the model has an
-      operation for which no rule is known.
+    TypeError, ValueError: an argument is not as above, or an operation of the
+      model has no rule.
   """
   check_keras(model)
   tap = KnownTap(model, [] if layer is None else [layer])
@@ -65,8 +65,8 @@ def relevance(
     logits = tf.cast(tapped.logits, tf.float32)
     seed, = seed or (top_class_seed(logits),)
     first = start(logits, seed)
-    wanted = batch if layer is None else tapped.features[0]
-    sent = send_back(batch, tapped.logits, first, wanted, linear, share,
+    destination = batch if layer is None else tapped.features[0]
+    sent = send_back(batch, tapped.logits, first, destination, linear, share,
                      scaling)
     return tf.reduce_sum(sent, -1), tf.reduce_sum(first, -1)
 

@@ -1,8 +1,8 @@
 """How a linear layer shares its relevance out among its inputs.
 
 A rule is a function `(block, relevance of the outputs) -> relevance of the
-inputs`; with z_ij = x_i w_ij the contribution of input i to output j, z+ and z-
-its positive and negative part, b the bias:
+inputs`. z_ij = x_i w_ij is the contribution of input i to output j; z+ and z-
+are its positive and negative part; b is the bias:
 
     epsilon     R_i = sum_j z_ij / (sum_i z_ij + b_j) R_j
     z_plus      R_i = sum_j z+_ij / sum_i z+_ij R_j
@@ -10,9 +10,9 @@ its positive and negative part, b the bias:
                              - beta z-_ij / (sum_i z-_ij + b-_j)) R_j
     gamma       R_i = sum_j (z_ij + gamma z*_ij)
                             / sum_i (z_ij + gamma z*_ij) R_j, where * is the
-                sign of the output j, and the bias is a contribution, too
+                sign of the output j, and the bias is also a contribution
     flat        R_i = sum_j R_j / (number of inputs of j)
-    z_plus_even as z_plus; as flat to an output j without any z+_ij
+    z_plus_even as z_plus; as flat for an output j without any z+_ij
     box         z_ij = x_i w_ij - low w+_ij - high w-_ij, then as z_plus
 
 References:
@@ -35,17 +35,17 @@ __all__ = ["alpha_beta", "box", "divided", "epsilon", "flat", "gamma", "parts",
 
 def divided(numerator: tf.Tensor, denominator: tf.Tensor,
             stabilizer: float = 1e-9) -> tf.Tensor:
-  """Divides by a number pushed away from zero, its sign kept."""
+  """Divides by a number moved away from zero with its sign."""
   away = tf.where(denominator >= 0, stabilizer, -stabilizer)
   return numerator / (denominator + away)
 
 
 def parts(block: Linear, positive: bool) -> tuple[tf.Tensor, ...]:
-  """The inputs and kernels whose products are of one sign.
+  """Returns the inputs and kernels whose products have one sign.
 
   Args:
     block: the layer.
-    positive: which sign.
+    positive: True for positive products, False for negative.
 
   Returns:
     Inputs above 0 and their kernel, inputs below 0 and their kernel.
@@ -68,7 +68,7 @@ def _sent(block, relevance, positive, bias=0.0):
 def epsilon(
     block: Linear, relevance: tf.Tensor, *, stabilizer: float = 1e-6,
     bias: bool = True) -> tf.Tensor:
-  """By contribution; what the bias contributes is absorbed."""
+  """Shares out by contribution; the bias absorbs its own share."""
   total = block.apply(block.inputs, block.kernel)
   if bias:
     total += block.bias
@@ -77,20 +77,20 @@ def epsilon(
 
 
 def z_plus(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
-  """By positive contribution; the bias takes nothing."""
+  """Shares out by positive contribution; the bias takes nothing."""
   return _sent(block, relevance, True)
 
 
 def z_plus_even(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
-  """By positive contribution; evenly where there is none, so none is lost.
+  """Shares out by positive contribution; evenly where there is none.
 
-  An output that nothing positive supports owes what it says to its bias, which
-  has no place of its own: it is spread over the inputs in view, as the bias is
-  in Lapuschkin et al. 2016, https://jmlr.org/papers/v17/15-618.html.
+  No relevance is lost. An output without positive contributions owes its value
+  to its bias, which has no place. Its relevance is spread over its inputs, as
+  the bias is in Lapuschkin et al. 2016, https://jmlr.org/papers/v17/15-618.html.
   """
   above, over, below, under = parts(block, True)
   total = block.apply(above, over) + block.apply(below, under)
-  # What a division kept away from zero leaves over, all of it at zero.
+  # The share that `divided` leaves over: 1 at a total of zero, else about 0.
   left = 1.0 - divided(total, total)
   return _sent(block, relevance, True) + flat(block, relevance * left)
 
@@ -98,7 +98,7 @@ def z_plus_even(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
 def alpha_beta(
     block: Linear, relevance: tf.Tensor, *, alpha: float = 2.0,
     beta: float = 1.0, bias: bool = True) -> tf.Tensor:
-  """By positive and negative contribution apart, alpha - beta = 1."""
+  """Shares out by positive and negative contribution; alpha - beta = 1."""
   above = tf.nn.relu(block.bias) if bias else 0.0
   below = -tf.nn.relu(-block.bias) if bias else 0.0
   return (alpha * _sent(block, relevance, True, above)
@@ -108,9 +108,9 @@ def alpha_beta(
 def gamma(
     block: Linear, relevance: tf.Tensor, *, gamma: float = 0.25,
     stabilizer: float = 1e-6, bias: bool = True) -> tf.Tensor:
-  """By contribution, more by those of the sign that the output has.
+  """Shares out by contribution, and favours the output's own sign.
 
-  With gamma 0 it is the epsilon rule; the larger gamma, the nearer to z+.
+  Gamma 0 gives the epsilon rule; a larger gamma is closer to z+.
   """
   plain = block.apply(block.inputs, block.kernel)
   output = plain + block.bias
@@ -130,7 +130,7 @@ def gamma(
 
 
 def flat(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
-  """Evenly to all inputs of an output, whatever they hold; not to padding."""
+  """Shares out evenly to all inputs of an output, except padding."""
   inputs = tf.ones_like(
       block.inputs) if block.inside is None else block.inside
   kernel = tf.ones_like(block.kernel)
@@ -139,11 +139,11 @@ def flat(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
 
 
 def box(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
-  """By contribution above the least there could be, for pixels.
+  """Shares out by contribution above the least possible, for pixels.
 
-  The box is each image's own range, its smallest and largest value; padding
-  takes nothing. Evenly where the box leaves no room, in a picture of one colour
-  or behind a kernel of zeros.
+  The box is each image's own range, its smallest and largest value. Padding
+  takes nothing. The rule shares out evenly where the box has no width, in an
+  image of one colour, or where the kernel is zero.
   """
   axes = list(range(1, block.inputs.shape.rank))
   inside = tf.ones_like(
@@ -162,32 +162,32 @@ def box(block: Linear, relevance: tf.Tensor) -> tf.Tensor:
 
 def _least(
     values: tf.Tensor, inside: tf.Tensor, axes: list[int]) -> tf.Tensor:
-  """The least value over some axes, padding left out."""
+  """Returns the least value over axes, without padding."""
   return tf.reduce_min(
       tf.where(inside > 0, values, values.dtype.max), axes, keepdims=True)
 
 
 def share_by_size(
     summands: list[tf.Tensor], relevance: tf.Tensor) -> list[tf.Tensor]:
-  """Shares a sum's relevance out by its summands, signs and all."""
+  """Shares a sum's relevance out by its signed summands."""
   share = divided(relevance, tf.add_n(summands), 1e-6)
-  return [one * share for one in summands]
+  return [summand * share for summand in summands]
 
 
 def share_by_magnitude(
     summands: list[tf.Tensor], relevance: tf.Tensor) -> list[tf.Tensor]:
   """Shares a sum's relevance out by its summands' magnitude; evenly if none."""
-  return share_positive([tf.abs(one) for one in summands], relevance)
+  return share_positive([tf.abs(summand) for summand in summands], relevance)
 
 
 def share_positive(
     summands: list[tf.Tensor], relevance: tf.Tensor) -> list[tf.Tensor]:
   """Shares a sum's relevance out by its positive summands; evenly if none."""
-  above = [tf.nn.relu(one) for one in summands]
+  above = [tf.nn.relu(summand) for summand in summands]
   total = tf.add_n(above)
   even = relevance * (1.0 - divided(total, total)) / len(summands)
   share = divided(relevance, total)
-  return [one * share + even for one in above]
+  return [positive * share + even for positive in above]
 
 
 alpha_2_beta_1 = functools.partial(alpha_beta, alpha=2.0, beta=1.0)

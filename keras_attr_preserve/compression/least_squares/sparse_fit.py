@@ -1,4 +1,4 @@
-"""Least squares for one layer: which weights go, and what the others become."""
+"""Least squares for one layer: removing weights and refitting the others."""
 
 import math
 
@@ -9,30 +9,30 @@ from keras_attr_preserve.compression.least_squares.moments import Moments
 __all__ = ["ROUND_SHARE", "prune_linear"]
 
 ROUND_SHARE = 0.1
-"""Share of what is left that one round removes; OBS itself removes one weight
-at a time."""
+"""Share of the remaining weights that one round removes; OBS itself removes one
+weight at a time."""
 
 ITERATIONS = 40
-"""Of conjugate gradients, at most, to refit what a round leaves."""
+"""The most steps of conjugate gradients to refit a round's weights."""
 
 ROUND_TOLERANCE = 1e-2
-"""What is left of the residual where a round's refit ends; the next round opens
-another. The last round's goes on to `TOLERANCE`."""
+"""The share of the residual at which a round's refit ends. The last round's
+goes on to `TOLERANCE`."""
 
 TOLERANCE = 1e-9
-"""What is left of it in the end."""
+"""The share of the residual at which the last refit ends."""
 
 
 def prune_linear(
     weights: np.ndarray, moments: Moments, *, kept: int
 ) -> np.ndarray:
-  """Prunes a linear layer and refits what is left, in rounds.
+  """Prunes a linear layer and refits the remaining weights, in rounds.
 
-  Minimizes the sum over the rows `x` of a student's inputs and `z` of a
-  teacher's, of `|x V - z W|^2`, over matrices `V` with so many nonzeros. In
-  each round those weights go that cost least when all others of their column
-  make up for them, `V_i^2 / (H^-1)_ii` with `H = sum x^T x`; then the others
-  are refitted.
+  Minimizes the sum of `|x V - z W|^2` over the rows `x` of a student's inputs
+  and `z` of a teacher's. `V` has `kept` nonzeros. A weight's cost is
+  `V_i^2 / (H^-1)_ii` with `H = sum x^T x`: the loss after the others of its
+  column are refitted. Each round removes the weights of least cost, then refits
+  the others.
 
   Args:
     weights: `W`, `[inputs, outputs]`.
@@ -44,8 +44,8 @@ def prune_linear(
     as they are, and go first.
 
   References:
-    Hassibi and Stork 1992, equation 5, with the inverse of all inputs also
-    where some have gone from a column: one inverse serves all columns.
+    Hassibi and Stork 1992, equation 5. Here one inverse, of all inputs, serves
+    all columns, also after a column has lost some.
   """
   start = weights.astype(np.float64)
   target = moments.right(start, start)
@@ -68,9 +68,10 @@ def prune_linear(
 def _refitted(
     weights: np.ndarray, moments: Moments, target: np.ndarray,
     left: np.ndarray, tolerance: float) -> np.ndarray:
-  """Has `moments.left` give what is wanted, by weights in the places left.
+  """Solves `moments.left(V) = target` for the remaining weights.
 
-  By conjugate gradients, preconditioned by the diagonal, all columns at once.
+  Conjugate gradients, preconditioned by the diagonal, solve all columns at
+  once.
   """
   scale = moments.diagonal[:, None]
   fitted = weights * left
@@ -92,5 +93,5 @@ def _refitted(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-  """Divides; 0 where a column is solved and both are."""
+  """Divides; gives 0 for a solved column, where both are 0."""
   return np.divide(above, below, out=np.zeros_like(above), where=below > 0)

@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
 from keras_attr_preserve.export.firmware.microcontroller import microcontroller
+from keras_attr_preserve.utils import atomic_files
 from tests import device_exports as exports
 from tests import export_helpers as helpers
 from tests import tiny
