@@ -4,6 +4,7 @@ A tool of that version, in the history before the house was rebuilt, made them.
 """
 
 import functools
+import inspect
 import io
 import json
 import re
@@ -51,14 +52,15 @@ class ModelsTest(parameterized.TestCase):
 
   def check(self, name):
     with tempfile.TemporaryDirectory() as folder:
+      # The tool named "plain.h5" twice: plain.h5.h5.
+      path = f"models/{name}{Path(name).suffix}"
       with zipfile.ZipFile(_ARCHIVE) as archive:
-        inside = [one for one in archive.namelist()
-                  if one == f"models/{name}" or one.startswith(
-                      f"models/{name}/")]
-        archive.extractall(folder, inside)
+        archive.extractall(folder, [
+            inside for inside in archive.namelist()
+            if inside == path or inside.startswith(f"{path}/")])
       with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of zeros that tfmot had not kept.
-        model = kap.load_model(Path(folder) / "models" / name)
+        model = kap.load_model(Path(folder) / path)
     # Rounding alone: another machine sums in another order.
     np.testing.assert_allclose(
         model(tiny.images(8)).numpy(), array(f"models/{name}.npy"), atol=1e-5)
@@ -68,7 +70,7 @@ class ModelsTest(parameterized.TestCase):
     self.assertIn(name, MODELS)
     self.check(name)
 
-  @parameterized.parameters(*(one for one in MODELS if one not in OFTEN))
+  @parameterized.parameters(*(name for name in MODELS if name not in OFTEN))
   @pytest.mark.slow("saving")
   def test_the_others_load_and_answer_alike(self, name):
     self.check(name)
@@ -104,12 +106,13 @@ class NamesTest(absltest.TestCase):
 
   def _value(self, name: str):
     value = kap
-    for part in name.split(".")[1:]:
-      value = getattr(value, part)
+    for step in name.split(".")[1:]:
+      if step in getattr(value, "__dataclass_fields__", ()):
+        return None  # A field, which a class need not have.
+      value = getattr(value, step)
     return value
 
   def test_names_and_keywords(self):
-    import inspect
     for name, keywords in _NAMES["names"].items():
       with self.subTest(name):
         if name in self.told:
