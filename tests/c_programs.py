@@ -36,7 +36,7 @@ _ARM = Path(__file__).absolute().parent / "arm"
 
 
 def _needs(*programs: str):
-  missing = [one for one in programs if not shutil.which(one)]
+  missing = [program for program in programs if not shutil.which(program)]
   return unittest.skipIf(missing, f"not installed: {', '.join(missing)}; "
                          "see tools/setup_arm.sh")
 
@@ -47,8 +47,9 @@ needs_arm = _needs("arm-none-eabi-gcc", "qemu-system-arm")
 
 def run(*command, timeout: float = 120) -> subprocess.CompletedProcess:
   """Runs a program; its output is text."""
-  return subprocess.run([str(one) for one in command], capture_output=True,
-                        text=True, check=False, timeout=timeout)
+  return subprocess.run(
+      [str(argument) for argument in command], capture_output=True, text=True,
+      check=False, timeout=timeout)
 
 
 def compiled(*command) -> subprocess.CompletedProcess:
@@ -78,7 +79,7 @@ def board_test(folder: Path, name: str, processor: str) -> tuple[
   """Builds the test for a processor and runs it on an emulated board.
 
   Returns:
-    What it printed, and the bytes of code and constants of the explain head.
+    The printed text, and the bytes of code and constants of the explain head.
   """
   board, code, memory, size = BOARDS[processor]
   gcc = ("arm-none-eabi-gcc", f"-mcpu={processor}", "-mthumb")
@@ -127,14 +128,14 @@ def synthetic_test(
     device: from `synthetic`.
     features: int8 `[images, height, width, channels]`.
     weights: int8 `[images, logits]`.
-    head: what NumPy takes for the device's head.
+    head: the head that NumPy computes; None for the device's.
 
   Returns:
     What the test printed, and the vectors.
   """
   maps = [explain_features(
-      head or device.head, device.outputs["features"].zero_point, *one)
-          for one in zip(features, weights)]
+      head or device.head, device.outputs["features"].zero_point, *pair)
+          for pair in zip(features, weights)]
   count = len(maps)
   vectors = {
       "inputs": np.zeros([count, 1], np.int8),
@@ -142,9 +143,9 @@ def synthetic_test(
       "features": features, "top": np.zeros(count, np.int32),
       "images": np.arange(count, dtype=np.int32),
       "targets": np.full(count, -1, np.int32), "weights": weights,
-      "status": np.int32([one.status for one in maps]),
-      "maps": np.stack([one.map for one in maps]),
-      "raw": np.stack([one.raw for one in maps])}
+      "status": np.int32([explanation.status for explanation in maps]),
+      "maps": np.stack([explanation.map for explanation in maps]),
+      "raw": np.stack([explanation.raw for explanation in maps])}
   with tempfile.TemporaryDirectory() as place:
     for name, text in {**explain_files(device, "net"),
                        **test_files(device, "net", vectors)}.items():

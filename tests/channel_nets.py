@@ -1,4 +1,4 @@
-"""Small nets of many shapes, for the tests of channels and filters."""
+"""Small models of many shapes, for the tests of channels and filters."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ _layers = keras.layers
 
 def net(build: Callable, *, size: int = SIZE, head: bool = True, seed: int = 0,
         classes: int = 3) -> keras.Model:
-  """Makes a model of pictures [size, size, 2] from a function of a tensor.
+  """Makes a model of images [size, size, 2] from a function of a tensor.
 
   Args:
     build: from the input to features, or to the scores where head is False.
-    size: height and width of the pictures.
+    size: height and width of the images.
     head: whether a global average and Dense follow.
     seed: of all weights, moving statistics too.
     classes: scores of the head.
@@ -35,9 +35,9 @@ def net(build: Callable, *, size: int = SIZE, head: bool = True, seed: int = 0,
 
 
 def settle(model: keras.Model, seed: int = 0) -> keras.Model:
-  """Draws all weights, and makes each norm fit what it sees.
+  """Draws all weights, and makes each norm fit its inputs.
 
-  Without that a deep random net gives one answer to every picture.
+  Otherwise a deep random model gives one answer to every image.
   """
   tiny.shake(model, seed)
   for layer in model.layers:
@@ -184,8 +184,8 @@ def shapes() -> keras.Model:
 def merges() -> keras.Model:
   """Channels that meet: part by part, in products, means and extremes."""
   def build(x):
-    one, other = conv(x, 4, "a"), conv(x, 6, "b")
-    joined = _layers.Concatenate(name="join")([one, other])
+    first, second = conv(x, 4, "a"), conv(x, 6, "b")
+    joined = _layers.Concatenate(name="join")([first, second])
     both = _layers.Add(name="sum")([joined, conv(x, 10, "c")])
     third = conv(both, 10, "d")
     x = _layers.Maximum(name="most")([both, third])
@@ -248,7 +248,7 @@ def mask(x, masks: dict[str, np.ndarray] | None, name: str):
 
 
 def pictures(model: keras.Model, count: int = 4, seed: int = 0) -> np.ndarray:
-  """Draws pictures of the shape that a model takes."""
+  """Draws images of the shape that a model takes."""
   rng = np.random.default_rng(seed)
   return rng.normal(size=(count, *model.input_shape[1:])).astype(np.float32)
 
@@ -268,9 +268,10 @@ def kept(
   Returns:
     [channels], bool.
   """
-  def marks(net):  # Of a norm's vectors one may hold a number twice.
-    return sum((i + 1) * one.numpy().astype(np.float64) for i, one in enumerate(
-        net.get_layer(name).weights) if len(one.shape) == 1)
+  def marks(net):  # A norm's vector may hold a number twice.
+    return sum((i + 1) * variable.numpy().astype(np.float64)
+               for i, variable in enumerate(net.get_layer(name).weights)
+               if len(variable.shape) == 1)
 
   stays = np.isin(marks(model), marks(pruned))
   assert stays.sum() == len(marks(pruned)), name
@@ -279,15 +280,15 @@ def kept(
 
 def zeroed_outputs(
     model: keras.Model, pruned: keras.Model, images: np.ndarray) -> np.ndarray:
-  """Runs a model with the filters that a pruned one lacks at zero.
+  """Runs a model with zeros in the filters that a pruned copy lacks.
 
-  For nets in which each convolution has a bias or a norm and every activation
-  keeps zero: such a channel is then zero wherever it is read.
+  Each convolution must have a bias or a norm. Every activation must keep zero.
+  Then such a channel is zero wherever it is read.
 
   Args:
     model: the model that was pruned; it is left as it came.
-    pruned: what came out.
-    images: what it takes.
+    pruned: the result of pruning.
+    images: the model's input.
 
   Returns:
     Outputs with those kernels and biases at zero, or, where a norm follows, its
@@ -295,13 +296,13 @@ def zeroed_outputs(
   """
   before = model.get_weights()
   for layer in model.layers:
-    if (not any(len(one.shape) == 1 for one in layer.weights)
+    if (not any(len(variable.shape) == 1 for variable in layer.weights)
         or isinstance(layer, _layers.Normalization)):
       continue
     stays = kept(model, pruned, layer.name)
     for weight in layer.weights:
       if "moving" in weight.name or "depthwise_kernel" in weight.name:
-        continue  # What it gives is zero without.
+        continue  # Its output is zero without a change.
       column = isinstance(layer, _layers.Conv2DTranspose) and (
           len(weight.shape) == 4)
       weight.assign(weight * (stays[:, None] if column else stays))

@@ -1,4 +1,4 @@
-"""What the tests of `kap-verify` share."""
+"""Helpers for the tests of `kap-verify`."""
 
 import contextlib
 import io

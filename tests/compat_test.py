@@ -14,8 +14,8 @@ class CheckModelTest(absltest.TestCase):
 
   def test_keras_is_the_one_that_tfmot_takes(self):
     self.assertIs(compat.keras, tf_keras)
-    net = compat.check_model(tiny.conv_net())
-    tfmot.quantization.keras.quantize_model(tiny.copy_of(net))
+    model = compat.check_model(tiny.conv_net())
+    tfmot.quantization.keras.quantize_model(tiny.copy_of(model))
 
   def test_gives_the_model_back(self):
     for wrap in (tiny.copy_of, tiny.prune, tiny.quantize):
@@ -75,8 +75,8 @@ class CloneModelTest(absltest.TestCase):
     copy = compat.clone_model(model)
     self.assertTrue(tiny.weights_equal(
         copy.get_weights(), model.get_weights()))
-    self.assertEmpty({one.ref() for one in copy.variables}
-                     & {one.ref() for one in model.variables})
+    self.assertEmpty({variable.ref() for variable in copy.variables}
+                     & {variable.ref() for variable in model.variables})
     self.assertEmpty(set(copy.layers) & set(model.layers))
     pictures = tiny.images(2)
     self.assertTrue(tiny.weights_equal(
@@ -84,10 +84,11 @@ class CloneModelTest(absltest.TestCase):
 
   def test_pruning_the_copy_leaves_the_model(self):
     model = tiny.conv_net()
-    weights, names = model.get_weights(), [one.name for one in model.variables]
+    weights, names = model.get_weights(), [
+        variable.name for variable in model.variables]
     tfmot.sparsity.keras.prune_low_magnitude(compat.clone_model(model))
     self.assertTrue(tiny.weights_equal(model.get_weights(), weights))
-    self.assertEqual([one.name for one in model.variables], names)
+    self.assertEqual([variable.name for variable in model.variables], names)
 
   def test_no_model(self):
     with self.assertRaisesRegex(TypeError, "model must be a tf_keras.Model"):
@@ -98,14 +99,14 @@ class WrappedCloneTest(parameterized.TestCase):
 
   @parameterized.parameters("quantize", "quantize_sparse", "sparse_clusters")
   def test_what_a_config_does_not_tell_is_refused(self, wrap):
-    net = tiny.conv_net()
+    plain = tiny.conv_net()
     if wrap == "sparse_clusters":
       clustering = tfmot.clustering.keras
       model = clustering.cluster_weights(
-          net, 3, clustering.CentroidInitialization.LINEAR,
+          plain, 3, clustering.CentroidInitialization.LINEAR,
           preserve_sparsity=True)
     else:
-      model = getattr(tiny, wrap)(net)
+      model = getattr(tiny, wrap)(plain)
     with self.assertRaisesRegex(ValueError, "in ways that a copy would lose"):
       compat.clone_model(model)
 

@@ -17,7 +17,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
   """Keeps the tests of the group asked for; each slow test has a group."""
   group = config.getoption("--group")
-  kept, left_out = [], []
+  selected, left_out = [], []
   for item in items:
     # The mark that stands nearest to the test.
     mark = item.get_closest_marker("slow")
@@ -26,18 +26,18 @@ def pytest_collection_modifyitems(config, items):
           f"{item.nodeid}: the mark slow takes the name of a group, "
           f"{', '.join(GROUPS)}; got {mark.args}.")
     belongs = group is None or (mark is not None and mark.args[0] == group)
-    (kept if belongs else left_out).append(item)
+    (selected if belongs else left_out).append(item)
   if left_out:
     config.hook.pytest_deselected(items=left_out)
-    items[:] = kept
+    items[:] = selected
 
 
 @pytest.fixture(autouse=True, scope="module")
 def garbage_is_looked_for_in_what_is_new():
   """Spares TFLite's converter, which looks for garbage whenever it is called.
 
-  To look through all that TensorFlow imports takes longer than to convert a
-  tiny net.
+  A search through all of TensorFlow's imports takes longer than the conversion
+  of a tiny model.
   """
   gc.collect()
   gc.freeze()
@@ -45,7 +45,7 @@ def garbage_is_looked_for_in_what_is_new():
 
 @pytest.fixture(autouse=True)
 def shared_nets_stay_as_they_are():
-  """Fails the test that changes a net that others use, not those others."""
+  """Fails a test that changes a shared model, rather than later tests."""
   yield
   helpers = sys.modules.get("tests.export_helpers")
   assert helpers is None or not helpers.changed_nets()

@@ -26,7 +26,7 @@ LABELS = ["cat", 'a "dog" \\ n', "vögel??/"]
 KINDS = {"linear": "linear", "flattened": "linear", "single": "linear",
          "hidden": "hidden", "gradient": "gradient", "ewa": "ewa",
          "aware": "linear", "aware_hidden": "hidden"}
-# Each way to make a map, and one logit; the rest differ in what is converted.
+# Each way to make a map, and one logit. The others differ in conversion.
 QUICK = ("linear", "single", "hidden", "gradient", "ewa")
 SLOW = tuple(kind for kind in KINDS if kind not in QUICK)
 
@@ -51,7 +51,7 @@ def net(kind: str) -> keras.Model:
 
 
 def wcam(kind: str) -> kap.WCAM:
-  """What the model of a kind was matched by."""
+  """Returns how the model of a kind was matched."""
   return helpers.wcam("ewa" if kind == "ewa" else "swa")
 
 
@@ -79,7 +79,7 @@ def _packed(kind: str) -> bytes:
 
 @functools.cache
 def exported(kind: str) -> Path:
-  """The folder of an export: leave it as it is."""
+  """Returns the folder of an export. Do not change it."""
   place = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, place, ignore_errors=True)
   with zipfile.ZipFile(io.BytesIO(_packed(kind))) as file:
@@ -91,8 +91,8 @@ def export_again(
     kind: str, folder: Path, arena_known: bool = True, **settings) -> dict:
   """As `export`, with the .tflite file that `exported` has made.
 
-  What is measured is not measured anew: its arena, where `arena_known`, and the
-  answers of TFLite Micro, whose place the reference kernels take.
+  Two things are not measured again: the arena, where `arena_known`, and the
+  answers of TFLite Micro. The reference kernels replace TFLite Micro.
   """
   module, known = sys.modules[microcontroller.__module__], facts(kind)
   content = (exported(kind) / f"{NAME}.tflite").read_bytes()

@@ -1,4 +1,4 @@
-"""Trains tiny nets under a distribution strategy; distribution_test runs it.
+"""Trains tiny models under a distribution strategy; distribution_test runs it.
 
     python -m tests.distribution_worker mirrored --out a.json --cases plain
     python -m tests.distribution_worker workers --out b.json --cases plain
@@ -121,7 +121,7 @@ def polynomial(seed):
 
 
 def data(count=COUNT, twice=False, seed=0):
-  """Pictures, labels; `twice` gives both halves of a batch equal pictures."""
+  """Images, labels; `twice` gives both halves of a batch equal images."""
   pictures = tiny.images(count, size=SIZE, seed=seed)
   if twice:
     half = BATCH // 2
@@ -141,8 +141,8 @@ CASES = {
     "agreement": {
         "wcam": {"agreement": 0.5}, "steps": 2, "judged": True},
     "pruned": {"student": polynomial, "wcam": {"agreement": 0.5}, "epochs": 3},
-    # A replica sees one half of a batch: the halves are equal, and with them
-    # the ranges of quantizers and the statistics of BatchNormalization.
+    # A replica sees one half of a batch. Equal halves give equal ranges of
+    # quantizers and equal statistics of BatchNormalization.
     "quantized": {"student": lambda seed: tiny.quantize(net(seed, act="relu")),
                   "twice": True, "wcam": {"target": "label"}},
     # In double precision there is no correction of the variance for the count.
@@ -173,18 +173,18 @@ TEACHERS = {
 def shares(count, replicas):
   """Weights that give one batch's mean the weight of replicas' means.
 
-  Keras divides each replica's sum by the replica's own pictures, then by the
+  Keras divides each replica's sum by the replica's own images, then by the
   number of replicas.
   """
-  found = []
+  weights = []
   for start in range(0, count, BATCH):
     batch = min(BATCH, count - start)
     most = -(-batch // replicas)
     while batch > 0:
-      own = min(most, batch)
-      found += [min(BATCH, count - start) / (own * replicas)] * own
-      batch -= own
-  return np.float32(found)
+      size = min(most, batch)
+      weights += [min(BATCH, count - start) / (size * replicas)] * size
+      batch -= size
+  return np.float32(weights)
 
 
 class Replicas(keras.callbacks.Callback):
@@ -198,7 +198,7 @@ class Replicas(keras.callbacks.Callback):
     state = getattr(self.model, "attr_preserve_state", None)
     if hasattr(state, "log_weight"):
       strategy = self.model.distribute_strategy
-      self.seen.append([float(one) for one in
+      self.seen.append([float(value) for value in
                         strategy.experimental_local_results(state.log_weight)])
 
 
@@ -232,7 +232,7 @@ def _train(
       distillation=Distillation(alpha=0.5) if distillation else None)]
   pictures, classes = data(count, twice)
   weights = shares(count, 2) if weighted else None
-  before = [one.copy() for one in old.get_weights()]
+  before = [weight.copy() for weight in old.get_weights()]
   history = model.fit(
       pictures, classes, sample_weight=weights, batch_size=BATCH, epochs=epochs,
       validation_data=data(COUNT, seed=9) if judged else None,
@@ -241,8 +241,8 @@ def _train(
       "epochs": history.epoch,
       "history": {name: np.float64(values).tolist()
                   for name, values in history.history.items()},
-      "weights": {f"{i} {one.name}": np.float64(one.numpy()).tolist()
-                  for i, one in enumerate(model.variables)},
+      "weights": {f"{i} {variable.name}": np.float64(variable.numpy()).tolist()
+                  for i, variable in enumerate(model.variables)},
       "log_weights": noted.seen,
       "teacher_kept": tiny.weights_equal(before, old.get_weights()),
       "replicas": strategy.num_replicas_in_sync,
@@ -250,7 +250,7 @@ def _train(
 
 
 def penalized(model):
-  """Copies a net that `net` made, with a penalty of its second kernel."""
+  """Copies a model that `net` made, with a penalty of its second kernel."""
   def copy(layer):
     config = layer.get_config()
     if layer.name == "conv2":
@@ -269,15 +269,15 @@ def mirrored(wanted):
   strategy = tf.distribute.MirroredStrategy(
       ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
   alone = tf.distribute.get_strategy()
-  found = {}
+  results = {}
   for name in wanted:
     try:
-      found[name] = {
+      results[name] = {
           "alone": train(alone, weighted=uneven(name), **CASES[name]),
           "replicas": train(strategy, **CASES[name])}
     except Exception:  # Each case is a test of its own, which prints this.
-      found[name] = {"error": traceback.format_exc()}
-  return found
+      results[name] = {"error": traceback.format_exc()}
+  return results
 
 
 def uneven(name):
@@ -305,7 +305,7 @@ class Halt(keras.callbacks.Callback):
 def workers(wanted, out, backup, marker):
   """Cases on the workers of a cluster, each of which runs this."""
   strategy = tf.distribute.MultiWorkerMirroredStrategy()
-  found = {}
+  results = {}
   for name in wanted:
     callbacks = []
     if backup is not None:
@@ -313,9 +313,9 @@ def workers(wanted, out, backup, marker):
                     keras.callbacks.CSVLogger(f"{out}.csv", append=True)]
     if marker is not None:
       callbacks.append(Halt(marker))
-    found[name] = {"replicas": train(
+    results[name] = {"replicas": train(
         strategy, callbacks=callbacks, **CASES[name])}
-  return found
+  return results
 
 
 def main():
@@ -329,10 +329,10 @@ def main():
   signal.alarm(400)  # Nothing is left behind if the test itself dies.
   args = parser.parse_args()
   if args.kind == "mirrored":
-    found = mirrored(args.cases)
+    results = mirrored(args.cases)
   else:
-    found = workers(args.cases, args.out, args.backup, args.halt)
-  write_whole(args.out, json.dumps(found))
+    results = workers(args.cases, args.out, args.backup, args.halt)
+  write_whole(args.out, json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nets with a layer made bad for int8, and files with a layer made wrong."""
+"""Models with a layer made bad for int8, and files with a layer made wrong."""
 
 import functools
 
@@ -20,12 +20,12 @@ BAD = "act2"
 
 
 def images(count: int = 8, seed: int = 1) -> np.ndarray:
-  """Draws pictures that the nets below take: patches, so that maps differ."""
+  """Draws images that the models below take: patches, so that maps differ."""
   rng = np.random.default_rng(seed)
   pictures = 0.2 * rng.normal(size=(count, SIZE, SIZE, 2))
-  for picture in pictures:
+  for image in pictures:
     row, column = rng.integers(0, SIZE - 5, 2)
-    picture[row:row + 5, column:column + 5] += rng.normal(size=2)
+    image[row:row + 5, column:column + 5] += rng.normal(size=2)
   return pictures.astype(np.float32)
 
 
@@ -47,15 +47,15 @@ def chain(bad: float = 0, width: int = 6, seed: int = 0) -> keras.Model:
     x = keras.layers.ReLU(name=f"act{number}")(x)
   x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
   x = keras.layers.Dense(3, name="logits")(x)
-  net = tiny.shake(keras.Model(inputs, x, name="chain"), seed)
+  model = tiny.shake(keras.Model(inputs, x, name="chain"), seed)
   if bad:
-    kernel, bias = net.get_layer("conv2").get_weights()
+    kernel, bias = model.get_layer("conv2").get_weights()
     kernel[..., 0], bias[0] = bad * np.abs(kernel[..., 0]), bad
-    net.get_layer("conv2").set_weights([kernel, bias])
-    kernel, bias = net.get_layer("conv3").get_weights()
+    model.get_layer("conv2").set_weights([kernel, bias])
+    kernel, bias = model.get_layer("conv3").get_weights()
     kernel[:, :, 0] = 0
-    net.get_layer("conv3").set_weights([kernel, bias])
-  return net
+    model.get_layer("conv3").set_weights([kernel, bias])
+  return model
 
 
 @functools.cache
@@ -80,8 +80,8 @@ def with_wrong_layer(content: bytes, number: int) -> bytes:
   """Doubles the first channel of a convolution's kernel in a float file."""
   model = read_model(content)
   graph = model.subgraphs[0]
-  convs = [one for one in graph.operators
-           if operator_name(model, one) == "CONV_2D"]
+  convs = [operator for operator in graph.operators
+           if operator_name(model, operator) == "CONV_2D"]
   kernel = graph.tensors[convs[number - 1].inputs[1]]
   buffer = model.buffers[kernel.buffer]
   values = np.frombuffer(bytes(buffer.data), np.float32).reshape(kernel.shape)

@@ -50,12 +50,12 @@ def eager():
 
 def _without_flags_of_others():
   """Hides all flags but absl's: programs have flags of the same names."""
-  own = flags.FlagValues()
+  absl_flags = flags.FlagValues()
   for module, defined in FLAGS.flags_by_module_dict().items():
     if module.startswith("absl."):
       for flag in defined:
-        own[flag.name] = flag
-  return mock.patch.dict(FLAGS.__dict__, own.__dict__)
+        absl_flags[flag.name] = flag
+  return mock.patch.dict(FLAGS.__dict__, absl_flags.__dict__)
 
 
 @contextlib.contextmanager

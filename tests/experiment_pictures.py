@@ -1,4 +1,4 @@
-"""Tiny pictures and folders of them, for the tests of the experiments' data."""
+"""Tiny images and folders of them, for the tests of the experiments' data."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ def new_folder(test: unittest.TestCase) -> Path:
 
 
 def noise(seed: int, height: int = 12, width: int = 16) -> np.ndarray:
-  """A picture that repeats no other."""
+  """An image that repeats no other."""
   return np.random.default_rng(seed).integers(
       0, 256, (height, width, 3), np.uint8)
 
@@ -44,7 +44,7 @@ def noises(count: int, seed: int = 0, size: int = 16) -> np.ndarray:
 
 
 def save(path: Path, picture: np.ndarray | Image.Image, **options) -> Path:
-  """Writes a picture, and its folder where that is missing."""
+  """Writes an image, and its folder where that is missing."""
   path.parent.mkdir(parents=True, exist_ok=True)
   if isinstance(picture, np.ndarray):
     picture = Image.fromarray(picture)
@@ -66,7 +66,7 @@ def write_text(path: Path, lines: Sequence[str]) -> None:
 
 
 def same_pictures(one: np.ndarray, other: np.ndarray) -> bool:
-  """Whether two stacks hold the same pictures, in any order."""
+  """Whether two stacks hold the same images, in any order."""
   return sorted(a.tobytes() for a in one) == sorted(b.tobytes() for b in other)
 
 

@@ -44,7 +44,7 @@ def skip_without_examples() -> None:
 
 
 def images(count: int = 8, seed: int = 1) -> np.ndarray:
-  """Draws pictures that the nets below take."""
+  """Draws images that the models below take."""
   return tiny.images(count, seed, SIZE)
 
 
@@ -63,7 +63,7 @@ _built: list[tuple[keras.Model, list[tf.Variable], list[np.ndarray]]] = []
 
 @functools.cache
 def net(tail: str = "gap", **settings) -> keras.Model:
-  """Builds a net once for all tests of a process: leave it as it is.
+  """Builds a model once for all tests of a process. Do not change it.
 
   It is wide enough for the converter to quantize kernels in mode "dynamic".
   """
@@ -74,7 +74,7 @@ def net(tail: str = "gap", **settings) -> keras.Model:
 
 
 def changed_nets() -> list[str]:
-  """Names the shared nets that some test has changed, and mends them."""
+  """Names the shared models that some test has changed, and mends them."""
   changed = []
   for built, variables, values in _built:
     if any(not np.array_equal(variable.numpy(), value)
@@ -121,7 +121,7 @@ def variables_of(concrete) -> tf.Module:
 
 
 def plainly_converted(net: keras.Model, mode: str) -> bytes:
-  """Converts a net of named outputs by TensorFlow alone, for one image.
+  """Converts a model of named outputs by TensorFlow alone, for one image.
 
   The signature is called "serve", its input "images".
   """
@@ -139,7 +139,7 @@ def plainly_converted(net: keras.Model, mode: str) -> bytes:
       converter.target_spec.supported_types = [tf.float16]
     if mode == "int8":
       converter.representative_dataset = lambda: (
-          {"images": one[None]} for one in calibration())
+          {"images": image[None]} for image in calibration())
       converter.target_spec.supported_ops = [
           tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
       converter.inference_input_type = tf.int8
@@ -157,7 +157,7 @@ def bare(tail: str = "gap", mode: str = "float32") -> bytes:
 
 @functools.cache
 def quantize_aware(tail: str = "gap", sparse: bool = False) -> keras.Model:
-  """Builds a quantize-aware net whose ranges have seen pictures."""
+  """Builds a quantize-aware model whose ranges have seen images."""
   make = tiny.quantize_sparse if sparse else tiny.quantize
   student = make(tiny.conv_net(tail=tail, size=SIZE))
   for _ in range(3):
@@ -184,7 +184,7 @@ def parsed(content: bytes) -> schema.ModelT:
 
 
 def packed(model: schema.ModelT) -> bytes:
-  """Writes a file by LiteRT's own tools; one of ours is sealed again."""
+  """Writes a file by LiteRT's own tools; our files are sealed again."""
   builder = flatbuffers.Builder(4096)
   builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
   return seal.stamped(bytes(builder.Output()))
@@ -199,13 +199,13 @@ def foreign(content: bytes) -> bytes:
 
 
 def operators(content: bytes) -> list[list[str]]:
-  """Names the operators of each subgraph, those of others as "CUSTOM"."""
+  """Names the operators of each subgraph; other makers' are "CUSTOM"."""
   model = parsed(content)
   names = {code: name for name, code in vars(schema.BuiltinOperator).items()
            if not name.startswith("_")}
-  codes = [names[max(one.builtinCode, one.deprecatedBuiltinCode)]
-           for one in model.operatorCodes]
-  return [[codes[one.opcodeIndex] for one in graph.operators]
+  codes = [names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+           for code in model.operatorCodes]
+  return [[codes[operator.opcodeIndex] for operator in graph.operators]
           for graph in model.subgraphs]
 
 

@@ -28,7 +28,7 @@ def convert(
     batch: int | None = 1,
     samples: np.ndarray | None = None,
 ) -> bytes:
-  """Converts a net by TensorFlow alone, with no signature.
+  """Converts a model by TensorFlow alone, with no signature.
 
   Args:
     net: any of tf_keras, with one or several outputs.
@@ -73,7 +73,7 @@ def converted(tail: str = "gap", mode: str = "float32", **settings) -> bytes:
 
 def opened(tail="gap", mode="float32", *, content=None, net=None, layer="act",
            method="swa", **settings) -> ForeignExplainer:
-  """Opens a file by its teacher, on 16 pictures."""
+  """Opens a file by its teacher, on 16 images."""
   return explainer(
       content or converted(tail, mode),
       teacher=net or helpers.net(tail), images=helpers.images(16, seed=3),
@@ -132,10 +132,10 @@ def preserved(content: bytes, image: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def twins(similar: float, seed: int = 0) -> keras.Model:
-  """Builds a net of two branches of one shape, told apart by `similar`.
+  """Builds a model of two branches of one shape, told apart by `similar`.
 
   Args:
-    similar: how far the weights of "right" are from those of "left", relative.
+    similar: relative distance of the weights of "right" from "left".
     seed: of the weights.
   """
   layers = keras.layers
@@ -147,33 +147,33 @@ def twins(similar: float, seed: int = 0) -> keras.Model:
       8, 3, padding="same", activation="relu", name="right")(x)
   x = layers.Concatenate(name="both")([left, right])
   x = layers.GlobalAveragePooling2D(name="pool")(x)
-  net = tiny.shake(
+  model = tiny.shake(
       keras.Model(inputs, layers.Dense(3, name="logits")(x), name="twins"),
       seed)
-  left, right = (net.get_layer(name) for name in ("left", "right"))
+  left, right = (model.get_layer(name) for name in ("left", "right"))
   noise = np.random.default_rng(seed + 1)
-  for ours, theirs in zip(left.weights, right.weights):
-    value = ours.numpy()
-    theirs.assign(value * (1 + similar * noise.normal(size=value.shape)))
-  return net
+  for source, target in zip(left.weights, right.weights):
+    value = source.numpy()
+    target.assign(value * (1 + similar * noise.normal(size=value.shape)))
+  return model
 
 
 def with_background(net: keras.Model, first: bool) -> keras.Model:
-  """Copies a net and gives it one class more, before or behind the others."""
+  """Copies a model and gives it one class more, before or behind the others."""
   pool = net.get_layer("pool").output
   wide = keras.Model(net.input, keras.layers.Softmax()(keras.layers.Dense(
       net.output_shape[-1] + 1, name="wide")(pool)))
   kernel, bias = net.get_layer("logits").get_weights()
   extra = np.random.default_rng(0).normal(size=(len(kernel), 1))
-  parts = ([extra, kernel] if first else [kernel, extra])
+  kernels = ([extra, kernel] if first else [kernel, extra])
   ends = ([[0.5], bias] if first else [bias, [0.5]])
   wide.get_layer("wide").set_weights(
-      [np.concatenate(parts, 1), np.concatenate(ends)])
+      [np.concatenate(kernels, 1), np.concatenate(ends)])
   return wide
 
 
 def permuted(net: keras.Model, seed: int = 0) -> keras.Model:
-  """Copies a "gap" net with its channels in another order.
+  """Copies a "gap" model with its channels in another order.
 
   It computes the same function by other features, as if trained again.
   """
@@ -185,11 +185,12 @@ def permuted(net: keras.Model, seed: int = 0) -> keras.Model:
     weights = layer.get_weights()
     if name == "logits":
       weights, bias = weights[:1], weights[1:]
-    layer.set_weights([np.take(one, order, axis) for one in weights] + bias)
+    layer.set_weights(
+        [np.take(weight, order, axis) for weight in weights] + bias)
   return copy
 
 
 def rescaled(net: keras.Model) -> keras.Model:
-  """Puts x / 127.5 - 1 before a net, for files that take 0..255."""
+  """Puts x / 127.5 - 1 before a model, for files that take 0..255."""
   inputs = keras.Input(net.input_shape[1:])
   return keras.Model(inputs, net(inputs / 127.5 - 1))

@@ -1,8 +1,8 @@
 """Every public function on every kind of input: the same numbers, or a refusal.
 
-A net that takes integers, a dict, images without an axis of channels or with
-that axis first computes what its twin of float images [height, width, channels]
-does. So each function must give of it what it gives of the twin.
+Models here take integers, a dict, images without an axis of channels, or images
+with that axis first. Each has a twin that takes float images [height, width,
+channels] and computes the same. Each function must return the same for both.
 """
 
 import functools
@@ -39,7 +39,7 @@ def _tail(features, channels):
 
 
 def _net(kind: str, channels: int) -> keras.Model:
-  """A net of one kind of input, with weights that depend on nothing else."""
+  """A model of one kind of input, with weights that depend on nothing else."""
   rescaling = _layers.Rescaling(1 / 100, -1.0, name="rescaling")
   if kind == "sequence":
     images = keras.Input((SIZE, channels))
@@ -67,7 +67,7 @@ def _net(kind: str, channels: int) -> keras.Model:
 
 
 class Case:
-  """A net of one kind of input, and images of that kind."""
+  """A model of one kind of input, and images of that kind."""
 
   def __init__(self, kind: str, channels: int, folder: Path):
     self.kind, self.folder = kind, folder
@@ -99,11 +99,11 @@ class Case:
 
   def quantized(self) -> keras.Model:
     annotate = tfmot.quantization.keras.quantize_annotate_layer
-    net = tfmot.quantization.keras.quantize_apply(keras.models.clone_model(
+    model = tfmot.quantization.keras.quantize_apply(keras.models.clone_model(
         kap.clone_model(self.model), clone_function=lambda layer: annotate(
             layer) if layer.count_params() else layer))
-    kap.calibrate_quantizers(net, self.images)
-    return net
+    kap.calibrate_quantizers(model, self.images)
+    return model
 
   def scores(self, model: keras.Model) -> np.ndarray:
     """What a model that was made of this one says of the images."""
@@ -112,7 +112,7 @@ class Case:
   def fitted(self, *callbacks, model: keras.Model | None = None) -> list[float]:
     """The figures of one step."""
     model = model or kap.clone_model(self.model)
-    # One step of size 0: the figures are those of the weights as they are.
+    # One step of size 0: the figures belong to the unchanged weights.
     model.compile(keras.optimizers.SGD(0.0), tiny.cross_entropy())
     logs = model.fit(self.images, self.labels, batch_size=COUNT, verbose=0,
                      shuffle=False, callbacks=[*callbacks]).history
@@ -187,10 +187,10 @@ def _verified(case):
 def _foreign(case):
   plain = tf.lite.TFLiteConverter.from_keras_model(
       case.model if case.kind != "uint8" else _net("float", 3)).convert()
-  found = kap.export.explainer(
+  explainer = kap.export.explainer(
       plain, teacher=case.model, wcam=WCAM, images=case.images)
   boxed = kap.export.explainer(plain, black_box="occlusion")
-  return [found.explain(case.some).maps, boxed.explain(case.some).maps]
+  return [explainer.explain(case.some).maps, boxed.explain(case.some).maps]
 
 
 def _sparse(case):
@@ -249,8 +249,9 @@ FUNCTIONS: dict[str, Callable[[Case], Any] | str] = {
         "deletion", "insertion", "road", "sensitivity_n")},
     E + "cascading_randomization": lambda case: [
         *kap.evaluation.cascading_randomization(
-            case.model, case.some, lambda net, images: kap.attribution.saliency(
-                net, images, 0)).values()],
+            case.model, case.some,
+            lambda model, images: kap.attribution.saliency(
+                model, images, 0)).values()],
     "AgreementLogger": _logger,
     "Hints": lambda case: case.fitted(kap.PreserveAttribution(
         case.model, None, hints=kap.Hints(LAYER))),
@@ -283,7 +284,7 @@ FUNCTIONS: dict[str, Callable[[Case], Any] | str] = {
     "strip": lambda case: case.scores(kap.strip(_sparse(case))),
     "unnest": lambda case: case.scores(kap.unnest(case.model)),
     X + "DeviceModel": lambda case: [
-        one.map for one in kap.export.DeviceModel(
+        explanation.map for explanation in kap.export.DeviceModel(
             case.small_file).explain(case.some)[0]],
     X + "FileTensors": lambda case: [*kap.export.FileTensors(
         case.file).read(case.some).values()][-1],
@@ -328,8 +329,8 @@ FUNCTIONS: dict[str, Callable[[Case], Any] | str] = {
     X + "verify": _verified,
 }
 
-# What runs in integers, or measures what does: the operators of a file differ
-# where a net has a Reshape or Permute more, and so does the rounding.
+# Functions that run in integers, or measure integers. An extra Reshape or
+# Permute in a model changes a file's operators, and so the rounding.
 INTEGERS = ("compare_models", X + "DeviceModel", X + "FileTensors",
             X + "Interpreter", X + "drift", X + "find_tensor",
             X + "inspect_file", X + "layer_tensors", X + "microcontroller",
@@ -337,11 +338,11 @@ INTEGERS = ("compare_models", X + "DeviceModel", X + "FileTensors",
 
 _ONE_INPUT = "must take one input, the images; it takes 2"
 _NO_LAYER = "no layer of that name|no layer with a spatial map"
-# What refuses a net of two inputs: all but what needs none of their values.
+# These take a model of two inputs: they need no input values. Others refuse.
 TAKE_TWO = ("Hints", "PreserveAttribution", "TrainStep", "clone_model",
             "equalize_kernels", "hold_zeros", "layer_sparsities", "load_model",
             "save_model", "narrow", "prune_layers", "strip", "unnest")
-# What a net of [time, channels] can be asked, and the shape of the first array.
+# What a model of [time, channels] can be asked, and its first array's shape.
 OF_SEQUENCES = {
     **{A + name: (3, SIZE) for name in (
         "excitation_backprop", "gradient_x_input", "guided_backprop", "lrp",
@@ -373,7 +374,7 @@ REFUSES_SEQUENCES = {
 
 
 def _flat(values: Any) -> list[np.ndarray]:
-  return [np.asarray(one, np.float64) for one in tf.nest.flatten(values)]
+  return [np.asarray(value, np.float64) for value in tf.nest.flatten(values)]
 
 
 def _asked() -> list[str]:
@@ -493,8 +494,8 @@ class IntegersTest(parameterized.TestCase):
         kap.attribution.grad_cam(teacher, pixels), want)
     step = kap.TrainStep(student, teacher, WCAM)
     step.loss(tf.cast(pixels, tf.uint8), np.int32([0, 1]), training=False)
-    agreement, = [float(one.result()) for one in step.metrics
-                  if one.name == "attr_agreement"]
+    agreement, = [float(metric.result()) for metric in step.metrics
+                  if metric.name == "attr_agreement"]
     # A copy agrees with its teacher; cosines round.
     self.assertAlmostEqual(agreement, 1, places=5)
 
@@ -647,13 +648,14 @@ class EveryNameTest(parameterized.TestCase):
     for name in names:
       with self.subTest(name):
         got, want = _flat(FUNCTIONS[name](case)), _of_twin(name, channels)
-        self.assertEqual([one.shape for one in got],
-                         [one.shape for one in want])
+        self.assertEqual([item.shape for item in got],
+                         [item.shape for item in want])
         share = 0.1 if name in INTEGERS else 1e-4
-        for one, other in zip(got, want):
+        for array, expected in zip(got, want):
           # Rounding of float32 sums; in integers some steps of 1/127.
           np.testing.assert_allclose(
-              one, other, rtol=0, atol=share * np.abs(other).max() + 1e-12)
+              array, expected, rtol=0,
+              atol=share * np.abs(expected).max() + 1e-12)
 
   def test_two_inputs(self):
     case = Case("two", 3, tiny.folder(self))

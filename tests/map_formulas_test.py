@@ -24,11 +24,11 @@ def _distance(teacher, student):
       tf.constant(teacher), tf.constant(student)).numpy()
 
 
-def _cosine(one, other):
-  one, other = (np.float64(each).reshape(len(each), -1)
-                for each in (one, other))
-  return (one * other).sum(1) / (
-      np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1))
+def _cosine(first, second):
+  first, second = (np.float64(each).reshape(len(each), -1)
+                   for each in (first, second))
+  return (first * second).sum(1) / (
+      np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
 
 
 def _shrink(maps, size):
@@ -121,13 +121,13 @@ class DropChannelsTest(parameterized.TestCase):
     self.assertTrue((dropped == dropped[0]).all())
 
   def test_the_seed_alone_decides(self):
-    one = self._dropped(50, 0.3, [7, 1])
-    np.testing.assert_array_equal(one, self._dropped(50, 0.3, [7, 1]))
+    first = self._dropped(50, 0.3, [7, 1])
+    np.testing.assert_array_equal(first, self._dropped(50, 0.3, [7, 1]))
     tf.random.set_seed(99)
-    np.testing.assert_array_equal(one, self._dropped(50, 0.3, [7, 1]))
+    np.testing.assert_array_equal(first, self._dropped(50, 0.3, [7, 1]))
     # 50 choose 15 subsets: equal ones would be no accident.
-    self.assertFalse((one == self._dropped(50, 0.3, [8, 1])).all())
-    self.assertFalse((one == self._dropped(50, 0.3, [7, 2])).all())
+    self.assertFalse((first == self._dropped(50, 0.3, [8, 1])).all())
+    self.assertFalse((first == self._dropped(50, 0.3, [7, 2])).all())
 
   def test_every_subset_is_equally_likely_over_the_steps(self):
     @tf.function
@@ -170,18 +170,18 @@ class UnitMapTest(absltest.TestCase):
 class MapDistanceTest(parameterized.TestCase):
 
   def test_by_hand(self):
-    one = tf.constant([[[3.0, 4.0]], [[1.0, 0.0]], [[2.0, 2.0]]])
-    other = tf.constant([[[4.0, 3.0]], [[0.0, 9.0]], [[5.0, 5.0]]])
+    first = tf.constant([[[3.0, 4.0]], [[1.0, 0.0]], [[2.0, 2.0]]])
+    second = tf.constant([[[4.0, 3.0]], [[0.0, 9.0]], [[5.0, 5.0]]])
     # 1 - 24/25; at a right angle; along each other.
     np.testing.assert_allclose(
-        map_formulas.map_distance(one, other), [0.04, 1.0, 0.0], atol=1e-6)
+        map_formulas.map_distance(first, second), [0.04, 1.0, 0.0], atol=1e-6)
 
   def test_is_one_minus_cosine(self):
-    one, other = _maps(0, 5, 6, 7), _maps(1, 5, 6, 7)
-    got = _distance(one, other)
+    first, second = _maps(0, 5, 6, 7), _maps(1, 5, 6, 7)
+    got = _distance(first, second)
     self.assertEqual(got.shape, (5,))
     # Float32 sums of 42 squares.
-    np.testing.assert_allclose(got, 1 - _cosine(one, other), atol=1e-6)
+    np.testing.assert_allclose(got, 1 - _cosine(first, second), atol=1e-6)
 
   def test_opposite_signed_maps_are_two_apart(self):
     maps = _rng().normal(size=(1, 3, 3))
@@ -194,11 +194,11 @@ class MapDistanceTest(parameterized.TestCase):
     def unit(maps):
       return maps / np.linalg.norm(maps.reshape(4, -1), axis=1)[:, None, None]
     paper = ((unit(teacher) - unit(student)) ** 2).mean((1, 2))
-    ours = _distance(teacher, student)
+    distance = _distance(teacher, student)
     # Float64 sums of 49 squares.
-    np.testing.assert_allclose(paper, 2 * ours / 49, rtol=1e-12)
+    np.testing.assert_allclose(paper, 2 * distance / 49, rtol=1e-12)
     # 200 / 49 is 4.0816; the paper's weight is written as 4.08.
-    np.testing.assert_allclose(100 * paper, 4.08 * ours, rtol=1e-3)
+    np.testing.assert_allclose(100 * paper, 4.08 * distance, rtol=1e-3)
 
   @parameterized.parameters(1e-20, 1e-10, 1.0, 1e10, 1e20)
   def test_no_scale_matters(self, scale):
@@ -235,8 +235,8 @@ class MapDistanceTest(parameterized.TestCase):
     # A live map's norm rounds: 1/2 to float32's last digits.
     self.assertAlmostEqual(got[0], value, delta=1e-6)
     self.assertTrue(np.isfinite(slope).all())
-    # A live student map against nothing: the square of a unit map is constant,
-    # and what is left of its gradient is rounding.
+    # A live student map against nothing: the square of a unit map is constant.
+    # Its gradient is rounding alone.
     np.testing.assert_allclose(slope[0], 0, atol=0 if student_dead else 1e-6)
     self.assertGreater(np.abs(slope[1]).max(), 1e-3)  # Its neighbour lives.
 
@@ -276,8 +276,8 @@ class MapDistanceTest(parameterized.TestCase):
 
   def test_what_has_the_smaller_size_is_left_as_it_is(self):
     for size in (4, 8):
-      one, other = tf.ones([2, 4, 4]), tf.ones([2, size, size])
-      self.assertIs(map_formulas.same_size(one, other)[0], one)
+      small, large = tf.ones([2, 4, 4]), tf.ones([2, size, size])
+      self.assertIs(map_formulas.same_size(small, large)[0], small)
 
   def test_sizes_unknown_while_tracing(self):
     maps = tf.TensorSpec([None, None, None])

@@ -27,12 +27,12 @@ class PackageTest(absltest.TestCase):
     self.assertContainsSubset(
         {"Explanation", "Interpreter", "convert", "file_sizes",
          "tflm_installed", "verify"}, kap.export.__all__)
-    for one in (kap.export.convert, kap.export.Interpreter,
-                kap.export.verify, kap.export.file_sizes):
-      self.assertStartsWith(one.__module__, "keras_attr_preserve.export.")
+    for item in (kap.export.convert, kap.export.Interpreter,
+                 kap.export.verify, kap.export.file_sizes):
+      self.assertStartsWith(item.__module__, "keras_attr_preserve.export.")
 
   def test_every_module_of_export_is_importable(self):
-    modules = [one.name for one in pkgutil.walk_packages(
+    modules = [entry.name for entry in pkgutil.walk_packages(
         kap.export.__path__, "keras_attr_preserve.export.")]
     self.assertEqual(ROOMS, {name.split(".")[2] for name in modules})
     self.assertGreater(len(modules), 50)
@@ -74,15 +74,17 @@ class InstalledTest(absltest.TestCase):
     self.assertEqual(self.distribution.version, kap.__version__)
 
   def test_command(self):
-    commands = {one.name: one.value for one in self.distribution.entry_points
-                if one.group == "console_scripts"}
+    commands = {entry.name: entry.value
+                for entry in self.distribution.entry_points
+                if entry.group == "console_scripts"}
     self.assertEqual(
         commands["kap-verify"],
         "keras_attr_preserve.export.commands.verify_command:run")
 
   def test_needs_nothing_optional(self):
-    needed = {re.split(r"[^\w-]", one)[0].lower()
-              for one in self.distribution.requires if "extra ==" not in one}
+    needed = {re.split(r"[^\w-]", requirement)[0].lower()
+              for requirement in self.distribution.requires
+              if "extra ==" not in requirement}
     self.assertContainsSubset(
         {"ai-edge-litert", "tensorflow-model-optimization"}, needed)
     self.assertNoCommonElements(

@@ -50,9 +50,9 @@ def _of_all_workers(key: str, make: Callable[[], bytes]) -> bytes:
   path = _folder() / hashlib.sha256(key.encode()).hexdigest()
   with _locked(path.with_suffix(".lock"), fcntl.LOCK_EX):
     if not path.exists():
-      part = path.with_suffix(".part")
-      part.write_bytes(make())
-      part.rename(path)  # Whole, even if the process dies.
+      partial = path.with_suffix(".part")
+      partial.write_bytes(make())
+      partial.rename(path)  # Whole, even if the process dies.
     return path.read_bytes()
 
 

@@ -25,7 +25,7 @@ _SMALL, _LARGE = "small [] {0}", "large [('a', 2), ('b', 1)] {0}"
 
 
 def said(version: str, makes: bool) -> list[str]:
-  small, large = (one.format(version) for one in (_SMALL, _LARGE))
+  small, large = (text.format(version) for text in (_SMALL, _LARGE))
   return [*["makes small"][:makes], small, small, small,
           *["makes large"][:makes], large, large]
 
@@ -56,7 +56,7 @@ class SharedTest(absltest.TestCase):
   def test_one_process_makes_them_and_the_last_removes_them(self):
     first = self.start("run", "1")
     self.assertEqual(self.lines(first, 7), said("1", makes=True))
-    second, other, alone = (self.start(*one) for one in (
+    second, other, alone = (self.start(*arguments) for arguments in (
         ("run", "2"), ("another", "3"), (None, "4")))
     # Made by the first, so with its mark.
     self.assertEqual(self.lines(second, 5), said("1", makes=False))
@@ -65,7 +65,7 @@ class SharedTest(absltest.TestCase):
     for process in (other, alone, first):
       process.communicate("\n")
     self.assertCountEqual(
-        [one.name for one in self.place.iterdir()],
+        [path.name for path in self.place.iterdir()],
         ["shared_files_run", "shared_files_run.lock"])
     second.communicate("\n")
     self.assertEmpty([*self.place.iterdir()])

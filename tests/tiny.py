@@ -1,4 +1,4 @@
-"""Tiny models, pictures and finite differences that the tests share."""
+"""Tiny models, images and finite differences that the tests share."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ def folder(test: unittest.TestCase) -> Path:
 
 
 def images(count: int = 4, seed: int = 0, size: int = SIZE) -> np.ndarray:
-  """Draws pictures, float32 [count, size, size, 2]."""
+  """Draws images, float32 [count, size, size, 2]."""
   rng = np.random.default_rng(seed)
   return rng.normal(size=(count, size, size, 2)).astype(np.float32)
 
@@ -53,14 +53,14 @@ def conv_net(
   Args:
     head: "linear"; "softmax" or "sigmoid" inside the Dense layer "logits";
       "softmax_layer" or "activation_layer" after it.
-    tail: what stands between the layer "act" and the head. "gap": a global
+    tail: the layers between the layer "act" and the head. "gap": a global
       average. "flatten": Flatten and a hidden Dense. "block": another
       Conv-BN-activation "act2" and a global average. "depthwise": a strided
       depthwise convolution, a residual sum and a global average.
     activation: of every hidden layer.
     classes: outputs.
     width: channels of the layer "act".
-    size: height and width of the pictures.
+    size: height and width of the images.
     seed: of all weights.
     name: the model's name.
 
@@ -96,17 +96,17 @@ def conv_net(
 def smooth_net(
     seed: int, tail: str = "gap", activation: str = "sigmoid",
     head: str = "linear", **settings) -> keras.Model:
-  """Builds a smooth net of pictures of 4x4 whose maps have no kink.
+  """Builds a smooth model of images of 4x4 whose maps have no kink.
 
-  Its features are positive, and so are the kernels of its tail: its maps are,
-  so that the ReLU of a map does nothing. Arguments as for `conv_net`.
+  Its features and the kernels of its tail are positive. So its maps are
+  positive, and the ReLU of a map does nothing. Arguments as for `conv_net`.
   """
-  net = conv_net(tail=tail, activation=activation, head=head, seed=seed,
-                 **{"width": 3, "size": 4, **settings})
-  for layer in net.layers:
+  model = conv_net(tail=tail, activation=activation, head=head, seed=seed,
+                   **{"width": 3, "size": 4, **settings})
+  for layer in model.layers:
     if layer.name in ("logits", "hidden", "conv2", "depthwise"):
       layer.weights[0].assign(tf.abs(layer.weights[0]))
-  return net
+  return model
 
 
 def shared(build: Callable[..., keras.Model], *args, **settings) -> keras.Model:
@@ -199,7 +199,7 @@ def quantize_sparse(model: keras.Model) -> keras.Model:
 
 
 def _wide(model: keras.Model) -> keras.Model:
-  """Lets pictures in: tfmot's range of the input is 0..0 before training."""
+  """Lets images in: tfmot's range of the input is 0..0 before training."""
   for weight in model.weights:
     if weight.name.startswith("quantize_layer") and "_min" in weight.name:
       weight.assign(-6.0)
@@ -315,8 +315,8 @@ def slopes(
   shape = tuple(variable.shape)
   ones = np.eye(int(np.prod(shape)), dtype=variable.dtype.as_numpy_dtype)
   return np.array([
-      slope(function, variable, one.reshape(shape), step)
-      for one in (ones if entries is None else ones[entries])])
+      slope(function, variable, direction.reshape(shape), step)
+      for direction in (ones if entries is None else ones[entries])])
 
 
 def unit(maps: np.ndarray) -> np.ndarray:
@@ -328,7 +328,7 @@ def unit(maps: np.ndarray) -> np.ndarray:
 def swa_cosines(
     student: keras.Model, teacher: keras.Model, pictures: np.ndarray,
     classes: np.ndarray | None = None, training: bool = False) -> np.ndarray:
-  """Compares SWA maps of nets that end in a mean and Dense, by NumPy.
+  """Compares SWA maps of models that end in a mean and Dense, by NumPy.
 
   Args:
     student: with layers "act" and "logits".
@@ -338,7 +338,7 @@ def swa_cosines(
     training: of the student.
 
   Returns:
-    The cosine of each picture's two maps.
+    The cosine of each image's two maps.
   """
   maps = []
   for model, mode in ((teacher, False), (student, training)):
@@ -372,7 +372,7 @@ def plain_grad_cam(
 
   Args:
     model: gives logits; its layers are not nested.
-    images: what it takes.
+    images: the model's input.
     classes: each image's class.
     layer: whose features are explained.
 

@@ -1,4 +1,4 @@
-"""Every attribution method against what people hand in by mistake."""
+"""Every attribution method against mistaken arguments."""
 
 import functools
 
@@ -46,7 +46,7 @@ class FaultsTest(parameterized.TestCase):
           _explain(name, _net(), pictures.astype(kind)), maps)
     np.testing.assert_array_equal(
         _explain(name, _net(), pictures.tolist()), maps)
-    # Not those drawn by number, and what covers by the mean of all pictures.
+    # Not methods that draw, nor occlusion: its cover is all images' mean.
     if name not in ("occlusion", "rise", "smooth_grad", "var_grad"):
       alone = _explain(name, _net(), pictures[2:])
       # Float32 sums in batches of another size; relevance divides by sums that
@@ -76,24 +76,24 @@ class FaultsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_OF_MODELS)
   def test_models_and_layers_that_are_none(self, name):
-    net, pictures = _net(), tiny.images(2)
+    model, pictures = _net(), tiny.images(2)
     with self.assertRaisesRegex(
         ValueError, "has no layer of that name|layer must be None"):
-      _explain(name, net, pictures, layer="of another net")
+      _explain(name, model, pictures, layer="of another net")
     with self.assertRaisesRegex(TypeError, "model must be a tf_keras.Model"):
-      _explain(name, net.predict, pictures)
+      _explain(name, model.predict, pictures)
     with self.assertRaisesRegex(ValueError, "must have one output"):
       _explain(name, keras.Model(
-          net.input, [net.output, net.get_layer("act").output]), pictures)
+          model.input, [model.output, model.get_layer("act").output]), pictures)
 
   def test_one_class(self):
-    net, pictures = tiny.conv_net(classes=1), tiny.images(3)
+    model, pictures = tiny.conv_net(classes=1), tiny.images(3)
     for name in ("lrp", "relative_attributing_propagation", "full_grad"):
-      maps = _explain(name, net, pictures)
-      top = (net(pictures).numpy()[:, 0] >= 0).astype(int)
+      maps = _explain(name, model, pictures)
+      top = (model(pictures).numpy()[:, 0] >= 0).astype(int)
       # The same float32 sums for a class found and given.
       np.testing.assert_allclose(
-          maps, _explain(name, net, pictures, top), rtol=1e-5, atol=1e-6)
+          maps, _explain(name, model, pictures, top), rtol=1e-5, atol=1e-6)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from keras_attr_preserve import attribution
 from tests import export_helpers as helpers
 from tests import tiny
 
-# Nets that all tests share: leave them as they are.
+# All tests share these models: leave them unchanged.
 _net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 _layers = keras.layers
 _METHODS = (attribution.cam, attribution.hires_cam, attribution.layer_cam,
@@ -41,34 +41,34 @@ def _two_places():
 class CamFamilyTest(parameterized.TestCase):
 
   def test_hires_cam_by_hand(self):
-    model, picture = _two_places()
+    model, image = _two_places()
     np.testing.assert_allclose(  # 2 - 5 < 0; 12 + 2.
-        attribution.hires_cam(model, picture, 1, "features"), [[[0, 14]]],
+        attribution.hires_cam(model, image, 1, "features"), [[[0, 14]]],
         rtol=_ROUNDING)
 
   def test_layer_cam_by_hand(self):
-    model, picture = _two_places()
+    model, image = _two_places()
     np.testing.assert_allclose(  # 2, the negative gradient cut; 14.
-        attribution.layer_cam(model, picture, 1, "features"), [[[2, 14]]],
+        attribution.layer_cam(model, image, 1, "features"), [[[2, 14]]],
         rtol=_ROUNDING)
 
   def test_grad_cam_plus_plus_by_hand(self):
-    model, picture = _two_places()
+    model, image = _two_places()
     # Channel 1: sums of features 6; alpha = 1 / (2 + 6 g): 1/8 and 1/20; weight
     # 1/8 + 3/20 = .275. Channel 2: sum 6; g = 2: 1/14; weight 2/14.
     weights = np.array([1 / 8 + 3 / 20, 2 / 14])
     np.testing.assert_allclose(
-        attribution.grad_cam_plus_plus(model, picture, 1, "features"),
+        attribution.grad_cam_plus_plus(model, image, 1, "features"),
         [[[weights @ [2, 5], weights @ [4, 1]]]], rtol=_ROUNDING)
 
   def test_score_cam_by_hand(self):
-    model, picture = _two_places()
+    model, image = _two_places()
     # H: channel 1 (2, 4) -> (0, 1), channel 2 (5, 1) -> (1, 0). Behind them
-    # the picture scores 3 * 4 + 2 * 1 = 14 and 2 - 5 = -3.
+    # the image scores 3 * 4 + 2 * 1 = 14 and 2 - 5 = -3.
     share = 1 / (1 + np.exp(-17.0))
     want = share * np.array([2, 4]) + (1 - share) * np.array([5, 1])
     np.testing.assert_allclose(
-        attribution.score_cam(model, picture, 1, "features"), [[want]],
+        attribution.score_cam(model, image, 1, "features"), [[want]],
         rtol=_ROUNDING)
 
   def test_cam_holds_the_score(self):

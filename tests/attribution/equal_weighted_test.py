@@ -15,7 +15,7 @@ class EqualWeightedTest(parameterized.TestCase):
         keras.layers.Conv2D(2, 1, name="conv", input_shape=(1, 2, 1)),
         keras.layers.GlobalAveragePooling2D()])
     model.set_weights([np.float32([[[[2, -1]]]]), np.float32([0, 1])])
-    # Pictures 1 and 3: channels (2, 0) and (6, -2).
+    # Images 1 and 3: channels (2, 0) and (6, -2).
     np.testing.assert_array_equal(
         equal_weighted(model, [[[[1], [3]]]]), [[[2, 20]]])
 
@@ -24,7 +24,9 @@ class EqualWeightedTest(parameterized.TestCase):
     model = {"plain": tiny.copy_of, "prune": tiny.prune,
              "quantize": tiny.quantize}[wrap](tiny.conv_net(tail="block"))
     pictures = tiny.images(5)
-    layer, = (one for one in model.layers if one.name.endswith("act"))
+    layer, = (
+        candidate for candidate in model.layers
+        if candidate.name.endswith("act"))
     features = keras.Model(model.inputs, layer.output)(pictures).numpy()
     for batch_size in (2, 64):
       got = equal_weighted(

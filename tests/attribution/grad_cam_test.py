@@ -16,13 +16,13 @@ LIVE = 0.01
 # The same float32 sums, made twice or from a score given another way.
 FLOAT32 = 1e-6
 
-# Nets that all tests share: leave them as they are.
+# All tests share these models: leave them unchanged.
 _net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 
 
 @functools.cache
 def _two_channels():
-  """Doubles and negates a picture of 5x5; its classes weigh the channels."""
+  """Doubles and negates an image of 5x5; its classes weigh the channels."""
   layers = keras.layers
   model = keras.Sequential([
       layers.Conv2D(2, 1, name="conv", input_shape=(5, 5, 1)),
@@ -37,21 +37,21 @@ def _two_channels():
 class GradCamTest(parameterized.TestCase):
 
   def test_by_hand(self):
-    picture = np.arange(25.0).reshape(1, 5, 5, 1) / 4
+    image = np.arange(25.0).reshape(1, 5, 5, 1) / 4
     # A_1 = 2 x and A_2 = 4 - x; the mean over 25 positions passes 1/25 of a
     # class's weights. Class 0: w = (1, 0) / 25. Class 1: w = (0, 25) / 25, and
     # the ReLU cuts 4 - x where x > 4. Class 2: (-2 x + 5 (4 - x)) / 25.
-    x = picture[..., 0]
+    x = image[..., 0]
     wants = [2 * x / 25, np.maximum(4 - x, 0),
              np.maximum(20 - 7 * x, 0) / 25]
     for target, want in enumerate(wants):
-      got = grad_cam(_two_channels(), picture, target, "conv")
+      got = grad_cam(_two_channels(), image, target, "conv")
       self.assertEqual((got.dtype, got.shape), (np.float32, (1, 5, 5)))
       # Float32 means over 25 positions.
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     # Logits: 2 * 3 = 6; 25 * (4 - 3) = 25; -6 + 5 = -1.
     np.testing.assert_allclose(
-        grad_cam(_two_channels(), picture), wants[1], rtol=1e-5, atol=1e-6)
+        grad_cam(_two_channels(), image), wants[1], rtol=1e-5, atol=1e-6)
 
   def test_a_class_for_each_image(self):
     model = _net("flatten")
@@ -144,23 +144,23 @@ class GradCamTest(parameterized.TestCase):
         grad_cam(model, pictures, layer="act2").shape, (2, 3, 3))
 
   def test_behind_wrappers(self):
-    net = _net("depthwise")
+    model = _net("depthwise")
     pictures = tiny.images(3)
-    want = grad_cam(net, pictures, 1, "act")
+    want = grad_cam(model, pictures, 1, "act")
     with tiny.fine_quantizers():
-      got = grad_cam(tiny.quantize(net), pictures, 1, "act")
+      got = grad_cam(tiny.quantize(model), pictures, 1, "act")
     # 16 bits: steps of 2e-4 on weights of size 0.5, and a ReLU may flip.
     self.assertLess(tiny.relative_error(got, want), 2e-2)
-    pruned = tiny.prune(net, sparsity=0.0)
+    pruned = tiny.prune(model, sparsity=0.0)
     # A mask of ones changes no weight: float32 sums in another graph.
     np.testing.assert_allclose(
         grad_cam(pruned, pictures, 1, "act"), want, atol=1e-5)
 
   def test_a_clipped_score_does_not_blank_its_map(self):
     """Trap 2."""
-    net = tiny.conv_net()
-    net.get_layer("logits").bias.assign([50.0, 0.0, 0.0])
-    model = tiny.quantize(net)
+    float_model = tiny.conv_net()
+    float_model.get_layer("logits").bias.assign([50.0, 0.0, 0.0])
+    model = tiny.quantize(float_model)
     pictures = tiny.images(3)
     self.assertGreater(model(pictures).numpy()[:, 0].min(), 5.9)  # Clipped.
     self.assertTrue(grad_cam(model, pictures).any(axis=(1, 2)).all())

@@ -11,7 +11,7 @@ from keras_attr_preserve import attribution
 from tests import export_helpers as helpers
 from tests import tiny
 
-# Nets that all tests share: leave them as they are.
+# All tests share these models: leave them unchanged.
 _net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 _layers = keras.layers
 _METHODS = (attribution.saliency, attribution.gradient_x_input,
@@ -26,7 +26,7 @@ def _pruned():
 
 
 def _dense(kernels, biases=None):
-  """Dense layers with ReLUs between on a picture of one row of two pixels."""
+  """Dense layers with ReLUs between on an image of one row of two pixels."""
   x = inputs = keras.Input([1, 2, 1])
   x = _layers.Flatten()(x)
   for number, kernel in enumerate(kernels):
@@ -45,15 +45,15 @@ class InputGradientsTest(parameterized.TestCase):
 
   def test_saliency_equals_finite_differences(self):
     model = tiny.conv_net(tail="flatten", activation="tanh")
-    picture = tiny.images(1)
-    got = attribution.saliency(model, picture, 1)[0]
+    image = tiny.images(1)
+    got = attribution.saliency(model, image, 1)[0]
     step = np.float32(1e-2)
-    # One batch for each side, in which each picture has one value moved.
-    moves = step * np.eye(picture.size, dtype=np.float32).reshape(
-        -1, *picture.shape[1:])
-    high, low = (model(picture + sign * moves).numpy()[:, 1]
+    # One batch for each side, in which each image has one value moved.
+    moves = step * np.eye(image.size, dtype=np.float32).reshape(
+        -1, *image.shape[1:])
+    high, low = (model(image + sign * moves).numpy()[:, 1]
                  for sign in (1, -1))
-    slopes = ((high - low) / (2 * step)).reshape(picture.shape[1:])
+    slopes = ((high - low) / (2 * step)).reshape(image.shape[1:])
     # A central difference of step 1e-2: truncation of order 1e-4, and float32
     # round-off of 1e-5.
     np.testing.assert_allclose(got, np.abs(slopes).max(-1), atol=5e-4)
@@ -77,24 +77,24 @@ class InputGradientsTest(parameterized.TestCase):
 
   def test_gradient_x_input_of_a_linear_net_is_its_score(self):
     model = _dense([[[2], [-3]]])
-    picture = np.float32([[[[5], [1]]]])
+    image = np.float32([[[[5], [1]]]])
     # Small whole numbers, which float32 holds exactly.
     np.testing.assert_allclose(
-        attribution.gradient_x_input(model, picture, 1), [[[10, -3]]],
+        attribution.gradient_x_input(model, image, 1), [[[10, -3]]],
         rtol=1e-6)
 
   def test_integrated_gradients_by_hand(self):
     # relu(x1 + x2 - 1) along (t, 2t): alive from t = 1/3 on, two thirds of
     # the way, so 2/3 (1, 2).
     model = _dense([[[1], [1]], [[1]]], [[-1], [0]])
-    picture = np.float32([[[[1], [2]]]])
-    got = attribution.integrated_gradients(model, picture, 1, steps=3000)
+    image = np.float32([[[[1], [2]]]])
+    got = attribution.integrated_gradients(model, image, 1, steps=3000)
     # The kink may cost half an interval: 2 / 6000; the rest is float32 sums of
     # 3001 points.
     np.testing.assert_allclose(got, [[[2 / 3, 4 / 3]]], atol=1e-3)
     # From (1, 0) the way is (0, 2 t), alive all along.
     got = attribution.integrated_gradients(
-        model, picture, 1, baseline=np.float32([[[1], [0]]]), steps=10)
+        model, image, 1, baseline=np.float32([[[1], [0]]]), steps=10)
     # The first point lies on the kink, where the gradient is 0, and has half a
     # weight of eleven: 2 (9 + 1 / 2) / 10. The rest is float32.
     np.testing.assert_allclose(got, [[[0, 1.9]]], atol=1e-5)
@@ -121,12 +121,12 @@ class InputGradientsTest(parameterized.TestCase):
     x = _layers.Dense(3)(_layers.Flatten()(x))
     model = tiny.shake(keras.Model(inputs, x))
     pictures = 0.5 + np.abs(tiny.images(3, size=4))[..., :1]
-    theirs = attribution.tf_explain(model, pictures, 1, steps=500)
-    ours = attribution.integrated_gradients(model, pictures, 1, steps=500)
-    # Means of 500 points and of 500 intervals part by 1 / 500 of how far the
+    tf_explain_maps = attribution.tf_explain(model, pictures, 1, steps=500)
+    maps = attribution.integrated_gradients(model, pictures, 1, steps=500)
+    # Means of 500 points and of 500 intervals differ by 1 / 500 of how far the
     # gradient changes on the way.
     np.testing.assert_allclose(
-        np.abs(ours / pictures[..., 0]), theirs, rtol=1e-2, atol=1e-3)
+        np.abs(maps / pictures[..., 0]), tf_explain_maps, rtol=1e-2, atol=1e-3)
 
   def test_smooth_grad_without_noise_is_saliency(self):
     model, pictures = _net("flatten"), tiny.images(3)
@@ -134,7 +134,7 @@ class InputGradientsTest(parameterized.TestCase):
     np.testing.assert_allclose(
         attribution.smooth_grad(model, pictures, 1, noise=0.0, samples=2),
         attribution.saliency(model, pictures, 1), rtol=1e-5)
-    # Equal gradients part by float32 rounding, 1e-7 of size 1; this is its
+    # Equal gradients differ by float32 rounding, 1e-7 of size 1; this is its
     # square.
     np.testing.assert_allclose(
         attribution.var_grad(model, pictures, 1, noise=0.0, samples=3), 0,
@@ -155,8 +155,8 @@ class InputGradientsTest(parameterized.TestCase):
   def test_var_grad_of_a_kink(self):
     # The gradient of relu(x1) at 0 with noise is 1 or 0, each half the time.
     model = _dense([[[1], [0]], [[1]]])
-    picture = np.float32([[[[0], [1]]]])
-    got = attribution.var_grad(model, picture, 1, samples=400)
+    image = np.float32([[[[0], [1]]]])
+    got = attribution.var_grad(model, image, 1, samples=400)
     # Of 400 draws the share that is alive, p, is off by .025, one sigma, and
     # p (1 - p) by the square of that.
     np.testing.assert_allclose(got, [[[0.25, 0]]], atol=0.01)
@@ -165,18 +165,18 @@ class InputGradientsTest(parameterized.TestCase):
     # Hidden: x1 + x2 and x1 - x2, both alive; the score takes 1 and -1 of
     # them. The second's gradient is negative and does not get through.
     model = _dense([[[1, 1], [1, -1]], [[1], [-1]]])
-    picture = np.float32([[[[2], [1]]]])
+    image = np.float32([[[[2], [1]]]])
     np.testing.assert_allclose(
-        attribution.guided_backprop(model, picture, 1), [[[1, 1]]])
+        attribution.guided_backprop(model, image, 1), [[[1, 1]]])
     np.testing.assert_allclose(
-        attribution.saliency(model, picture, 1), [[[0, 2]]])
+        attribution.saliency(model, image, 1), [[[0, 2]]])
 
   @parameterized.parameters(*_METHODS)
   def test_targets_heads_and_wrappers(self, method):
     model, pictures = _net(), tiny.images(3)
     got = method(model, pictures, [2, 0, 1])
     self.assertEqual((got.dtype, got.shape), (np.float32, (3, 6, 6)))
-    # A dead map is 0; what is compared below may be off by 1e-6.
+    # A dead map is 0; the comparison below may be off by 1e-6.
     self.assertGreater(np.abs(got).max(), 1e-6)
     for row, target in enumerate([2, 0, 1]):
       if row == 0:  # Noise goes by an image's place.

@@ -50,7 +50,7 @@ class LinearizeTest(parameterized.TestCase):
     np.testing.assert_allclose(form.scores, model(pictures), atol=1e-5)
     # Without offsets the residual would say nothing of them.
     self.assertGreater(np.abs(form.offset).max(), 1e-3)
-    # The same picture, moved a little, is on the same piece.
+    # The same image, moved a little, is on the same piece.
     moved = pictures + 1e-4 * np.sign(tiny.images(4, 5, 8))
     change = np.einsum("ikhwc,ihwc->ik", form.weights, moved - pictures)
     # Scores of size 1, rounded to float32, and changes of 1e-4: 1.3 % of them
@@ -65,12 +65,13 @@ class LinearizeTest(parameterized.TestCase):
 
   def test_chosen_classes_and_wrapped_nets(self):
     model, pictures = tiny.conv_net(tail="block"), tiny.images(3)
-    whole, some = linearize(model, pictures), linearize(
+    whole, chosen = linearize(model, pictures), linearize(
         tiny.prune(tiny.copy_of(model), 0.0), pictures, [2, 0])
     # The wrapped model is another function: float32 sums in another order.
-    np.testing.assert_allclose(some.weights, whole.weights[:, [2, 0]],
+    np.testing.assert_allclose(chosen.weights, whole.weights[:, [2, 0]],
                                atol=1e-5)
-    np.testing.assert_allclose(some.offset, whole.offset[:, [2, 0]], atol=1e-5)
+    np.testing.assert_allclose(
+        chosen.offset, whole.offset[:, [2, 0]], atol=1e-5)
     with self.assertRaisesRegex(ValueError, r"classes must be .* in 0\.\.2"):
       linearize(model, pictures, [3])
 

@@ -1,4 +1,4 @@
-"""Tests of occlusion.py and black_box.py: scores of covered pictures."""
+"""Tests of occlusion.py and black_box.py: scores of covered images."""
 
 import contextlib
 import io
@@ -13,13 +13,13 @@ from tests import tiny
 
 
 def weighted(*weights):
-  """A linear net of one-channel pictures: class k weighs pixels by k."""
-  kernel = np.stack([np.float32(one).ravel() for one in weights], 1)
+  """A linear model of one-channel images: class k weighs pixels by k."""
+  kernel = np.stack([np.float32(weight).ravel() for weight in weights], 1)
   return lambda images: images.reshape(len(images), -1) @ kernel
 
 
 def by_definition(predict, images, targets, patch, stride, cover):
-  """The formula in plain loops, a picture a call."""
+  """The formula in plain loops, an image a call."""
   maps = np.zeros(images.shape[:3])
   for i, image in enumerate(images):
     counts = np.zeros(image.shape[:2])
@@ -88,7 +88,7 @@ class OcclusionTest(parameterized.TestCase):
   def test_defaults_cover_an_eighth_by_half_steps(self):
     calls = []
     occlusion(weighted(np.ones((16, 24))), np.ones((2, 16, 24, 1)),
-              progress=lambda *one: calls.append(one))
+              progress=lambda *counts: calls.append(counts))
     # Patches of 2x3 at steps of 1x2: 15 down; 0 2 .. 20 and 21 across.
     self.assertEqual(calls[-1], (2 * 15 * 12, 2 * 15 * 12))
 
@@ -137,9 +137,9 @@ class OcclusionTest(parameterized.TestCase):
         [[[-0.5]]])
 
   def test_a_model_and_its_file(self):
-    net, images = helpers.net("block"), helpers.images(3)
+    model, images = helpers.net("block"), helpers.images(3)
     runner = kap.export.Interpreter(helpers.converted("block"))
-    want = occlusion(net, images)  # A model is a callable.
+    want = occlusion(model, images)  # A model is a callable.
     self.assertTrue(want.any((1, 2)).all())
     # Float32 sums of XNNPACK and of TensorFlow, batch norms folded or not.
     np.testing.assert_allclose(
@@ -176,7 +176,7 @@ class OcclusionTest(parameterized.TestCase):
     images = np.ones((2, 4, 4, 1))
     calls = []
     occlusion(predict, images, patch=2, batch_size=8,
-              progress=lambda *one: calls.append(one))
+              progress=lambda *counts: calls.append(counts))
     self.assertEqual(calls, [(8, 18), (16, 18), (18, 18)])
     err = io.StringIO()
     with contextlib.redirect_stderr(err):

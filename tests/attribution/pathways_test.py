@@ -31,30 +31,30 @@ def _dense():
 class SelectTest(parameterized.TestCase):
 
   def test_mct_by_hand(self):
-    model, picture = _dense()
+    model, image = _dense()
     # dy/da: second (2, -1); first (2, 2 - 1, -3, not alive). Scores: 6, 7 and
     # 4, 4, 3, 0.
     for keep, first, second in (
         (1 / 6, [0, 0, 0, 0], [0, 1]), (2 / 6, [0, 0, 0, 0], [1, 1]),
         (4 / 6, [1, 1, 0, 0], [1, 1]), (1.0, [1, 1, 1, 0], [1, 1])):
-      path = select_pathway(model, picture, 1, keep=keep)
+      path = select_pathway(model, image, 1, keep=keep)
       self.assertEqual([name.split("/")[0] for name in path.units],
                        ["first", "second"])
       got = list(path.units.values())
       np.testing.assert_array_equal(got[0], [np.bool_(first)])
       np.testing.assert_array_equal(got[1], [np.bool_(second)])
-    self.assertEqual([float(one[0]) for one in path.shares().values()],
+    self.assertEqual([float(shares[0]) for shares in path.shares().values()],
                      [0.75, 1.0])
-    self.assertEqual([float(one[0]) for one in path.dead().values()],
+    self.assertEqual([float(shares[0]) for shares in path.dead().values()],
                      [0.25, 0.0])
 
   def test_intgrad_by_hand(self):
-    model, picture = _dense()
+    model, image = _dense()
     # At j/4 of the first layer the first unit of the second is alive where
     # 6 j/4 > 3: j = 3 and 4, half the way. So dy/da = (1, 1 - 1, -3): scores
     # 2, 0, 3, 0; the second layer is linear above: 6, 7.
     path = select_pathway(
-        model, picture, 1, method="intgrad", steps=4, keep=4 / 6)
+        model, image, 1, method="intgrad", steps=4, keep=4 / 6)
     first, second = path.units.values()
     np.testing.assert_array_equal(first, [[True, False, True, False]])
     np.testing.assert_array_equal(second, [[True, True]])
@@ -66,18 +66,18 @@ class SelectTest(parameterized.TestCase):
           _layers.Add()([x, channel_nets.conv(x, 4, "b")]))
     model = channel_nets.net(build)
     pictures = tiny.images(3, size=8)
-    one = select_pathway(model, pictures, 0, method="intgrad", steps=1)
+    one_step = select_pathway(model, pictures, 0, method="intgrad", steps=1)
     # One step is the gradient itself.
     np.testing.assert_array_equal(
-        one.overlap(select_pathway(model, pictures, 0)), 1)
+        one_step.overlap(select_pathway(model, pictures, 0)), 1)
     many = select_pathway(model, pictures, 0, method="intgrad", steps=8)
-    self.assertLess(many.overlap(one).min(), 1)
+    self.assertLess(many.overlap(one_step).min(), 1)
 
   def test_keep_and_overlap(self):
     model, pictures = tiny.conv_net(tail="block"), tiny.images(4)
     path = select_pathway(model, pictures, 1, keep=0.2, batch_size=3)
     total = np.concatenate(
-        [one.reshape(4, -1) for one in path.units.values()], 1)
+        [units.reshape(4, -1) for units in path.units.values()], 1)
     # Rounded up to whole units of 288; ties and dead units move some.
     np.testing.assert_allclose(total.mean(1), 0.2, atol=0.02)
     np.testing.assert_array_equal(path.overlap(path), 1)
@@ -98,13 +98,13 @@ class SelectTest(parameterized.TestCase):
 class GradientTest(absltest.TestCase):
 
   def test_by_hand(self):
-    model, picture = _dense()
+    model, image = _dense()
     # Kept: both of the second layer and units 1, 2 of the first. Gradient of
     # x1: 2 * 1 + (2 - 1) * 2 = 4; of x2, by unit 3 alone: 0.
     np.testing.assert_allclose(
-        pathway_gradient(model, picture, 1, keep=4 / 6), [[[4, 0]]])
+        pathway_gradient(model, image, 1, keep=4 / 6), [[[4, 0]]])
     np.testing.assert_allclose(
-        pathway_gradient(model, picture, 1, keep=1.0), [[[4, 3]]])
+        pathway_gradient(model, image, 1, keep=1.0), [[[4, 3]]])
 
   def test_everything_kept_is_saliency(self):
     model, pictures = tiny.conv_net(tail="flatten"), tiny.images(3)

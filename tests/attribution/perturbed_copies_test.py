@@ -1,4 +1,4 @@
-"""Tests of what streams: perturbed_copies.py, cached_tap.py, progress.py."""
+"""Tests of streaming: perturbed_copies.py, cached_tap.py, progress.py."""
 
 import contextlib
 import functools
@@ -22,9 +22,9 @@ from keras_attr_preserve.utils import progress
 from tests import export_helpers as helpers
 from tests import tiny
 
-# Nets that all tests share: leave them as they are.
+# All tests share these models: leave them unchanged.
 _net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
-# By name: the method, its settings, and how often it runs each picture.
+# By name: the method, its settings, and how often it runs each image.
 _METHODS = {
     "integrated_gradients": (
         attribution.integrated_gradients, {"steps": 9}, 10),
@@ -64,14 +64,14 @@ class StreamingTest(parameterized.TestCase):
     method, settings, runs = _METHODS[name]
     calls = []
     method(_net(), tiny.images(2), 1, batch_size=size,
-           progress=lambda *one: calls.append(one), **settings)
+           progress=lambda *counts: calls.append(counts), **settings)
     self.assertEqual({total for _, total in calls}, {2 * runs})
     self.assertEqual(calls[-1][0], 2 * runs)
     ran = np.diff([0] + [done for done, _ in calls])
     pictures = min(2, size)
     fill = size // pictures * pictures
     self.assertEqual(ran.max(), min(fill, pictures * runs))
-    # But for the rest of each group of pictures.
+    # Except for the last, smaller run of each group of images.
     self.assertLessEqual((ran < ran.max()).sum(), 2 // pictures)
 
   @parameterized.parameters(*_METHODS)
@@ -231,7 +231,7 @@ class MemoryTest(parameterized.TestCase):
       "integrated_gradients", "smooth_grad", "var_grad", "occlusion", "rise")
   @pytest.mark.slow("explaining")
   def test_does_not_grow_with_the_copies(self, name):
-    # 4 pictures 900 times more are 118 MB at 64x64x2 (occlusion: 721 times).
+    # 4 images 900 times more are 118 MB at 64x64x2 (occlusion: 721 times).
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, name], check=True,
         capture_output=True, text=True)

@@ -1,8 +1,8 @@
-"""Identities of the attribution methods on real nets and pictures.
+"""Identities of the attribution methods on real models and images.
 
 Slow, each of them. What was measured stands beside each bound: TensorFlow 2.21
 on a CPU. Conservation, the share of the score that arrives at the pixels, as
-median over the pictures:
+median over the images:
 
                           VWW    ResNet-8   MobileNet 96   MobileNet 224
     z_plus                .24    1          .025           .020
@@ -67,7 +67,7 @@ def _logits(name: str) -> np.ndarray:
 
 @functools.cache
 def _bias(name: str) -> np.ndarray:
-  """The last layer's bias, for the top class of each picture."""
+  """The last layer's bias, for the top class of each image."""
   last = [layer for layer in _net(name).layers if layer.weights][-1]
   return last.get_weights()[1][_logits(name).argmax(1)]
 
@@ -109,16 +109,16 @@ class ConservationTest(parameterized.TestCase):
 
   @parameterized.parameters("vww", "mobilenet_96")
   def test_z_plus_loses_at_depthwise_layers(self, name):
-    net = _net(name)
+    model = _net(name)
     # One ReLU behind each layer: pointwise, depthwise, pointwise, ...
-    layers = [layer.name for layer in net.layers
+    layers = [layer.name for layer in model.layers
               if layer.name.startswith("activation") or (
                   layer.name.endswith("_relu"))][::-1][:9]
     shares = np.array([np.median(kap.attribution.lrp_conservation(
-        net, _pictures(name)[:3], layer=layer, preset="z_plus").share)
+        model, _pictures(name)[:3], layer=layer, preset="z_plus").share)
                        for layer in layers])
-    kept = shares[1:] / shares[:-1]
-    pointwise, depthwise = kept[0::2], kept[1::2]
+    ratios = shares[1:] / shares[:-1]
+    pointwise, depthwise = ratios[0::2], ratios[1::2]
     print(name, layers, shares, "kept by pointwise layers", pointwise,
           "by depthwise ones", depthwise)
     # Measured of four of each: 1 and .998 at least; together .88 and .08.
@@ -156,13 +156,13 @@ class CompletenessTest(parameterized.TestCase):
 
   @parameterized.parameters(*_NETS)
   def test_integrated_gradients(self, name):
-    net, pictures = _net(name), _pictures(name)[:3]
+    model, pictures = _net(name), _pictures(name)[:3]
     misses = []
     for steps in (4, 16, 64, 256):
-      one = kap.attribution.integrated_gradients_completeness(
-          net, pictures, steps=steps)
-      misses.append(np.median(np.abs(one.total - one.difference)
-                              / np.abs(one.difference)))
+      gap = kap.attribution.integrated_gradients_completeness(
+          model, pictures, steps=steps)
+      misses.append(np.median(np.abs(gap.total - gap.difference)
+                              / np.abs(gap.difference)))
     print(name, np.round(misses, 4))
     # The trapezoid rule steps over kinks of ReLUs: 256 steps may miss 5 %.
     self.assertLess(misses[-1], 0.05)
@@ -170,8 +170,8 @@ class CompletenessTest(parameterized.TestCase):
 
   @parameterized.parameters(*_NETS)
   def test_linearization(self, name):
-    net, pictures = _net(name), _pictures(name)[:3]
-    form = kap.attribution.linearize(net, pictures, [0, 1])
+    model, pictures = _net(name), _pictures(name)[:3]
+    form = kap.attribution.linearize(model, pictures, [0, 1])
     terms = np.abs(form.offset).max()
     print(name, np.abs(form.residual).max(), np.abs(form.scores).max(), terms)
     # Float32 scores of up to 14, of batches of another size.
@@ -182,7 +182,7 @@ class CompletenessTest(parameterized.TestCase):
     x = tf.constant(pictures)
     with tf.GradientTape() as tape:
       tape.watch(x)
-      logits = Tap(net)(x).logits[:, :2]
+      logits = Tap(model)(x).logits[:, :2]
     jacobian = tape.batch_jacobian(logits, x).numpy()
     # Float32 gradients, of a graph and of a batch Jacobian.
     self.assertLess(tiny.relative_error(form.weights, jacobian), 1e-3)
@@ -197,18 +197,18 @@ class CompletenessTest(parameterized.TestCase):
 
   @parameterized.parameters("vww", "resnet", "mobilenet_96")
   def test_pathways(self, name):
-    net, pictures = _net(name), _pictures(name)[:3]
-    few, many = (kap.attribution.select_pathway(net, pictures, keep=keep)
+    model, pictures = _net(name), _pictures(name)[:3]
+    few, many = (kap.attribution.select_pathway(model, pictures, keep=keep)
                  for keep in (0.1, 0.3))
     for unit in few.units:
       self.assertTrue((few.units[unit] <= many.units[unit]).all())
       self.assertTrue((few.units[unit] <= few.alive[unit]).all())
-    count = sum(one.reshape(3, -1).sum(1) for one in few.units.values())
-    size = sum(one[0].size for one in few.units.values())
+    count = sum(units.reshape(3, -1).sum(1) for units in few.units.values())
+    size = sum(units[0].size for units in few.units.values())
     # The share is rounded up to a whole unit, and ties with the last are in.
     np.testing.assert_allclose(count / size, 0.1, atol=2e-3)
     np.testing.assert_array_equal(few.overlap(few), 1)
-    maps = kap.attribution.pathway_gradient(net, pictures, keep=0.3)
+    maps = kap.attribution.pathway_gradient(model, pictures, keep=0.3)
     self.assertTrue((maps.reshape(3, -1).max(1) > 0).all())
 
 
@@ -219,18 +219,18 @@ class WrappedTest(parameterized.TestCase):
 
   @parameterized.parameters("vww", "resnet")
   def test_pruned_quantized_stripped(self, name):
-    net, pictures = _net(name), _pictures(name)[:3]
-    top = net.predict(pictures, verbose=0).argmax(1)
-    pruned = tiny.prune(net, 0.0)
-    stripped = tfmot.sparsity.keras.strip_pruning(tiny.prune(net, 0.0))
-    linear = tiny.copy_of(net)
+    model, pictures = _net(name), _pictures(name)[:3]
+    top = model.predict(pictures, verbose=0).argmax(1)
+    pruned = tiny.prune(model, 0.0)
+    stripped = tfmot.sparsity.keras.strip_pruning(tiny.prune(model, 0.0))
+    linear = tiny.copy_of(model)
     linear.layers[-1].activation = keras.activations.linear
-    quantized = tfmot.quantization.keras.quantize_model(tiny.copy_of(net))
+    quantized = tfmot.quantization.keras.quantize_model(tiny.copy_of(model))
     for _ in range(4):
       quantized(pictures, training=True)
     for method in self.METHODS:
       explain = getattr(kap.attribution, method)
-      want = explain(net, pictures, top)
+      want = explain(model, pictures, top)
       for other in (pruned, stripped, linear):
         # The same weights and logits: float32 gradients in another graph.
         self.assertLess(
@@ -259,14 +259,14 @@ _METHODS = (
     ("excitation_backprop", {}), ("relative_attributing_propagation", {}))
 
 
-# Where a net has another layer behind its average, or none, or a last map of
+# Where a model has another layer behind its average, or none, or a last map of
 # one position at this size; and where it has swish throughout.
 _REFUSALS = {"cam": "CAM needs a global average",
              "pathway_gradient": "has no ReLU"}
 
 
 class ApplicationsTest(parameterized.TestCase):
-  """Every method on nets of tf_keras.applications, with random weights."""
+  """Every method on models of tf_keras.applications, with random weights."""
 
   @parameterized.parameters(
       ("MobileNetV2", 64), ("MobileNetV3Small", 64, "cam"),
@@ -285,40 +285,40 @@ class ApplicationsTest(parameterized.TestCase):
 
   def _check_every_method(self, name, size, refused):
     rng = np.random.default_rng(0)
-    net = getattr(keras.applications, name)(
+    model = getattr(keras.applications, name)(
         input_shape=(size, size, 3), weights=None, classes=10)
     top = 255 if name in ("MobileNetV3Small", "EfficientNetB0") else 1
     pictures = rng.uniform(0, top, (2, size, size, 3)).astype(np.float32)
-    self._settle(net, pictures, rng)
+    self._settle(model, pictures, rng)
     for method, options in _METHODS:
       if method in refused:
         with self.assertRaisesRegex(ValueError, _REFUSALS[method]):
-          getattr(kap.attribution, method)(net, pictures, **options)
+          getattr(kap.attribution, method)(model, pictures, **options)
       else:
-        self._check(name, net, pictures, method, options)
-    form = kap.attribution.linearize(net, pictures, [3])
+        self._check(name, model, pictures, method, options)
+    form = kap.attribution.linearize(model, pictures, [3])
     self.assertTrue(np.isfinite(form.weights).all())
     for preset in ("z_plus_even", "epsilon_plus_even"):
       report = kap.attribution.lrp_conservation(
-          net, pictures, preset=preset, bias=False)
+          model, pictures, preset=preset, bias=False)
       print(name, preset, report.share, flush=True)
       # The epsilon of dense layers takes as much of a score. NASNet averages
-      # windows of padding alone, whose part is nobody's: measured .992.
+      # windows of padding alone, whose share no pixel gets: measured .992.
       np.testing.assert_allclose(
           report.arrived, report.sent, atol=5e-6,
           rtol=2e-2 if name == "NASNetMobile" else 1e-3)
 
-  def _settle(self, net, pictures, rng):
+  def _settle(self, model, pictures, rng):
     """Makes each norm fit what it sees; else the signal dies on its way."""
-    for layer in net.layers:
+    for layer in model.layers:
       if isinstance(layer, keras.layers.BatchNormalization):
         layer.momentum = 0.0
         layer.beta.assign(0.3 * rng.normal(size=layer.beta.shape))
-    net(np.concatenate([pictures, pictures[:, ::-1] / 2]), training=True)
+    model(np.concatenate([pictures, pictures[:, ::-1] / 2]), training=True)
 
-  def _check(self, name, net, pictures, method, options):
+  def _check(self, name, model, pictures, method, options):
     start = time.time()
-    maps = getattr(kap.attribution, method)(net, pictures, **options)
+    maps = getattr(kap.attribution, method)(model, pictures, **options)
     self.assertEqual(len(maps), 2)
     self.assertEqual(maps.ndim, 3, (name, method))
     self.assertTrue(np.isfinite(maps).all(), (name, method))

@@ -1,4 +1,4 @@
-"""Tests of rise.py: scores of randomly masked pictures."""
+"""Tests of rise.py: scores of randomly masked images."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -10,13 +10,13 @@ from tests import tiny
 
 
 def seen_masks(size=(8, 8), **settings):
-  """The masks as a model of an all-white picture sees them, and its map."""
+  """The masks as a model of an all-white image sees them, and its map."""
   seen = []
   def predict(batch):
     seen.extend(batch[..., 0])
     return np.arange(len(seen) - len(batch), len(seen), dtype=float)[:, None]
   maps = rise(predict, np.ones((1, *size, 1)), 1, **settings)
-  return np.stack(seen[1:]), maps[0]  # The first is the picture itself.
+  return np.stack(seen[1:]), maps[0]  # The first is the image itself.
 
 
 class FormulaTest(parameterized.TestCase):
@@ -25,7 +25,7 @@ class FormulaTest(parameterized.TestCase):
   def test_equation_6_by_the_masks_a_model_sees(self, keep):
     masks, got = seen_masks(masks=30, cells=3, keep=keep, batch_size=7)
     self.assertEqual(masks.shape, (30, 8, 8))
-    scores = np.arange(1, 31)  # 0 was the picture itself.
+    scores = np.arange(1, 31)  # 0 was the image itself.
     # Float32 masks and maps.
     np.testing.assert_allclose(
         got, np.einsum("n,nhw->hw", scores, masks) / (keep * 30), 1e-5)
@@ -36,7 +36,7 @@ class FormulaTest(parameterized.TestCase):
         / (keep * 30), atol=1e-4)
 
   def test_a_mask_by_hand(self):
-    # Two cells, a picture 4 wide: cells of 2, enlarged to 6, cut at 0 or 1.
+    # Two cells, an image 4 wide: cells of 2, enlarged to 6, cut at 0 or 1.
     # Bilinear from (0 1): positions (i + .5) / 3 - .5, clamped to 0..1.
     bend = np.array([[1, 0], [1, 0], [2 / 3, 1 / 3], [1 / 3, 2 / 3], [0, 1],
                      [0, 1]])
@@ -63,11 +63,11 @@ class FormulaTest(parameterized.TestCase):
       return np.stack([batch[:, 2, 9, 0], batch[:, 8, 3, 0]], 1)
     maps = rise(predict, images, [0, 1], cells=4, centred=True)
     # E: Cov(m_p, m_q) / keep, largest at the pixel itself and 0 far away.
-    for one, (down, across) in zip(maps, [(2, 9), (8, 3)]):
+    for values, (down, across) in zip(maps, [(2, 9), (8, 3)]):
       self.assertLess(np.hypot(*np.subtract(
-          np.unravel_index(one.argmax(), one.shape), (down, across))), 2)
-      self.assertLess(np.abs(one[::11, ::11][
-          (1, 0) if down < 6 else (0, 1)]).max(), 0.1 * one.max())
+          np.unravel_index(values.argmax(), values.shape), (down, across))), 2)
+      self.assertLess(np.abs(values[::11, ::11][
+          (1, 0) if down < 6 else (0, 1)]).max(), 0.1 * values.max())
 
   def test_a_constant_score_says_nothing_once_centred(self):
     images = np.ones((1, 6, 6, 1), np.float32)
@@ -85,35 +85,35 @@ class FormulaTest(parameterized.TestCase):
 class ProbesTest(parameterized.TestCase):
 
   def test_the_same_for_every_image_and_model(self):
-    picture = helpers.images(1)
-    net = helpers.net("block")
-    maps = rise(net, np.repeat(picture, 3, 0), 0, masks=20)
+    image = helpers.images(1)
+    model = helpers.net("block")
+    maps = rise(model, np.repeat(image, 3, 0), 0, masks=20)
     # Float32 convolutions of equal batches; nothing else may differ.
     np.testing.assert_allclose(maps[1:], maps[:1].repeat(2, 0), atol=1e-6)
     runner = kap.export.Interpreter(helpers.converted("block"))
     # Float32 sums of LiteRT's kernels and TensorFlow's, in another order.
     np.testing.assert_allclose(
-        rise(runner.predict, picture, 0, masks=20), maps[:1], atol=1e-4)
-    # A hundred times what the runtimes may part by: other masks must show.
+        rise(runner.predict, image, 0, masks=20), maps[:1], atol=1e-4)
+    # A hundred times the runtimes' difference: other masks must show.
     self.assertFalse(np.allclose(
-        rise(net, picture, 0, masks=20, seed=1), maps[:1], atol=1e-2))
+        rise(model, image, 0, masks=20, seed=1), maps[:1], atol=1e-2))
 
   @parameterized.parameters(1, 3, 64)
   def test_the_batch_size_does_not_matter(self, batch_size):
-    net, images = tiny.conv_net(), tiny.images(3)
+    model, images = tiny.conv_net(), tiny.images(3)
     # Float32 convolutions of batches of another size.
     np.testing.assert_allclose(
-        rise(net, images, masks=10, cells=2, batch_size=batch_size),
-        rise(net, images, masks=10, cells=2), atol=1e-5)
+        rise(model, images, masks=10, cells=2, batch_size=batch_size),
+        rise(model, images, masks=10, cells=2), atol=1e-5)
 
   def test_targets(self):
-    net, images = tiny.conv_net(), tiny.images(4)
-    top = net(images).numpy().argmax(1)
-    want = rise(net, images, top, masks=9)
-    np.testing.assert_array_equal(rise(net, images, masks=9), want)
+    model, images = tiny.conv_net(), tiny.images(4)
+    top = model(images).numpy().argmax(1)
+    want = rise(model, images, top, masks=9)
+    np.testing.assert_array_equal(rise(model, images, masks=9), want)
     np.testing.assert_array_equal(
-        rise(net, images, np.eye(3)[top], masks=9), want)
-    self.assertFalse(np.allclose(want, rise(net, images, 0, masks=9)))
+        rise(model, images, np.eye(3)[top], masks=9), want)
+    self.assertFalse(np.allclose(want, rise(model, images, 0, masks=9)))
 
   @parameterized.parameters((1, 1, 1), (5, 3, 7), (2, 9, 2), (8, 8, 1))
   def test_any_size(self, height, width, cells):
@@ -129,7 +129,7 @@ class ProbesTest(parameterized.TestCase):
       sizes.append(len(batch))
       return batch.mean((1, 2))
     rise(predict, np.ones((2, 4, 4, 2)), masks=5, batch_size=3,
-         progress=lambda *one: calls.append(one))
+         progress=lambda *counts: calls.append(counts))
     self.assertEqual(calls, [(3, 10), (6, 10), (8, 10), (10, 10)])
     self.assertEqual(max(sizes), 3)
 

@@ -15,7 +15,7 @@ from keras_attr_preserve.attribution.tf_explain import integrated_gradients
 from tests import export_helpers as helpers
 from tests import tiny
 
-# Nets that all tests share: leave them as they are.
+# All tests share these models: leave them unchanged.
 _net = functools.partial(helpers.net, size=tiny.SIZE, width=4)
 # Float32 convolutions of batches of another size.
 BATCHES = 1e-5
@@ -39,11 +39,11 @@ class IntegratedGradientsTest(parameterized.TestCase):
         2, use_bias=False, name="head")(x))
     model.get_layer("head").set_weights(
         [np.float32([[1, 0], [1, 0], [0, 1], [0, -1]])])
-    picture = np.float32([[[[1, 2], [3, 4]]]])
+    image = np.float32([[[[1, 2], [3, 4]]]])
     # Class 0 sees the first pixel: gradients 2 x + 3, from x = 0 and x: their
     # mean x + 3, so 4 + 5. Class 1: 6 and -7, by magnitude 13.
     for target, want in ((0, [[[9, 0]]]), (1, [[[0, 13]]])):
-      got = integrated_gradients(model, picture, target, steps=2)
+      got = integrated_gradients(model, image, target, steps=2)
       # Small whole numbers, all but exact in float32.
       np.testing.assert_allclose(got, want, rtol=1e-6)
       self.assertEqual(got.dtype, np.float32)
@@ -85,15 +85,15 @@ class IntegratedGradientsTest(parameterized.TestCase):
         integrated_gradients(_net(), pictures, 1), atol=1e-6)
 
   def test_alive_under_quantization(self):
-    net = tiny.conv_net()
+    model = tiny.conv_net()
     pictures = tiny.images(3)
-    want = integrated_gradients(net, pictures, 1)
+    want = integrated_gradients(model, pictures, 1)
     with tiny.fine_quantizers():
-      got = integrated_gradients(tiny.quantize(net), pictures, 1)
+      got = integrated_gradients(tiny.quantize(model), pictures, 1)
     # 16 bits: steps of 2e-4 on weights of size 0.5, and a ReLU may flip.
     self.assertLess(tiny.relative_error(got, want), 2e-2)
-    net.get_layer("logits").bias.assign([0.0, 50.0, 0.0])
-    clipped = tiny.quantize(net)
+    model.get_layer("logits").bias.assign([0.0, 50.0, 0.0])
+    clipped = tiny.quantize(model)
     self.assertEqual(_tf_explain(clipped, pictures, 1, 3).max(), 0)  # The trap.
     self.assertTrue(
         integrated_gradients(clipped, pictures, 1).any(axis=(1, 2)).all())
@@ -129,13 +129,13 @@ class IntegratedGradientsTest(parameterized.TestCase):
   def test_the_other_methods(self):
     model, pictures = _net("flatten"), tiny.images(4)
     targets = [2, 0, 1, 1]
-    for method, mine in (("vanilla_gradients", False),
-                         ("gradients_inputs", True)):
+    for method, times_input in (("vanilla_gradients", False),
+                                ("gradients_inputs", True)):
       with tf.GradientTape() as tape:
         batch = tf.constant(pictures)
         tape.watch(batch)
         score = tf.reduce_sum(model(batch) * np.eye(3)[targets])
-      want = tape.gradient(score, batch) * (pictures if mine else 1)
+      want = tape.gradient(score, batch) * (pictures if times_input else 1)
       # Float32 gradients of a graph and of an eager run.
       np.testing.assert_allclose(
           attribution.tf_explain(model, pictures, targets, method=method),

@@ -1,4 +1,4 @@
-"""Tests of calibrate_quantizers.py: ranges by hand, and what they are for."""
+"""Tests of calibrate_quantizers.py: ranges by hand, and their use."""
 
 import functools
 
@@ -58,7 +58,7 @@ def _rest(model):
 
 
 def _doubling():
-  """A net of one layer that doubles each of two colours."""
+  """A model of one layer that doubles each of two colours."""
   inputs = keras.Input((2, 2, 2), name="pictures")
   x = keras.layers.Conv2D(2, 1, use_bias=False, name="double")(inputs)
   x = keras.layers.ReLU(name="relu")(x)
@@ -77,11 +77,12 @@ class CalibrateQuantizersTest(parameterized.TestCase):
     images[2:4] = 1                                  # Then of 2: 0..1.
     images[4] = 4                                    # And of 1: 0..4.
     kap.calibrate_quantizers(student, images, batch_size=2)
-    found = {part: [float(value) for name, value in _ranges(student).items()
-                    if name.startswith(part)]
-             for part in ("quantize_layer", "quant_relu", "quant_pool")}
-    self.assertEqual(found, {
-        # Pictures keep the widest range, as tfmot has it.
+    ranges = {
+        prefix: [float(value) for name, value in _ranges(student).items()
+                 if name.startswith(prefix)]
+        for prefix in ("quantize_layer", "quant_relu", "quant_pool")}
+    self.assertEqual(ranges, {
+        # Images keep the widest range, as tfmot has it.
         "quantize_layer": [-3, 10],
         # After doubling and ReLU 20, 2 and 8 in the three batches.
         "quant_relu": [0, 10],
@@ -118,16 +119,16 @@ class CalibrateQuantizersTest(parameterized.TestCase):
   def check_near(self, scheme):
     model, student = _start(nets.resnet_8, scheme)
     images = nets.pictures(model, 48)
-    wanted = model(images).numpy()
+    expected = model(images).numpy()
     start, before = student.get_weights(), _rest(student)
     student(images[:32], training=True)  # One step, as in training.
-    uncalibrated = np.linalg.norm(student(images).numpy() - wanted)
+    uncalibrated = np.linalg.norm(student(images).numpy() - expected)
     student.set_weights(start)
     kap.calibrate_quantizers(student, images)
-    for one, other in zip(before, _rest(student), strict=True):
-      np.testing.assert_array_equal(one, other)
-    error = np.linalg.norm(student(images).numpy() - wanted)
-    self.assertLess(error, 0.1 * np.linalg.norm(wanted))
+    for old, new in zip(before, _rest(student), strict=True):
+      np.testing.assert_array_equal(old, new)
+    error = np.linalg.norm(student(images).numpy() - expected)
+    self.assertLess(error, 0.1 * np.linalg.norm(expected))
     self.assertLess(error, uncalibrated)
 
   def test_training_goes_on_from_there(self):
@@ -148,16 +149,16 @@ class CalibrateQuantizersTest(parameterized.TestCase):
                 1, np.abs(ranges[name]).max()))
 
   def test_the_same_again_and_one_image(self):
-    (_, one), other = _start(_block), _aware(_block())
-    start = one.get_weights()
+    (_, first), second = _start(_block), _aware(_block())
+    start = first.get_weights()
     for count in (1, 5):
-      for net in (one, other):
-        net.set_weights(start)
-        kap.calibrate_quantizers(net, tiny.images(count), batch_size=2)
-      for mine, yours in zip(
-          _ranges(one).values(), _ranges(other).values(), strict=True):
-        np.testing.assert_array_equal(mine, yours)
-        self.assertTrue(np.isfinite(mine).all())
+      for student in (first, second):
+        student.set_weights(start)
+        kap.calibrate_quantizers(student, tiny.images(count), batch_size=2)
+      for value, other_value in zip(
+          _ranges(first).values(), _ranges(second).values(), strict=True):
+        np.testing.assert_array_equal(value, other_value)
+        self.assertTrue(np.isfinite(value).all())
 
   @parameterized.parameters("float", "nan", "weights", "batch")
   def test_what_fails_changes_nothing(self, case):
@@ -169,16 +170,17 @@ class CalibrateQuantizersTest(parameterized.TestCase):
       images[3] = np.nan
     elif case == "weights":
       layer = student.get_layer("quant_logits")
-      layer.set_weights([np.nan * one if "kernel" in weight.name
-                         and weight.trainable else one for weight, one in zip(
+      layer.set_weights([np.nan * value if "kernel" in weight.name
+                         and weight.trainable else value
+                         for weight, value in zip(
                              layer.weights, layer.get_weights())])
     else:
       settings, text = {"batch_size": 0}, "batch_size"
     before = student.get_weights()
     with self.assertRaisesRegex(ValueError, text):
       kap.calibrate_quantizers(student, images, **settings)
-    for one, other in zip(before, student.get_weights(), strict=True):
-      np.testing.assert_array_equal(one, other)
+    for old, new in zip(before, student.get_weights(), strict=True):
+      np.testing.assert_array_equal(old, new)
 
   def test_tfmot_is_as_it_was(self):
     quantizer = _quantization.quantizers.MovingAverageQuantizer

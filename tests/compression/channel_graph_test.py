@@ -52,10 +52,10 @@ class FollowTest(parameterized.TestCase):
 
   def test_a_depth_multiplier_gives_neighbours(self):
     graph = ChannelGraph(nets.separable(2))
-    made = next(group.channels for group in graph.groups
-                if group.layers == ("separable",))
+    channels = next(group.channels for group in graph.groups
+                    if group.layers == ("separable",))
     np.testing.assert_array_equal(
-        graph.uses["depthwise"].outputs, np.repeat(made, 2))
+        graph.uses["depthwise"].outputs, np.repeat(channels, 2))
 
   def test_a_part_of_a_sum_is_a_group_of_its_own(self):
     self.assertEqual(groups(nets.merges()), {
@@ -103,12 +103,12 @@ class FollowTest(parameterized.TestCase):
 class HoldTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
-      ("lambda", lambda x: _layers.Lambda(lambda one: one[..., ::-1])(x)),
+      ("lambda", lambda x: _layers.Lambda(lambda maps: maps[..., ::-1])(x)),
       ("layer_norm", lambda x: _layers.LayerNormalization()(x)),
       ("softmax", lambda x: _layers.Softmax()(x)),
       ("softmax_activation", lambda x: _layers.Activation("softmax")(x)),
       ("own_activation", lambda x: _layers.Activation(
-          lambda one: one[..., ::-1])(x)),
+          lambda features: features[..., ::-1])(x)),
       ("slice", lambda x: x[..., ::-1]),
       ("constant", lambda x: x * np.arange(4, dtype=np.float32)),
       ("scales", lambda x: _layers.Rescaling([1., 2., 3., 4.])(x)),
@@ -163,8 +163,8 @@ class SharedTest(absltest.TestCase):
   def test_a_layer_called_twice(self):
     def build(x):
       twice = _layers.Conv2D(6, 3, padding="same", name="twice")
-      one, other = nets.conv(x, 4, "a"), nets.conv(x, 4, "b")
-      return _layers.Concatenate()([twice(one), twice(other)])
+      first, second = nets.conv(x, 4, "a"), nets.conv(x, 4, "b")
+      return _layers.Concatenate()([twice(first), twice(second)])
     self.assertEqual(groups(nets.net(build)), {("a", "b"): 4, ("twice",): 6})
 
   def test_an_activation_called_twice_ties_nothing(self):
@@ -177,11 +177,11 @@ class SharedTest(absltest.TestCase):
   def test_a_reshape_called_on_two_widths(self):
     def build(x):
       flat = _layers.Reshape((-1,), name="flat")
-      one = _layers.GlobalAveragePooling2D(keepdims=True)(
+      first = _layers.GlobalAveragePooling2D(keepdims=True)(
           nets.conv(x, 4, "a"))
-      other = _layers.GlobalAveragePooling2D(keepdims=True)(
+      second = _layers.GlobalAveragePooling2D(keepdims=True)(
           nets.conv(x, 6, "b"))
-      x = _layers.Concatenate()([flat(one), flat(other)])
+      x = _layers.Concatenate()([flat(first), flat(second)])
       return _layers.Dense(3, name="logits")(x)
     graph = ChannelGraph(nets.net(build, head=False))
     self.assertEmpty(graph.groups)

@@ -1,4 +1,4 @@
-"""Tests of equalize_kernels.py: the same net, with kernels of one size."""
+"""Tests of equalize_kernels.py: the same model, with kernels of one size."""
 
 import numpy as np
 import tensorflow_model_optimization as tfmot

@@ -77,8 +77,8 @@ class ScoreContributionsTest(parameterized.TestCase):
 
     channels = np.unique(graph.uses[name].outputs)
     step = 1e-5
-    slopes = [(score(one, 1 + step) - score(one, 1 - step)) / (2 * step)
-              for one in channels]
+    slopes = [(score(channel, 1 + step) - score(channel, 1 - step)) / (2 * step)
+              for channel in channels]
     # A thousand times the absolute tolerance: not all slopes are zero.
     self.assertGreater(np.abs(slopes).max(), 0.01)
     # Gates are float32, and so are their gradients; a ReLU's kink may lie
@@ -90,10 +90,10 @@ class ScoreContributionsTest(parameterized.TestCase):
     model = nets.settle(tiny.conv_net(tail="depthwise"))
     graph = ChannelGraph(model)
     images = tiny.images(7)
-    one, other = (score_contributions(model, graph, images, batch_size=size)
-                  for size in (7, 2))
+    first, second = (score_contributions(model, graph, images, batch_size=size)
+                     for size in (7, 2))
     # Float32 convolutions of batches of another size.
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-7)
 
   @tiny.eager()
   def test_leaves_the_model(self):
@@ -130,8 +130,8 @@ class MapContributionsTest(parameterized.TestCase):
 
   def turns(self, model, graph, images, layer, channels):
     """Half the squared slopes of the unit maps, by finite differences."""
-    readers = {one: one.get_weights() for one in model.layers
-               if isinstance(one, (keras.layers.Conv2D, keras.layers.Dense))}
+    readers = {reader: reader.get_weights() for reader in model.layers
+               if isinstance(reader, (keras.layers.Conv2D, keras.layers.Dense))}
     classes = model(images).numpy().argmax(1)
 
     def unit_maps(channel, gate):
@@ -143,8 +143,8 @@ class MapContributionsTest(parameterized.TestCase):
 
     step = 1e-3
     return np.array([
-        np.square((unit_maps(one, 1 + step) - unit_maps(one, 1 - step))
-                  / (2 * step)).sum(1).mean() / 2 for one in channels])
+        np.square((unit_maps(channel, 1 + step) - unit_maps(channel, 1 - step))
+                  / (2 * step)).sum(1).mean() / 2 for channel in channels])
 
   @parameterized.parameters(
       ("block", "act2"), ("block", "act"), ("depthwise", "act2"))
@@ -182,12 +182,12 @@ class MapContributionsTest(parameterized.TestCase):
   def test_the_class_explained_matters(self):
     model = nets.settle(tiny.conv_net(width=4))
     graph = ChannelGraph(model)
-    one, other, again = (
+    first, other, again = (
         map_contributions(model, graph, tiny.images(4), target)
         for target in (0, 1, 0))
-    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(first, again)
     # The same class gives 0, as asked just now.
-    self.assertGreater(np.abs(one - other).max(), 1e-3)
+    self.assertGreater(np.abs(first - other).max(), 1e-3)
 
   def test_refuses_a_layer(self):
     model = tiny.conv_net()

@@ -1,4 +1,4 @@
-"""Tests of filter_refitting.py: by hand, by brute force, on nets."""
+"""Tests of filter_refitting.py: by hand, by brute force, on models."""
 
 import itertools
 from unittest import mock
@@ -32,7 +32,7 @@ def _undamped():
 
 
 def _pair(channels=5, behind=None):
-  """Two convolutions and a head; or what is to stand behind the first."""
+  """Two convolutions and a head, or `behind` after the first one."""
   def build(x):
     x = nets.conv(x, channels, "first")
     return (behind or (lambda x: nets.conv(x, 4, "second")))(x)
@@ -44,12 +44,12 @@ def _outputs(model, name, images):
       images).numpy().astype(np.float64)
 
 
-def _error(seen, wanted):
+def _error(seen, expected):
   """Sum of squares that least squares leaves."""
   if not seen.shape[1]:
-    return np.sum(np.square(wanted))
-  found = np.linalg.lstsq(seen, wanted, rcond=None)[0]
-  return np.sum(np.square(seen @ found - wanted))
+    return np.sum(np.square(expected))
+  solution = np.linalg.lstsq(seen, expected, rcond=None)[0]
+  return np.sum(np.square(seen @ solution - expected))
 
 
 class RankChannelsTest(parameterized.TestCase):
@@ -62,7 +62,7 @@ class RankChannelsTest(parameterized.TestCase):
         model, graph, channels, count,
         reader_moments(model, graph, images, 32))
     self.assertLen(costs, count)
-    return [int(np.flatnonzero(channels == one)[0]) for one in chosen]
+    return [int(np.flatnonzero(channels == channel)[0]) for channel in chosen]
 
   @parameterized.parameters(*itertools.product((1, 2, 3), range(3)))
   def test_as_by_brute_force(self, count, seed):
@@ -75,8 +75,9 @@ class RankChannelsTest(parameterized.TestCase):
     kernel = model.get_layer("second").get_weights()[0].reshape(5, 4)
     left, gone = [*range(5)], []
     for _ in range(count):
-      errors = [_error(seen[:, [one for one in left if one != without]],
-                       seen @ kernel) for without in left]
+      errors = [
+          _error(seen[:, [channel for channel in left if channel != without]],
+                 seen @ kernel) for without in left]
       gone.append(left.pop(int(np.argmin(errors))))
     with _undamped():
       self.assertEqual(self.choose(model, images, count), gone)
@@ -92,10 +93,11 @@ class RankChannelsTest(parameterized.TestCase):
     seen = np.lib.stride_tricks.sliding_window_view(
         features, (span, span), axis=(1, 2)).transpose(0, 1, 2, 4, 5, 3)
     kernel = model.get_layer("second").get_weights()[0]
-    wanted = seen.reshape(-1, kernel[..., 0].size) @ kernel.reshape(
+    expected = seen.reshape(-1, kernel[..., 0].size) @ kernel.reshape(
         -1, kernel.shape[-1])
-    errors = [_error(np.delete(seen, one, axis=-1).reshape(len(wanted), -1),
-                     wanted) for one in range(5)]
+    errors = [
+        _error(np.delete(seen, channel, axis=-1).reshape(len(expected), -1),
+               expected) for channel in range(5)]
     with _undamped():
       self.assertEqual(self.choose(model, images, 1), [np.argmin(errors)])
 
@@ -107,9 +109,9 @@ class RankChannelsTest(parameterized.TestCase):
     model = nets.settle(keras.Model(inputs, _layers.Dense(
         4, name="second")(_layers.Flatten()(x))))
     seen = _outputs(model, "small", images).reshape(60, 4, 5)
-    wanted = seen.reshape(60, -1) @ model.get_layer("second").get_weights()[0]
-    errors = [_error(np.delete(seen, one, axis=-1).reshape(60, -1), wanted)
-              for one in range(5)]
+    expected = seen.reshape(60, -1) @ model.get_layer("second").get_weights()[0]
+    errors = [_error(np.delete(seen, channel, axis=-1).reshape(60, -1),
+                     expected) for channel in range(5)]
     with _undamped():
       self.assertEqual(self.choose(model, images, 1), [np.argmin(errors)])
 
@@ -165,7 +167,7 @@ class PruneFiltersTest(parameterized.TestCase):
     before = teacher.get_weights()
     images, unseen = (nets.pictures(teacher, count, seed)
                       for count, seed in ((120, 3), (32, 4)))
-    wanted = _logits(teacher, unseen)
+    expected = _logits(teacher, unseen)
     errors, sizes = {}, set()
     for criterion, reconstruct in (
         ("l1", False), ("l1", True), ("obs", True)):
@@ -173,7 +175,7 @@ class PruneFiltersTest(parameterized.TestCase):
           teacher, 0.3, criterion=criterion, reconstruct=reconstruct,
           images=images, batch_size=60)
       errors[criterion, reconstruct] = np.linalg.norm(
-          _logits(student, unseen) - wanted)
+          _logits(student, unseen) - expected)
       sizes.add(student.count_params())
     self.assertLen(sizes, 1)
     self.assertTrue(tiny.weights_equal(before, teacher.get_weights()))
@@ -186,15 +188,15 @@ class PruneFiltersTest(parameterized.TestCase):
     prune_filters(
         model, {"first": 0.5}, reconstruct=True,
         images=nets.pictures(model, 8),
-        progress=lambda *one: calls.append(one))
+        progress=lambda *counts: calls.append(counts))
     self.assertEqual(calls, [(1, 1)])
 
   def test_a_twin_takes_over(self):
     model = _pair(channels=4)
     for layer in ("first", "first_bn"):
       weights = model.get_layer(layer).get_weights()
-      for one in weights:
-        one[..., 2:] = one[..., :2]
+      for weight in weights:
+        weight[..., 2:] = weight[..., :2]
       model.get_layer(layer).set_weights(weights)
     images = tiny.images(40, size=nets.SIZE)
     with mock.patch.object(moments, "DAMPING", 1e-6):
@@ -213,25 +215,25 @@ class PruneFiltersTest(parameterized.TestCase):
     student = prune_filters(
         model, {"conv2_a": 0.5, "conv2_b": 0.5}, criterion="obs",
         reconstruct=True, images=images)
-    # "fc1" stays whole and reads, through Flatten, half of what it did.
-    seen, wanted = (
-        keras.Model(net.inputs, net.get_layer("fc1").input)(
-            images).numpy().astype(np.float64) for net in (student, model))
-    self.assertEqual(seen.shape[1], wanted.shape[1] // 2)
-    new, old = (net.get_layer("fc1").get_weights()[0].astype(np.float64)
-                for net in (student, model))
-    rows = np.array([np.flatnonzero(one == model.get_layer(
-        "conv2_b").get_weights()[1])[0] for one in student.get_layer(
+    # "fc1" stays whole and reads, through Flatten, half of its old inputs.
+    seen, expected = (
+        keras.Model(version.inputs, version.get_layer("fc1").input)(
+            images).numpy().astype(np.float64) for version in (student, model))
+    self.assertEqual(seen.shape[1], expected.shape[1] // 2)
+    new, old = (version.get_layer("fc1").get_weights()[0].astype(np.float64)
+                for version in (student, model))
+    rows = np.array([np.flatnonzero(bias == model.get_layer(
+        "conv2_b").get_weights()[1])[0] for bias in student.get_layer(
             "conv2_b").get_weights()[1]])
-    kept = old.reshape(-1, 16, old.shape[-1])[:, rows].reshape(new.shape)
-    slope = seen.T @ (seen @ new - wanted @ old)
+    old_rows = old.reshape(-1, 16, old.shape[-1])[:, rows].reshape(new.shape)
+    slope = seen.T @ (seen @ new - expected @ old)
     slope += moments.DAMPING * np.sum(np.square(seen)) / (
-        new.shape[0]) * (new - kept)
+        new.shape[0]) * (new - old_rows)
     # Terms of 1e4, and weights rounded to float32: 2e-4 was measured. Another
     # damping, such as half of it, would leave 3.
     self.assertLess(np.abs(slope).max(), 2e-3)
     # Control: the refit moved weights, which would else be equal to the bit.
-    self.assertGreater(np.abs(new - kept).max(), 0.01)
+    self.assertGreater(np.abs(new - old_rows).max(), 0.01)
 
   def test_a_layer_called_twice_and_a_transposed_one_stay(self):
     def build(x):
@@ -250,8 +252,8 @@ class PruneFiltersTest(parameterized.TestCase):
         student.get_layer("after_bn").get_weights(),
         by_norm.get_layer("after_bn").get_weights()))
     for name in ("twice", "back"):
-      old, new = (net.get_layer(name).get_weights()[0].ravel()
-                  for net in (model, student))
+      old, new = (version.get_layer(name).get_weights()[0].ravel()
+                  for version in (model, student))
       self.assertContainsSubset(new.tolist(), old.tolist())
     read = student.get_layer("after").get_weights()[0].ravel()
     self.assertNoCommonElements(
@@ -262,11 +264,12 @@ class PruneFiltersTest(parameterized.TestCase):
       (lambda: nets.separable(2), 1))
   def test_the_same_every_time_and_one_picture(self, build, count):
     model = build()
-    one, other = (prune_filters(
+    first, second = (prune_filters(
         model, 0.5, criterion="obs", reconstruct=True,
         images=nets.pictures(model, count)) for _ in range(2))
-    self.assertTrue(tiny.weights_equal(one.get_weights(), other.get_weights()))
-    self.assertTrue(all(np.isfinite(x).all() for x in one.get_weights()))
+    self.assertTrue(
+        tiny.weights_equal(first.get_weights(), second.get_weights()))
+    self.assertTrue(all(np.isfinite(x).all() for x in first.get_weights()))
 
   def test_dead_channels_go_first(self):
     model = _pair(channels=4)
@@ -303,17 +306,17 @@ class FilterSparsitiesTest(parameterized.TestCase):
     model = nets.net(build)
     for layer in ("spare", "spare_bn"):
       weights = model.get_layer(layer).get_weights()
-      for one in weights:
-        one[..., -spare:] = one[..., :spare]
+      for weight in weights:
+        weight[..., -spare:] = weight[..., :spare]
       model.get_layer(layer).set_weights(weights)
     return model
 
   def test_takes_most_where_most_are_spared(self):
     images = tiny.images(60, size=nets.SIZE)
     with mock.patch.object(moments, "DAMPING", 1e-6):
-      found = filter_sparsities(self.model(), 0.25, images)
-      self.assertEqual(found, {"spare": 0.5, "needed": 0.0})
-      student = prune_filters(self.model(), found, criterion="obs",
+      shares = filter_sparsities(self.model(), 0.25, images)
+      self.assertEqual(shares, {"spare": 0.5, "needed": 0.0})
+      student = prune_filters(self.model(), shares, criterion="obs",
                               reconstruct=True, images=images)
     unseen = tiny.images(5, size=nets.SIZE, seed=4)
     # What a damping of 1e-6 holds back where inputs hardly vary, and float32.
@@ -334,16 +337,16 @@ class FilterSparsitiesTest(parameterized.TestCase):
   def check_count(self, sparsity, model, name):
     before = model.get_weights()
     images = nets.pictures(model, 20)
-    found = filter_sparsities(model, sparsity, images, min_filters=2)
+    shares = filter_sparsities(model, sparsity, images, min_filters=2)
     self.assertTrue(tiny.weights_equal(before, model.get_weights()))
-    student = prune_filters(model, found, min_filters=2)
+    student = prune_filters(model, shares, min_filters=2)
     groups = [group for group in ChannelGraph(model).groups
-              if group.layers[0] in found]
+              if group.layers[0] in shares]
     widths = [[len(group.channels) for group in groups], [
         student.get_layer(group.layers[0]).get_weights()[-1].shape[-1]
         for group in groups]]
     self.assertGreaterEqual(min(widths[1]), 2)
-    most = sum(one - 2 for one in widths[0])
+    most = sum(width - 2 for width in widths[0])
     # In "merges" groups share layers, and their shares are rounded apart.
     self.assertAlmostEqual(
         sum(widths[0]) - sum(widths[1]), min(
@@ -356,10 +359,10 @@ class FilterSparsitiesTest(parameterized.TestCase):
     self.assertEqual(filter_sparsities(model, 0.5, images, exclude="needed"),
                      {"spare": 0.5})
     # Hidden Dense layers only go by name, as in prune_filters.
-    found = filter_sparsities(
+    shares = filter_sparsities(
         nets.vgg(False), 0.3, nets.pictures(nets.vgg(False), 20))
-    self.assertNotIn("fc1", found)
-    self.assertIn("conv0_a", found)
+    self.assertNotIn("fc1", shares)
+    self.assertIn("conv0_a", shares)
 
   def test_bad_settings(self):
     model, images = tiny.conv_net(), tiny.images(2)
@@ -392,8 +395,8 @@ class PretrainedTest(absltest.TestCase):
                             images=images)
     unseen = pretrained.voc(2, 200, 96)[128:] / 255
     maps, others, by_norm = (
-        tiny.unit(kap.attribution.grad_cam(net, unseen, 1, "activation_22"))
-        for net in (model, student, prune_filters(model, shares)))
+        tiny.unit(kap.attribution.grad_cam(version, unseen, 1, "activation_22"))
+        for version in (model, student, prune_filters(model, shares)))
     # Half of its filters say next to nothing: of 72 images 1 less float32
     # rounding was measured at worst, with a refit or without; by norms .994.
     self.assertGreater((maps * others).sum(1).min(), 1 - 1e-5)
@@ -403,7 +406,7 @@ class PretrainedTest(absltest.TestCase):
 
 
 def _logits(model, images):
-  """Scores, also of nets that end in a softmax."""
+  """Scores, also of models that end in a softmax."""
   return Tap(model)(images).logits.numpy()
 
 

@@ -1,4 +1,4 @@
-"""What channels cost, held against models without them."""
+"""Costs of channels, held against models without them."""
 
 import numpy as np
 import pytest
@@ -49,9 +49,9 @@ def _two_spare(early=6, late=6):
   model = nets.net(build)
   for name in ("early", "early_bn", "late", "late_bn"):
     weights = model.get_layer(name).get_weights()
-    for one in weights:
-      half = one.shape[-1] // 2
-      one[..., -half:] = one[..., :half]
+    for weight in weights:
+      half = weight.shape[-1] // 2
+      weight[..., -half:] = weight[..., :half]
     model.get_layer(name).set_weights(weights)
   return model
 
@@ -62,37 +62,39 @@ class CostsTest(parameterized.TestCase):
   def test_that_of_a_model_without_the_channels(self, name):
     model = _NETS[name]()
     graph = ChannelGraph(model)
-    parts = [group.channels for group in graph.groups]
-    counted = {of: ChannelCosts(model, graph, parts, of) for of in COSTS}
+    groups = [group.channels for group in graph.groups]
+    counted = {of: ChannelCosts(model, graph, groups, of) for of in COSTS}
     generator = np.random.default_rng(0)
-    gone = np.zeros(len(parts), int)
+    gone = np.zeros(len(groups), int)
     for _ in range(3):
       removed = np.zeros(graph.count, bool)
-      for part, count in zip(parts, gone, strict=True):
-        removed[generator.permutation(part)[:count]] = True
+      for channels, count in zip(groups, gone, strict=True):
+        removed[generator.permutation(channels)[:count]] = True
       small = slice_model(model, graph, removed)
-      left = {"filters": sum(map(len, parts)) - gone.sum(),
+      left = {"filters": sum(map(len, groups)) - gone.sum(),
               "weights": costs.count_zeros(small)[1],
               "macs": costs.count_macs(small)}
-      for of, one in counted.items():
+      for of, channel_costs in counted.items():
         # Whole numbers of float64 shares; a wrong count is off by 1 or more.
-        self.assertAlmostEqual(one.left(gone), left[of], places=6, msg=of)
-        np.testing.assert_allclose(one.savings(gone), [
-            one.left(gone) - one.left(gone + more)
-            for more in np.eye(len(parts), dtype=int)], err_msg=of)
-      gone = np.array([generator.integers(len(part)) for part in parts])
+        self.assertAlmostEqual(
+            channel_costs.left(gone), left[of], places=6, msg=of)
+        np.testing.assert_allclose(channel_costs.savings(gone), [
+            channel_costs.left(gone) - channel_costs.left(gone + more)
+            for more in np.eye(len(groups), dtype=int)], err_msg=of)
+      gone = np.array([generator.integers(len(channels))
+                       for channels in groups])
 
   def test_a_layer_called_twice(self):
     model = nets.net(_twice)
     graph = ChannelGraph(model)
-    parts = [group.channels for group in graph.groups]
-    none = np.zeros(len(parts), int)
+    groups = [group.channels for group in graph.groups]
+    none = np.zeros(len(groups), int)
     # Two channels come in, kernels are 3x3, four channels go to three classes.
     self.assertEqual(
-        ChannelCosts(model, graph, parts, "weights").left(none),
+        ChannelCosts(model, graph, groups, "weights").left(none),
         9 * (2 * 4 + 4 * 4) + 12)
     self.assertEqual(
-        ChannelCosts(model, graph, parts, "macs").left(none),
+        ChannelCosts(model, graph, groups, "macs").left(none),
         9 * (64 * 2 * 4 + (64 + 16) * 4 * 4) + 12)
 
 
@@ -120,9 +122,9 @@ class SharesTest(parameterized.TestCase):
     shares = filter_sparsities(model, sparsity, images, of=of)
     self.assertTrue(tiny.weights_equal(before, model.get_weights()))
     student = prune_filters(model, shares)
-    whole, left = ((costs.count_macs(net) if of == "macs"
-                    else costs.count_zeros(net)[1])
-                   for net in (model, student))
+    whole, left = ((costs.count_macs(version) if of == "macs"
+                    else costs.count_zeros(version)[1])
+                   for version in (model, student))
     # One filter more or less, and in "merges" shares rounded apart.
     largest = whole * (0.2 if name == "merges" else 0.1)
     self.assertAlmostEqual(left, (1 - sparsity) * whole, delta=largest)
@@ -133,19 +135,19 @@ class SharesTest(parameterized.TestCase):
     # 4 x 9 x 6, together 1,368 of some 8,700; a filter of the second 4 x 9 x
     # (6 + 4). Of weights these are 9 x (2 + 6) and 9 x (6 + 4).
     for of, first in (("macs", "early"), ("weights", "late")):
-      found = filter_sparsities(model, 0.1, images, of=of)
+      shares = filter_sparsities(model, 0.1, images, of=of)
       (other,) = {"early", "late"} - {first}
-      self.assertGreater(found[first], 0, of)
-      self.assertEqual(found[other], 0, of)
+      self.assertGreater(shares[first], 0, of)
+      self.assertEqual(shares[other], 0, of)
 
   def test_no_more_than_there_is(self):
     model = nets.vgg(True)
     images = nets.pictures(model, 8)
-    found = filter_sparsities(
+    shares = filter_sparsities(
         model, 0.99, images, of="weights", min_filters=2)
-    student = prune_filters(model, found, min_filters=2)
+    student = prune_filters(model, shares, min_filters=2)
     self.assertEqual({
-        student.get_layer(name).filters for name in found}, {2})
+        student.get_layer(name).filters for name in shares}, {2})
 
   def test_pictures_of_any_size_have_no_count(self):
     inputs = keras.Input((None, None, 2))

@@ -103,8 +103,8 @@ class _Masks(keras.callbacks.Callback):
 
   def woken(self) -> int:
     """How many weights a mask had removed and a later one has not."""
-    return sum(int(((one == 0) & (other != 0)).sum())
-               for one, other in zip(self.masks, self.masks[1:]))
+    return sum(int(((old == 0) & (new != 0)).sum())
+               for old, new in zip(self.masks, self.masks[1:]))
 
 
 class FitTest(parameterized.TestCase):
@@ -127,12 +127,12 @@ class FitTest(parameterized.TestCase):
         keras.optimizers.Adam(rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         run_eagerly=run_eagerly)
-    ours = [kap.PreserveAttribution(
+    preserving = [kap.PreserveAttribution(
         self.teacher, kap.WCAM("act2", weight=4.0))] * preserve
     return student.fit(
         self.pictures, self.labels, batch_size=8 // steps, epochs=epochs,
         verbose=0, callbacks=[
-            tfmot.sparsity.keras.UpdatePruningStep(), *callbacks, *ours]
+            tfmot.sparsity.keras.UpdatePruningStep(), *callbacks, *preserving]
     ).history
 
   def left(self, student):
@@ -175,8 +175,8 @@ class FitTest(parameterized.TestCase):
     self.assertEqual(masks.woken(), 0)
     self.assertLen(masks.masks, 2 * epochs)
     # Anew once a round: both steps of an epoch have the same.
-    for one, other in zip(masks.masks[::2], masks.masks[1::2]):
-      np.testing.assert_array_equal(one, other)
+    for first, second in zip(masks.masks[::2], masks.masks[1::2]):
+      np.testing.assert_array_equal(first, second)
 
   def test_a_round_that_begins_inside_an_epoch_may_wake_weights(self):
     """Why the docstring asks for whole epochs."""

@@ -21,7 +21,7 @@ def _net(*kernels):
     x = keras.layers.Dense(
         len(kernel[0]), use_bias=False, name=f"dense{number}")(x)
   model = keras.Model(inputs, x)
-  model.set_weights([np.array(one, np.float32) for one in kernels])
+  model.set_weights([np.array(values, np.float32) for values in kernels])
   return model
 
 
@@ -59,19 +59,19 @@ class LayerSparsitiesTest(parameterized.TestCase):
   def test_as_many_go_as_asked(self):
     model = tiny.conv_net(tail="block", width=16)
     for sparsity in (0.1, 0.5, 0.9):
-      found = layer_sparsities(model, sparsity)
-      self.assertCountEqual(found, ["conv", "conv2", "logits"])
+      shares = layer_sparsities(model, sparsity)
+      self.assertCountEqual(shares, ["conv", "conv2", "logits"])
       sizes = {name: model.get_layer(name).get_weights()[0].size
-               for name in found}
-      gone = sum(found[name] * sizes[name] for name in found)
+               for name in shares}
+      gone = sum(shares[name] * sizes[name] for name in shares)
       self.assertAlmostEqual(
           gone / sum(sizes.values()), sparsity, delta=1 / sum(sizes.values()))
 
   def test_what_is_excluded_is_whole_and_not_counted(self):
     model = tiny.conv_net(tail="depthwise", width=16)
-    found = layer_sparsities(model, 0.5, exclude=["conv", "logits"])
-    self.assertEqual([*found], ["conv2"])  # No depthwise kernel.
-    self.assertAlmostEqual(found["conv2"], 0.5, delta=1 / 256)
+    shares = layer_sparsities(model, 0.5, exclude=["conv", "logits"])
+    self.assertEqual([*shares], ["conv2"])  # No depthwise kernel.
+    self.assertAlmostEqual(shares["conv2"], 0.5, delta=1 / 256)
 
   @parameterized.parameters(0.001, 0.999)
   def test_one_weight_stays(self, sparsity):
@@ -99,7 +99,7 @@ class PruneLayersTest(parameterized.TestCase):
 
   def test_each_layer_to_its_own(self):
     model = tiny.conv_net(tail="block", width=8)
-    before = [one.copy() for one in model.get_weights()]
+    before = [weight.copy() for weight in model.get_weights()]
     student = prune_layers(
         model, {"conv2": 0.75, "conv": 0.0, "logits": 0.25},
         lambda share: IterativePruning.reaching(
@@ -130,9 +130,9 @@ class ReachingTest(parameterized.TestCase):
     schedule = IterativePruning.reaching(
         sparsity, rounds=rounds, steps_per_round=3, begin_step=4)
     self.assertEqual((schedule.rounds, schedule.begin_step), (rounds, 4))
-    _, found = schedule(schedule.end_step)
+    _, reached = schedule(schedule.end_step)
     # A float32 power of up to 16 rounds.
-    self.assertAlmostEqual(float(found), sparsity, places=6)
+    self.assertAlmostEqual(float(reached), sparsity, places=6)
 
   @parameterized.parameters(
       (0.0, ValueError), (1.0, ValueError), (True, TypeError), ("1", TypeError))

@@ -64,17 +64,17 @@ class NarrowTest(parameterized.TestCase):
     model = nets.settle(tiny.conv_net(tail="block"))
     before = model.get_weights()
     keras.utils.set_random_seed(1)
-    one, other = narrow(model, 1), narrow(model, 1)
+    first, second = narrow(model, 1), narrow(model, 1)
     keras.utils.set_random_seed(1)
     again = narrow(model, 1)
     self.assertTrue(tiny.weights_equal(model.get_weights(), before))
-    kernels = [net.get_layer("conv2").kernel.numpy()
-               for net in (model, one, other, again)]
+    kernels = [version.get_layer("conv2").kernel.numpy()
+               for version in (model, first, second, again)]
     for i, j in ((0, 1), (1, 2), (0, 2)):
       # Kernels that were copied, or drawn alike, would differ by 0.
       self.assertGreater(np.abs(kernels[i] - kernels[j]).max(), 0.01)
     np.testing.assert_array_equal(kernels[1], kernels[3])
-    norm = one.get_layer("bn")
+    norm = first.get_layer("bn")
     np.testing.assert_array_equal(norm.moving_mean, 0 * norm.moving_mean)
 
   def test_what_was_measured_on_the_data_stays(self):
@@ -119,7 +119,7 @@ class RefusalTest(parameterized.TestCase):
       narrow(tiny.conv_net(), width)
 
   @parameterized.named_parameters(
-      ("lambda", lambda x: _layers.Lambda(lambda one: one, name="l")(x),
+      ("lambda", lambda x: _layers.Lambda(lambda maps: maps, name="l")(x),
        "'conv' cannot be made narrower.*layer 'l' .Lambda"),
       ("grouped", lambda x: _layers.Conv2D(8, 3, groups=2, name="g")(x),
        "'conv' cannot be made narrower.*'g', a convolution in 2 groups"),

@@ -82,10 +82,10 @@ class OwnRulesTest(parameterized.TestCase):
     maps, scores = kap.export.Interpreter(content).explain(images)
     np.testing.assert_allclose(
         scores, student(images), atol=0.1 * np.abs(want).max())
-    wanted = kap.attribution.grad_cam(
+    expected = kap.attribution.grad_cam(
         student, images, scores.argmax(1), "last")
     cosines = kap.evaluation.agreement(
-        wanted, maps, scores=("cosine",))["cosine"]
+        expected, maps, scores=("cosine",))["cosine"]
     # The file rounds where fake quantizers do, but sums near half a step may go
     # the other way, and a sensitivity with them.
     self.assertGreater(cosines.mean(), 0.9)

@@ -1,6 +1,6 @@
 """Tests of prune_filters.py and channel_slicing.py.
 
-A pruned model is held against the same net with those channels at zero.
+A pruned model is held against the same model with those channels at zero.
 """
 
 import functools
@@ -65,7 +65,7 @@ class _PruningTest(parameterized.TestCase):
     want = nets.zeroed_outputs(model, pruned, images)
     # Absolute alone: see FLOAT32, or the caller's reason for its own.
     np.testing.assert_allclose(got, want, rtol=0, atol=atol)
-    # The comparison says something: the outputs depend on the picture, and on
+    # The comparison says something: the outputs depend on the image, and on
     # the filters.
     self.assertGreater(np.std(got, axis=0).max(), 1e-3)
     whole = model(images).numpy()
@@ -91,11 +91,11 @@ class _PruningTest(parameterized.TestCase):
         count = 1  # The last of its weights.
       else:
         continue
-      kept = channels.get(layer.name, slice(None))
-      for one, whole in zip(
+      left = channels.get(layer.name, slice(None))
+      for weight, whole in zip(
           layer.get_weights()[-count:],
           model.get_layer(layer.name).get_weights()[-count:]):
-        np.testing.assert_array_equal(one, whole[kept])
+        np.testing.assert_array_equal(weight, whole[left])
 
 
 class EqualToZeroedTest(_PruningTest):
@@ -183,7 +183,7 @@ class EqualToZeroedTest(_PruningTest):
       x = _layers.Conv2D(6, 3, groups=2, padding="same", name="grouped")(x)
       x = _layers.LayerNormalization(name="norm")(x)
       x = nets.conv(x, 5, "c")
-      x = _layers.Lambda(lambda one: one[..., ::-1], name="turn")(x)
+      x = _layers.Lambda(lambda features: features[..., ::-1], name="turn")(x)
       return nets.conv(x, 4, "d")
     pruned = self.check(nets.net(build), 0.5, exclude="norm")
     self.assertEqual(
@@ -196,7 +196,7 @@ class EqualToZeroedTest(_PruningTest):
     images = nets.pictures(pruned)
     np.testing.assert_array_equal(
         pruned.get_layer("norm")(images), norm(images))
-    # Control: the layer changes what it takes.
+    # Control: the layer changes its inputs.
     self.assertGreater(np.abs(norm(images) - images).max(), 0.1)
 
   def test_shared_layers(self):
@@ -204,9 +204,9 @@ class EqualToZeroedTest(_PruningTest):
       twice = _layers.Conv2D(6, 3, padding="same", name="twice")
       norm = _layers.BatchNormalization(name="norm")
       relu = _layers.ReLU(name="relu")
-      one, other = nets.conv(x, 4, "a"), nets.conv(x, 4, "b")
+      first, second = nets.conv(x, 4, "a"), nets.conv(x, 4, "b")
       x = _layers.Concatenate(name="join")(
-          [relu(norm(twice(one))), relu(norm(twice(other)))])
+          [relu(norm(twice(first))), relu(norm(twice(second)))])
       return nets.conv(x, 6, "c")
     pruned = self.check(nets.net(build), 0.5)
     self.assertLen(pruned.get_layer("twice").inbound_nodes, 2)
@@ -247,8 +247,8 @@ class EqualToZeroedTest(_PruningTest):
 
   def test_two_inputs(self):
     inputs = [keras.Input((8, 8, 2)) for _ in range(2)]
-    x = _layers.Add()([nets.conv(one, 6, name)
-                       for one, name in zip(inputs, "ab")])
+    x = _layers.Add()([nets.conv(tensor, 6, name)
+                       for tensor, name in zip(inputs, "ab")])
     x = _layers.Dense(3)(_layers.GlobalAveragePooling2D()(x))
     model = tiny.shake(keras.Model(inputs, x))
     pruned = prune_filters(model, 0.5)
@@ -335,8 +335,8 @@ class ChoiceTest(_PruningTest):
     pruned = prune_filters(model, 0.0)
     self.assertTrue(
         tiny.weights_equal(pruned.get_weights(), model.get_weights()))
-    self.assertEmpty({id(one) for one in pruned.variables}
-                     & {id(one) for one in model.variables})
+    self.assertEmpty({id(variable) for variable in pruned.variables}
+                     & {id(variable) for variable in model.variables})
 
   def test_by_name(self):
     model = shared(nets.resnet_8)
@@ -372,17 +372,18 @@ class ChoiceTest(_PruningTest):
   @parameterized.parameters("taylor", "map")
   def test_the_same_every_time(self, criterion):
     model = tiny.conv_net(width=8, tail="depthwise")
-    one, other = (prune_filters(
+    first, second = (prune_filters(
         model, 0.5, criterion=criterion, images=tiny.images(8))
         for _ in range(2))
-    self.assertTrue(tiny.weights_equal(one.get_weights(), other.get_weights()))
+    self.assertTrue(
+        tiny.weights_equal(first.get_weights(), second.get_weights()))
 
   def test_the_map_of_an_earlier_layer(self):
     model = nets.settle(tiny.conv_net(width=8, tail="block"))
-    one, other = (
+    first, second = (
         self.check(model, 0.5, criterion="map", layer=layer).get_weights()
         for layer in ("act", None))
-    self.assertFalse(tiny.weights_equal(one, other))
+    self.assertFalse(tiny.weights_equal(first, second))
 
   def test_layers_out_of_training_stay_so(self):
     model = nets.resnet_8()
@@ -474,7 +475,7 @@ class AfterwardsTest(_PruningTest):
     self.assertIsNone(student.optimizer)
     student.compile("adam", keras.losses.SparseCategoricalCrossentropy(True),
                     run_eagerly=True)
-    before = [one.copy() for one in teacher.get_weights()]
+    before = [weight.copy() for weight in teacher.get_weights()]
     history = student.fit(
         tiny.images(8), tiny.labels(8), batch_size=4, verbose=0,
         callbacks=[kap.PreserveAttribution(teacher, kap.WCAM("act2"))])
@@ -517,7 +518,7 @@ class AfterwardsTest(_PruningTest):
 
 @pytest.mark.slow("pruning")
 class PretrainedTest(_PruningTest):
-  """On trained nets; these end in a softmax."""
+  """On trained models; these end in a softmax."""
 
   def test_resnet_8(self):
     model = pretrained.load(pretrained.ResNet8Test.path)

@@ -25,10 +25,10 @@ _LAYERS = keras.layers
 FITTED = 1e-6
 
 
-def _sums(seen, wanted=None):
+def _sums(seen, expected=None):
   """The sums that a layer taking these rows is refitted by."""
   rows = layer_moments.MomentsOfRows()
-  rows.add(seen, wanted)
+  rows.add(seen, expected)
   return rows.moments()
 
 
@@ -74,8 +74,8 @@ class PruneLinearTest(parameterized.TestCase):
       return np.linalg.lstsq(seen[:, some], seen @ weights, rcond=None)[0]
 
     left = min(itertools.combinations(range(5), 4),  # By trying each.
-               key=lambda some: np.linalg.norm(
-                   seen @ weights - seen[:, some] @ refitted(some)))
+               key=lambda columns: np.linalg.norm(
+                   seen @ weights - seen[:, columns] @ refitted(columns)))
     fitted = prune_linear(weights, _sums(seen), kept=4)
     self.assertEqual(tuple(np.flatnonzero(fitted)), left)
     # The condition of the inputs' products multiplies the residual of 1e-9.
@@ -83,9 +83,9 @@ class PruneLinearTest(parameterized.TestCase):
         fitted[list(left)], refitted(left), rtol=1e-5)
 
   def test_refits_to_the_teacher_from_the_students_inputs(self):
-    seen, wanted = _rows(seed=1), _rows(seed=2)
+    seen, expected = _rows(seed=1), _rows(seed=2)
     weights = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
-    fitted = prune_linear(weights, _sums(seen, wanted), kept=9)
+    fitted = prune_linear(weights, _sums(seen, expected), kept=9)
     self.assertEqual(fitted.dtype, np.float32)
     self.assertEqual(np.count_nonzero(fitted), 9)
     for column in range(4):
@@ -93,7 +93,7 @@ class PruneLinearTest(parameterized.TestCase):
       # The same with weights of float32, which round once more.
       np.testing.assert_allclose(
           fitted[rows, column], np.linalg.lstsq(
-              seen[:, rows], wanted @ weights[:, column], rcond=None)[0],
+              seen[:, rows], expected @ weights[:, column], rcond=None)[0],
           rtol=1e-4)
 
   def test_all_of_them_kept_nothing_changes(self):
@@ -122,11 +122,11 @@ class PruneLinearTest(parameterized.TestCase):
     fitted = prune_linear(weights, _sums(_rows()), kept=8)
     np.testing.assert_array_equal(fitted[:, 1], 0)
     self.assertEqual(np.count_nonzero(fitted), np.count_nonzero(alone))
-    for one, other in zip(fitted.T, weights.T, strict=True):
-      there = one != 0
+    for column, old in zip(fitted.T, weights.T, strict=True):
+      there = column != 0
       # The condition of the inputs' products multiplies the residual of 1e-9.
-      np.testing.assert_allclose(one[there], np.linalg.lstsq(
-          _rows()[:, there], _rows() @ other, rcond=None)[0], rtol=1e-4)
+      np.testing.assert_allclose(column[there], np.linalg.lstsq(
+          _rows()[:, there], _rows() @ old, rcond=None)[0], rtol=1e-4)
 
   def test_columns_that_are_solved_take_no_step(self):
     np.full(2, np.nan).sum()  # Memory that is free again may hold anything.
@@ -203,9 +203,9 @@ class PruneWithReconstructionTest(parameterized.TestCase):
         teacher, shares, tiny.images(400), batch_size=96)
     self.assertTrue(tiny.weights_equal(before, teacher.get_weights()))
     unseen = tiny.images(64, seed=5)
-    wanted = teacher(unseen).numpy()
-    errors = [np.linalg.norm(net(unseen).numpy() - wanted)
-              for net in (student, _magnitude(teacher, shares))]
+    expected = teacher(unseen).numpy()
+    errors = [np.linalg.norm(version(unseen).numpy() - expected)
+              for version in (student, _magnitude(teacher, shares))]
     self.assertLess(errors[0], 0.8 * errors[1])
 
   def test_as_many_weights_as_asked_go_and_nothing_else_changes(self):
@@ -229,16 +229,17 @@ class PruneWithReconstructionTest(parameterized.TestCase):
     pictures = tiny.images(40)
     student = kap.prune_with_reconstruction(
         teacher, {"conv": 0.7, "hidden": 0.5}, pictures)
-    seen, wanted = (
-        keras.Model(net.inputs, net.get_layer("hidden").input)(
-            pictures).numpy().astype(np.float64) for net in (student, teacher))
+    seen, expected = (
+        keras.Model(version.inputs, version.get_layer("hidden").input)(
+            pictures).numpy().astype(np.float64)
+        for version in (student, teacher))
     # Control: "hidden" takes other inputs than before, which a refit must see.
-    self.assertGreater(np.abs(seen - wanted).max(), 0.1)
-    old, new = (net.get_layer("hidden").get_weights()[0].astype(np.float64)
-                for net in (teacher, student))
+    self.assertGreater(np.abs(seen - expected).max(), 0.1)
+    old, new = (version.get_layer("hidden").get_weights()[0].astype(np.float64)
+                for version in (teacher, student))
     # Where least squares ends: the slope is nothing but the damping's.
     damping = layer_moments.DAMPING * np.mean(np.square(seen)) * len(seen)
-    slope = seen.T @ (seen @ new - wanted @ old) + damping * (new - old)
+    slope = seen.T @ (seen @ new - expected @ old) + damping * (new - old)
     # Weights are stored in float32: their rounding times sums over 40 images.
     np.testing.assert_allclose(slope[new != 0], 0, atol=1e-3)
     self.assertGreater(np.abs(slope[new == 0]).max(), 1)
@@ -260,17 +261,17 @@ class PruneWithReconstructionTest(parameterized.TestCase):
     teacher, shares = tiny.conv_net(tail="block"), {"conv": 0.5, "conv2": 0.5}
     shares = kap.layer_sparsities(teacher, 0.5)
     for count in (1, 5):
-      one, other = (kap.prune_with_reconstruction(
+      first, second = (kap.prune_with_reconstruction(
           teacher, shares, tiny.images(count)) for _ in range(2))
       self.assertTrue(
-          tiny.weights_equal(one.get_weights(), other.get_weights()))
-      self.assertTrue(all(np.isfinite(x).all() for x in one.get_weights()))
+          tiny.weights_equal(first.get_weights(), second.get_weights()))
+      self.assertTrue(all(np.isfinite(x).all() for x in first.get_weights()))
 
   def test_says_how_far_it_is(self):
     model, images, calls = _dense_net(), tiny.images(30), []
     kap.prune_with_reconstruction(
         model, {"conv": 0.5, "hidden": 0.0, "logits": 0.5}, images,
-        progress=lambda *one: calls.append(one))
+        progress=lambda *counts: calls.append(counts))
     self.assertEqual(calls, [(1, 2), (2, 2)])
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
@@ -329,7 +330,8 @@ class PruneWithReconstructionTest(parameterized.TestCase):
           tiny.conv_net(), shares, tiny.images(2, size=5))
     broken = tiny.conv_net()
     broken.layers[1].set_weights(
-        [np.full_like(one, np.inf) for one in broken.layers[1].get_weights()])
+        [np.full_like(weight, np.inf)
+         for weight in broken.layers[1].get_weights()])
     with self.assertRaisesRegex(ValueError, "'logits' takes.*not finite"):
       kap.prune_with_reconstruction(broken, shares, tiny.images(2))
     with self.assertRaisesRegex(TypeError, "model"):
@@ -353,7 +355,7 @@ class HoldZerosTest(parameterized.TestCase):
     stripped = tfmot.sparsity.keras.strip_pruning(student)
     self.assertTrue(tiny.weights_equal(before, pruned.get_weights()))
     for layer in pruned.layers:
-      if "kernel" in "".join(one.name for one in layer.weights):
+      if "kernel" in "".join(weight.name for weight in layer.weights):
         old = layer.get_weights()[0]
         new = stripped.get_layer(layer.name).get_weights()[0]
         np.testing.assert_array_equal(old == 0, new == 0)

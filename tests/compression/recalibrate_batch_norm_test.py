@@ -12,8 +12,8 @@ _SCALE, _OFFSET, _MEAN, _VARIANCE = range(4)
 STORED = 1e-6
 
 
-def _same(one, other):
-  return tiny.weights_equal(one.get_weights(), other.get_weights())
+def _same(first, second):
+  return tiny.weights_equal(first.get_weights(), second.get_weights())
 
 
 def _norm(**settings):
@@ -78,7 +78,7 @@ class RecalibrateBatchNormTest(parameterized.TestCase):
   def test_computes_what_it_computed(self, build):
     model = build()
     got = recalibrate_batch_norm(model, tiny.images(20, seed=1))
-    for seed in (1, 2):  # Also of pictures it was not measured on.
+    for seed in (1, 2):  # Also for images outside the measurement.
       images = tiny.images(8, seed=seed)
       want = model(images).numpy()
       # float32's rounding, of weights of another size.
@@ -102,10 +102,10 @@ class RecalibrateBatchNormTest(parameterized.TestCase):
     model = tiny.conv_net(tail="depthwise")
     images = tiny.images(7, seed=1)
     whole = recalibrate_batch_norm(model, images, batch_size=7).get_weights()
-    parts = recalibrate_batch_norm(model, images, batch_size=3).get_weights()
-    for one, other in zip(whole, parts):
+    batched = recalibrate_batch_norm(model, images, batch_size=3).get_weights()
+    for weight, other in zip(whole, batched):
       # Layers behind the first take float32 outputs of batches of other sizes.
-      np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(weight, other, rtol=1e-5, atol=1e-6)
 
   def test_far_from_zero(self):
     # In float32 the squares of a mean of 4096 have no digit left for this.

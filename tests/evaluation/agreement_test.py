@@ -20,15 +20,15 @@ def _maps(seed, *shape, tied=False):
   return np.round(2 * maps) if tied else maps
 
 
-def _ssim(one, other):
+def _ssim(first, second):
   """One window over the whole map: Wang et al.'s formula, by NumPy."""
-  size = one.shape[0]
+  size = first.shape[0]
   bell = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / 1.5) ** 2)
   window = np.outer(bell, bell) / bell.sum() ** 2
-  mean, other_mean = (window * one).sum(), (window * other).sum()
-  spread = (window * one**2).sum() - mean**2
-  other_spread = (window * other**2).sum() - other_mean**2
-  both = (window * one * other).sum() - mean * other_mean
+  mean, other_mean = (window * first).sum(), (window * second).sum()
+  spread = (window * first**2).sum() - mean**2
+  other_spread = (window * second**2).sum() - other_mean**2
+  both = (window * first * second).sum() - mean * other_mean
   c1, c2 = 0.01**2, 0.03**2
   return ((2 * mean * other_mean + c1) * (2 * both + c2)) / (
       (mean**2 + other_mean**2 + c1) * (spread + other_spread + c2))
@@ -63,14 +63,14 @@ class AgreementTest(parameterized.TestCase):
     maps = _maps(seed + 100, 4, 5, 6, tied=tied)
     got = agreement(reference, maps)
     for i in range(4):
-      one, other = reference[i].ravel(), maps[i].ravel()
+      first, second = reference[i].ravel(), maps[i].ravel()
       self.assertAlmostEqual(
-          got["pearson"][i], stats.pearsonr(one, other).statistic,
+          got["pearson"][i], stats.pearsonr(first, second).statistic,
           places=PLACES)
       self.assertAlmostEqual(
-          got["spearman"][i], stats.spearmanr(one, other).statistic,
+          got["spearman"][i], stats.spearmanr(first, second).statistic,
           places=PLACES)
-      cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+      cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
       self.assertAlmostEqual(got["cosine"][i], cosine, places=PLACES)
       # The root of a small difference has half of float64's digits.
       self.assertAlmostEqual(
@@ -80,8 +80,8 @@ class AgreementTest(parameterized.TestCase):
   def test_ssim_of_one_window_by_hand(self, height, width):
     reference, maps = (_maps(seed, 2, height, width) for seed in (0, 1))
     got = agreement(reference, maps)["ssim"]
-    want = [_ssim(one / one.max(), other / other.max())
-            for one, other in zip(reference, maps)]
+    want = [_ssim(first / first.max(), second / second.max())
+            for first, second in zip(reference, maps)]
     np.testing.assert_allclose(got, want, atol=1e-5)  # Float32 windows.
 
   def test_ssim_of_large_maps_against_tensorflow(self):

@@ -67,16 +67,16 @@ class CurvesTest(parameterized.TestCase):
 
   def test_road_fills_in(self):
     # A score of differences between neighbours sees the outline of zeros, and
-    # little of what is filled in.
+    # little of the filled pixels.
     image = np.linspace(1, 2, 64).reshape(1, 8, 8, 1)
     def rough(batch):
       return np.abs(np.diff(batch, axis=2)).sum((1, 2, 3))[:, None]
-    one = np.zeros([1, 8, 8])
-    one[0, 3:5, 3:5] = 1
+    maps = np.zeros([1, 8, 8])
+    maps[0, 3:5, 3:5] = 1
     share = 4 / 64
     steps = round(1 / share)
-    zeros = deletion(rough, image, one, 1, steps=steps).scores[0, :2]
-    filled = road(rough, image, one, 1, steps=steps, noise=0.0).scores[0, :2]
+    zeros = deletion(rough, image, maps, 1, steps=steps).scores[0, :2]
+    filled = road(rough, image, maps, 1, steps=steps, noise=0.0).scores[0, :2]
     self.assertGreater(zeros[1], 2 * zeros[0])
     # A ramp is its neighbours' mean and comes back, but for float32; zeros
     # multiply the score.
@@ -139,7 +139,7 @@ class ImputeTest(absltest.TestCase):
           if (down, right) != (0, 0) and 0 <= r < 9 and 0 <= c < 11:
             share = 1 / 6 if 0 in (down, right) else 1 / 12
             total, weight = total + share * filled[r, c], weight + share
-      # What the solver leaves; stopped at its usual 1e-4 it would be too much.
+      # The solver's residual. Its usual 1e-4 would leave too much.
       np.testing.assert_allclose(filled[row, column], total / weight, rtol=1e-6)
     with self.assertRaisesRegex(ValueError, "must leave a pixel"):
       impute(image, np.ones([9, 11], bool))

@@ -58,8 +58,8 @@ class ThresholdsTest(parameterized.TestCase):
       self.assertAlmostEqual(
           got["average_precision"][i],
           metrics.average_precision_score(hits, known), places=10)
-      best = max((hits & (known >= one)).sum() / (hits | (known >= one)).sum()
-                 for one in known)
+      best = max((hits & (known >= threshold)).sum()
+                 / (hits | (known >= threshold)).sum() for threshold in known)
       self.assertAlmostEqual(got["best_iou"][i], best, places=10)
 
   def test_a_dead_map(self):
@@ -139,7 +139,7 @@ class LocalizationTest(parameterized.TestCase):
           got, (place[0] - 6) ** 2 + (place[1] - 6) ** 2 <= 25, place)
 
   def test_each_pair_has_allowed_pixels_of_its_own(self):
-    """The official code's fault: a picture's classes shared theirs."""
+    """In the official code an image's classes shared them by mistake."""
     maps = np.zeros((2, 5, 5))
     maps[:, 0, 0] = 1
     masks = np.zeros((2, 5, 5), bool)
@@ -151,8 +151,8 @@ class LocalizationTest(parameterized.TestCase):
   def test_energy(self):
     maps, masks, valid = _pairs(0)
     got = localization(maps, masks, valid)["energy_inside"]
-    want = [one[mask & known].sum() / one[known].sum()
-            for one, mask, known in zip(maps, masks, valid)]
+    want = [values[mask & known].sum() / values[known].sum()
+            for values, mask, known in zip(maps, masks, valid)]
     np.testing.assert_allclose(got, want, rtol=1e-6)  # Maps become float32.
 
   def test_void_counts_nowhere(self):
@@ -178,7 +178,7 @@ class LocalizationTest(parameterized.TestCase):
     maps = np.random.default_rng(0).uniform(size=(2, 3, 4)).astype(np.float32)
     _, masks, valid = _pairs(0, count=2, height=9, width=8)
     large = tf.image.resize(maps[..., None], (9, 8)).numpy()[..., 0]
-    got, want = (localization(one, masks, valid) for one in (maps, large))
+    got, want = (localization(values, masks, valid) for values in (maps, large))
     for name in want:
       np.testing.assert_array_equal(got[name], want[name])
     self.assertTrue((np.diff(want["roc_auc"]) != 0).all())
@@ -215,7 +215,7 @@ class MaskPairsTest(parameterized.TestCase):
   def test_by_hand(self):
     label_maps = np.array([
         [[0, 1], [0, 1]],  # Classes 0 and 1.
-        [[1, 1], [VOID, VOID]],  # All of what is known is class 1.
+        [[1, 1], [VOID, VOID]],  # All known pixels are class 1.
         [[2, VOID], [0, 0]],
         [[VOID, VOID], [VOID, VOID]],
     ], np.uint8)

@@ -40,10 +40,10 @@ class KendallTest(parameterized.TestCase):
       seed=[*range(4)], values=[2, 5, 10**6], columns=[2, 3, 37, 64, 65])
   def test_against_scipy(self, seed, values, columns):
     rng = np.random.default_rng(seed)
-    ours, theirs = rng.integers(0, values, (2, 4, columns)) / 7
-    want = [stats.kendalltau(a, b).statistic for a, b in zip(ours, theirs)]
+    first, second = rng.integers(0, values, (2, 4, columns)) / 7
+    want = [stats.kendalltau(a, b).statistic for a, b in zip(first, second)]
     # Pairs are counted exactly; roots and quotients round in float64.
-    np.testing.assert_allclose(kendall(ours, theirs), want, atol=1e-12)
+    np.testing.assert_allclose(kendall(first, second), want, atol=1e-12)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class ReportTest(parameterized.TestCase):
     folder = tiny.folder(self) / "new" / "report"
     _report(pearson=np.full(4, np.nan)).save(folder)
     text = (folder / "report.json").read_text()
-    self.assertNotIn("NaN", text)  # Which no other reader takes.
+    self.assertNotIn("NaN", text)  # Other readers refuse it.
     got = json.loads(text)
     self.assertEqual(got["file"], "net.tflite")
     self.assertAlmostEqual(got["agreement"]["cosine"]["mean"], 0.8)
@@ -150,7 +150,7 @@ class ReportTest(parameterized.TestCase):
 
   def test_as_csv(self):
     folder = tiny.folder(self)
-    for _ in range(2):  # What is there is replaced.
+    for _ in range(2):  # Existing files are replaced.
       _report().save(folder)
     with open(folder / "report.csv", newline="") as file:
       rows = list(csv.reader(file))
@@ -199,7 +199,7 @@ class ReportTest(parameterized.TestCase):
     np.testing.assert_array_equal(pixels[2 * 18:2 * 18 + 128], rows[0])
     np.testing.assert_array_equal(pixels[-128:], rows[1])
     report.examples = None
-    report.save(folder)  # Another report's pictures do not stay.
+    report.save(folder)  # Another report's images do not stay.
     self.assertFalse((folder / "worst.png").exists())
 
   def test_judges_have_names_of_their_own(self):

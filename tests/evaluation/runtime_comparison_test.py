@@ -63,13 +63,13 @@ class ComparisonTest(parameterized.TestCase):
     self.assertRegex(text, r"(?m)^layer +relu5$")
     self.assertNotRegex(text, r"(?m)^runtime +xnnpack$")
     self.assertRegex(text, r"(?m)^agreement of maps +xnnpack +reference$")
-    for name, one, other in (
+    for name, first, second in (
         ("cosine", "0.8500", "0.6500"), ("cosine, worst", "0.8000", "0.6000"),
         ("cosine, median", "0.8500", "0.6500"),
         ("cosine, 5th pct", "0.8050", "0.6050"), ("l2", "0.2000", "0.2000"),
         ("rise_cosine", "0.7000", "0.7000"), ("dead maps", "0.0000", "0.5000"),
         ("same top class", "1.0000", "1.0000")):
-      self.assertRegex(text, rf"(?m)^{name} +{one} +{other}$")
+      self.assertRegex(text, rf"(?m)^{name} +{first} +{second}$")
     self.assertRegex(text, r"(?m)^tflm cannot +no CUSTOM$")
     self.assertRegex(
         text, r"(?m)^xnnpack - reference +0\.25 +0\.125 +2 +0 +nan$")
@@ -116,9 +116,9 @@ class ComparisonTest(parameterized.TestCase):
         json.loads((folder / "reference" / "report.json").read_text()))
 
   def test_one_runtime_has_no_differences(self):
-    one = Comparison({"xnnpack": report([1, 1], "xnnpack")}, {}, {})
-    self.assertNotIn("apart", str(one))
-    self.assertEqual(one.to_dict()["differences"], [])
+    single = Comparison({"xnnpack": report([1, 1], "xnnpack")}, {}, {})
+    self.assertNotIn("apart", str(single))
+    self.assertEqual(single.to_dict()["differences"], [])
 
 
 if __name__ == "__main__":

@@ -72,17 +72,18 @@ class SanityTest(absltest.TestCase):
   def test_maps_part_layer_by_layer(self):
     model, pictures = tiny.conv_net(tail="block"), tiny.images(6)
     before = model.get_weights()
-    found = cascading_randomization(
-        model, pictures, lambda net, images: attribution.gradient_x_input(
-            net, images, 1), seed=1)
-    self.assertEqual(list(found)[:3], ["none", "logits", "bn2"])
-    self.assertEqual(list(found)[-1], "conv")
+    correlations = cascading_randomization(
+        model, pictures,
+        lambda randomized, images: attribution.gradient_x_input(
+            randomized, images, 1), seed=1)
+    self.assertEqual(list(correlations)[:3], ["none", "logits", "bn2"])
+    self.assertEqual(list(correlations)[-1], "conv")
     # A correlation of ranks: two swapped of 36 would cost 2.6e-4 or more.
-    np.testing.assert_allclose(found["none"], 1, atol=1e-6)
+    np.testing.assert_allclose(correlations["none"], 1, atol=1e-6)
     # The images alone keep some order; weights left as they were give 1.
-    self.assertLess(np.mean(found["conv"]), 0.7)
-    for one, other in zip(before, model.get_weights()):
-      np.testing.assert_array_equal(one, other)
+    self.assertLess(np.mean(correlations["conv"]), 0.7)
+    for old, new in zip(before, model.get_weights()):
+      np.testing.assert_array_equal(old, new)
 
   def test_nested_and_wrapped_nets(self):
     inner, pictures = tiny.conv_net(tail="block"), tiny.images(2)
@@ -95,18 +96,18 @@ class SanityTest(absltest.TestCase):
                           tiny.copy_of(inner)]), pictures, explain)
     self.assertEqual(
         list(nested), ["none"] + [f"net/{name}" for name in list(plain)[1:]])
-    for one, other in zip(plain.values(), nested.values()):
+    for first, second in zip(plain.values(), nested.values()):
       # A correlation of ranks: two swapped of 36 would cost 2.6e-4 or more.
-      np.testing.assert_allclose(one, other, atol=1e-4)
+      np.testing.assert_allclose(first, second, atol=1e-4)
     pruned = cascading_randomization(tiny.prune(inner), pictures, explain)
     self.assertLen(pruned, len(plain))  # No row for a layer without weights.
     with self.assertRaisesRegex(ValueError, "copy the net before it is wrap"):
       cascading_randomization(tiny.quantize(inner), pictures, explain)
 
   def test_what_sees_no_weights_does_not_move(self):
-    found = cascading_randomization(
-        tiny.conv_net(), tiny.images(3), lambda net, images: images[..., 0])
-    for values in found.values():
+    correlations = cascading_randomization(
+        tiny.conv_net(), tiny.images(3), lambda model, images: images[..., 0])
+    for values in correlations.values():
       np.testing.assert_allclose(values, 1)
 
 

@@ -1,4 +1,4 @@
-"""Smoke runs of the experiments' programs, and what they refuse."""
+"""Smoke runs of the experiments' programs, and their errors."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Tests of judging.py: the example's figures, table, files and picture."""
+"""Tests of judging.py: the example's figures, table, files and image."""
 
 import collections
 import contextlib
@@ -67,7 +67,7 @@ class TableTest(absltest.TestCase):
         "centre", "prior", "teacher", "plain", "preserved", "gap", "closed"])
 
     def cells(label):
-      line, = [one for one in lines if one.startswith(label)]
+      line, = [text for text in lines if text.startswith(label)]
       return re.split(r" {2,}", line[len(label):].strip())
 
     self.assertEqual(cells("  cosine, mean"), ["0.600", "0.900", "75%"])
@@ -81,7 +81,7 @@ class TableTest(absltest.TestCase):
     self.assertEqual(cells("  dead maps (share)"), ["0.250", "0.000"])
     self.assertNotIn("TFLM", "".join(lines))  # Nothing there to show.
     # Columns stand under their heads.
-    head, row = lines[1], next(one for one in lines if "ROC-AUC" in one)
+    head, row = lines[1], next(text for text in lines if "ROC-AUC" in text)
     for name, value in (("prior", "0.500"), ("teacher", "0.900"),
                         ("plain", "0.700"), ("preserved", "0.800"),
                         ("closed", "50%")):

@@ -60,9 +60,9 @@ class QuickstartTest(absltest.TestCase):
         sorted(os.listdir(self.folder)),
         ["maps.png", "plain.tflite", "preserved.tflite", "report.csv",
          "report.json"])
-    picture = (self.folder / "maps.png").read_bytes()
-    self.assertStartsWith(picture, b"\x89PNG\r\n\x1a\n")
-    self.assertGreater(len(picture), 50_000)
+    content = (self.folder / "maps.png").read_bytes()
+    self.assertStartsWith(content, b"\x89PNG\r\n\x1a\n")
+    self.assertGreater(len(content), 50_000)
 
   def test_tflite_files(self):
     for name in ("plain", "preserved"):
@@ -99,10 +99,10 @@ class QuickstartTest(absltest.TestCase):
         64**2 * 3 * 13 + 32**2 * 13 * 26 + 16**2 * 26 * 51 + 8**2 * 51**2)
         + 51 * 10)
     for key, value in report["gap_closed"].items():
-      plain, ours = (report["results"][name][key]
-                     for name in ("plain", "preserved"))
+      plain, preserved = (report["results"][name][key]
+                          for name in ("plain", "preserved"))
       best = report["results"]["teacher"].get(key, 1.0)
-      self.assertAlmostEqual(value, (ours - plain) / (best - plain))
+      self.assertAlmostEqual(value, (preserved - plain) / (best - plain))
 
   def test_table_file(self):
     rows = list(csv.DictReader((self.folder / "report.csv").open()))
@@ -122,17 +122,17 @@ class QuickstartTest(absltest.TestCase):
     self.assertEqual(done.returncode, 0, done.stderr[-3000:])
     self.assertEqual((self.folder / "plain.tflite").read_bytes(),
                      (second / "plain.tflite").read_bytes())
-    one, other = self.report(), self.report(second)
-    for part in ("settings", "versions"):
-      self.assertEqual(one[part], other[part])
-    self.assertEqual(one["results"]["plain"], other["results"]["plain"])
-    for part in (one["results"]["preserved"], one["gap_closed"]):
-      theirs = (other["gap_closed"] if part is one["gap_closed"]
-                else other["results"]["preserved"])
-      self.assertEqual(set(part), set(theirs))
-      for key, value in part.items():
-        # Runs repeat but for rounding; of too few scenes figures part by .01.
-        self.assertAlmostEqual(value, theirs[key], places=4, msg=key)
+    first, again = self.report(), self.report(second)
+    for section in ("settings", "versions"):
+      self.assertEqual(first[section], again[section])
+    self.assertEqual(first["results"]["plain"], again["results"]["plain"])
+    for section in (first["results"]["preserved"], first["gap_closed"]):
+      repeated = (again["gap_closed"] if section is first["gap_closed"]
+                  else again["results"]["preserved"])
+      self.assertEqual(set(section), set(repeated))
+      for key, value in section.items():
+        # Runs repeat but for rounding; of too few scenes figures differ by .01.
+        self.assertAlmostEqual(value, repeated[key], places=4, msg=key)
 
 
 class RefusalTest(absltest.TestCase):

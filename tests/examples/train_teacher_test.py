@@ -1,4 +1,4 @@
-"""Smoke runs of train_teacher: what it writes, and writing it only once."""
+"""Smoke runs of train_teacher: its files, and writing them only once."""
 
 import json
 import os
@@ -69,11 +69,11 @@ class TrainTeacherTest(absltest.TestCase):
          report["parameters"], report["multi_label"], report["resumed"]),
         ("relu3", [0, 1], 6, 15_874, True, False))
     self.assertLen(report["class_names"], 10)
-    for part in ("validation", "test"):
+    for split in ("validation", "test"):
       for key in ("map", "accuracy", "f1"):
-        self.assertBetween(report[part][key], 0, 1)
-      self.assertAlmostEqual(report[part]["map"], np.mean(
-          [*report[part]["average_precision"].values()]))
+        self.assertBetween(report[split][key], 0, 1)
+      self.assertAlmostEqual(report[split]["map"], np.mean(
+          [*report[split]["average_precision"].values()]))
     self.assertIn("tf_keras", report["versions"])
     self.assertGreater(report["seconds"], 0)
 

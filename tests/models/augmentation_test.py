@@ -1,4 +1,4 @@
-"""Tests of augmentation.py: teacher and student see the same pictures."""
+"""Tests of augmentation.py: teacher and student see the same images."""
 
 import numpy as np
 import tensorflow as tf
@@ -46,7 +46,7 @@ def _sequential():
 
 
 class _Around(keras.Model):
-  """A subclass that gives what the model it holds gives."""
+  """A subclass that returns the outputs of its inner model."""
 
   def __init__(self, inner, before=None):
     super().__init__()
@@ -96,7 +96,7 @@ class AugmentationTest(parameterized.TestCase):
     step = kap.TrainStep(
         student, teacher, kap.WCAM("act2"), hints=kap.Hints())
     step((tf.constant(self.images), tf.constant(self.labels)))
-    return {one.name: float(one.result()) for one in step.metrics}
+    return {metric.name: float(metric.result()) for metric in step.metrics}
 
   @parameterized.parameters(*_NETS)
   def test_a_student_that_is_its_teacher_agrees_with_it(self, name):
@@ -109,18 +109,18 @@ class AugmentationTest(parameterized.TestCase):
       self.assertNotIn("call", vars(layer))
 
   def test_not_by_seeing_what_is_not_changed(self):
-    # As far as pictures that are turned for one of them alone.
+    # Images turned for one model alone have other maps.
     model = _NETS["flat"]()
     plain = _functional()
     plain.set_weights(model.get_weights())
     turned = keras.Model(model.inputs, model.get_layer("turn").output)(
         self.images, training=True)
-    maps = [kap.attribution.equal_weighted(plain, one, layer="act2")
-            for one in (self.images, turned.numpy())]
+    maps = [kap.attribution.equal_weighted(plain, images, layer="act2")
+            for images in (self.images, turned.numpy())]
     # Of equal images it is 1, to five places, as the test above has it.
     self.assertLess(np.mean([
-        np.sum(one * other) / np.linalg.norm(one) / np.linalg.norm(other)
-        for one, other in zip(*maps)]), 0.9)
+        np.sum(first * second) / np.linalg.norm(first) / np.linalg.norm(second)
+        for first, second in zip(*maps)]), 0.9)
 
   def test_the_student_trains_on_changed_pictures(self):
     teacher, student = _NETS["flat"](), _compile(_NETS["flat"]())
@@ -129,10 +129,10 @@ class AugmentationTest(parameterized.TestCase):
     still = student(self.images, training=False).numpy()
     outputs = [step.loss(*data, training=training)[1].numpy()
                for training in (True, True, False)]
-    # A thousand times the 1e-5 beneath: images turned anew move the logits.
+    # A thousand times the 1e-5 beneath: each new turn moves the logits.
     self.assertGreater(np.abs(outputs[0] - still).max(), 0.01)
     self.assertGreater(np.abs(outputs[0] - outputs[1]).max(), 0.01)
-    # The same layers but for those that do nothing: float32 logits.
+    # The same layers except layers that do nothing: float32 logits.
     np.testing.assert_allclose(outputs[2], still, atol=1e-5)
 
   def test_a_teacher_without_such_layers(self):

@@ -19,7 +19,7 @@ FLOAT32 = 1e-4
 
 
 def _model(layer, shape):
-  """A model of one layer, and what it computes with both gradients."""
+  """A model of one layer, with its outputs and both gradients."""
   inputs = keras.Input(shape[1:])
   model = keras.Model(inputs, layer(inputs))
   statistics = StillStatistics(model)
@@ -89,7 +89,7 @@ class BatchNormalizationTest(parameterized.TestCase):
       y = run(x)
     with still_statistics():
       got = tape.gradient(y, x)
-    least = 1.001e-5  # TensorFlow's own, of its fused operation.
+    least = 1.001e-5  # TensorFlow's least epsilon, of its fused operation.
     # One float32 square root and division.
     np.testing.assert_allclose(got, max(epsilon, least) ** -0.5, rtol=1e-5)
 
@@ -199,7 +199,7 @@ def _plus_mean_of_rows(x):
 
 
 class OtherLayersTest(parameterized.TestCase):
-  """Statistics that are the image's own have their own gradient."""
+  """Statistics of a single image keep their gradient."""
 
   @parameterized.parameters(
       _layers.LayerNormalization, _layers.UnitNormalization,

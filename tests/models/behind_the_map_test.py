@@ -1,8 +1,8 @@
 """Tests of maps by what stands behind their layer, against finite differences.
 
-The reference is a float64 model's scores before and after its features were
-moved a little, and nothing of this library: a rule of a gradient that catches a
-layer that it does not mean is seen by nothing else.
+The reference is a float64 model's scores before and after a small step of its
+features. It uses nothing of this library. Only these tests notice a gradient
+rule that catches the wrong layer.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tests import tiny
 
 COUNT = 4
 CLASSES = 3
-SEEDS = 20  # Of some nets all maps are dead.
+SEEDS = 20  # Some models have only dead maps.
 STEP = 1e-5
 # TensorFlow resizes in float32, whose rounding a small step would blow up; of
 # a Resizing the scores are smooth, and a stencil of four points forgives much.
@@ -240,14 +240,14 @@ def _measured(
 ) -> np.ndarray:
   """Grad-CAM by finite differences: ReLU(sum_c a_c A_c) of every class.
 
-  A channel of all positions is raised and lowered; its score says a_c. In
-  training mode the statistics of a batch are numbers, as this library has it:
-  those of the batch as it is, put in the place of moving ones.
+  A channel is raised and lowered at all positions; the score's change is a_c.
+  In training mode, as in this library, the statistics of a batch are constants:
+  the unchanged batch's statistics replace the moving ones.
 
   Args:
     model: float64.
-    images: what it takes.
-    step: how far features are moved.
+    images: its inputs.
+    step: the size of a change of the features.
     training: of the model's call.
 
   Returns:
@@ -260,7 +260,7 @@ def _measured(
     for layer in normalizations:
       inputs = keras.Model(model.inputs, layer.input)(images).numpy()
       axes = tuple(axis for axis in range(inputs.ndim)
-                   if axis not in [one % inputs.ndim for one in layer.axis])
+                   if axis not in [index % inputs.ndim for index in layer.axis])
       layer.moving_mean.assign(inputs.mean(axes))
       layer.moving_variance.assign(inputs.var(axes))
     training = False
@@ -283,7 +283,7 @@ def _measured(
 
 
 def _unit(maps: np.ndarray) -> np.ndarray:
-  """Scales maps to norm 1; those of zeros stay."""
+  """Scales maps to norm 1; maps of zeros stay."""
   norms = np.sqrt(np.square(maps).sum((-2, -1), keepdims=True))
   return np.divide(maps, norms, where=norms > 0, out=np.zeros_like(maps))
 
@@ -309,9 +309,11 @@ class BehindTheMapTest(parameterized.TestCase):
     for seed in range(SEEDS):
       with tiny.float64():
         twins = _model(tail, seed), _model(tail, SEEDS + seed)
-        wanted = _unit(_measured(twins[0], self.images, step, training=False))
-        his = _unit(_measured(twins[1], self.images, step, training=True))
-      cosines = (wanted * his).sum((-2, -1))
+        teacher_maps = _unit(_measured(
+            twins[0], self.images, step, training=False))
+        student_maps = _unit(_measured(
+            twins[1], self.images, step, training=True))
+      cosines = (teacher_maps * student_maps).sum((-2, -1))
       # The class whose maps have most in common; dead maps have nothing.
       classes = cosines.argmax(1)
       if (cosines[rows, classes] > 0).all():
@@ -328,14 +330,15 @@ class BehindTheMapTest(parameterized.TestCase):
       images = self.images.astype(teacher.dtype)
       maps = attribution.grad_cam(teacher, images, classes, "act")
       np.testing.assert_allclose(
-          _unit(maps), wanted[rows, classes], atol=FLOAT32)
+          _unit(maps), teacher_maps[rows, classes], atol=FLOAT32)
 
       student.compile("sgd", tiny.no_task)
       train = TrainStep(student, teacher, WCAM("act", target="label"))
       train.loss(tf.constant(images), tf.constant(classes))
-      found = {one.name: float(one.result()) for one in train.metrics}
+      results = {
+          metric.name: float(metric.result()) for metric in train.metrics}
       self.assertAlmostEqual(
-          found["attr_agreement"], cosines[rows, classes].mean(),
+          results["attr_agreement"], cosines[rows, classes].mean(),
           delta=FLOAT32)
 
   def test_the_map_of_a_file(self):

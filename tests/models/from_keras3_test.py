@@ -42,8 +42,8 @@ def _shake(model, seed=0):
 def _chain(*chain, shape=(8, 8, 4), dtype="float32"):
   """A Functional model of layers in a row."""
   x = inputs = keras3.Input(shape, dtype=dtype, name="pictures")
-  for one in chain:
-    x = one(x)
+  for layer in chain:
+    x = layer(x)
   return _shake(keras3.Model(inputs, x, name="mine"))
 
 
@@ -66,31 +66,32 @@ def _classifier():
 
 def _pictures(model, count=3):
   rng = np.random.default_rng(5)
-  return [rng.normal(size=(count, *one.shape[1:])).astype(np.float32)
-          for one in model.inputs]
+  return [rng.normal(size=(count, *tensor.shape[1:])).astype(np.float32)
+          for tensor in model.inputs]
 
 
 def _flat(outputs):
-  return [keras3.ops.convert_to_numpy(one)
-          for one in tf.nest.flatten(outputs)]
+  return [keras3.ops.convert_to_numpy(tensor)
+          for tensor in tf.nest.flatten(outputs)]
 
 
 class _Keras3Test(parameterized.TestCase):
 
   def assert_equal_models(self, model, made, inputs=None):
-    """Judged apart from the check inside, on other pictures."""
+    """Compares outputs on other images than the check inside uses."""
     self.assertIsInstance(made, tf_keras.Model)
     inputs = _pictures(model) if inputs is None else inputs
     inputs = inputs[0] if isinstance(inputs, list) and len(
         inputs) == 1 else inputs
-    want, got = (_flat(one(inputs, training=False)) for one in (model, made))
+    want, got = (_flat(tested(inputs, training=False))
+                 for tested in (model, made))
     self.assertEqual(len(want), len(got))
-    for one, other in zip(want, got):
-      self.assertGreater(np.ptp(one), 0)
-      # Of the largest output alone: both Keras add up float32 sums in their own
-      # order.
+    for expected, output in zip(want, got):
+      self.assertGreater(np.ptp(expected), 0)
+      # Of the largest output alone: the two Keras versions add up float32 sums
+      # in different orders.
       np.testing.assert_allclose(
-          other, one, rtol=0, atol=1e-5 * np.abs(one).max())
+          output, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     self.assertEqual(made.name, model.name)
     self.assertLen(made.trainable_weights, len(model.trainable_weights))
     self.assertLen(made.weights, len(model.weights))
@@ -98,7 +99,7 @@ class _Keras3Test(parameterized.TestCase):
 
 class LayersTest(_Keras3Test):
 
-  @parameterized.named_parameters((one.name, one) for one in (
+  @parameterized.named_parameters((layer.name, layer) for layer in (
       layers.Conv2D(3, 3, 2, "same", dilation_rate=1, name="conv"),
       layers.Conv2D(4, 3, groups=2, activation="gelu", name="conv_groups"),
       layers.DepthwiseConv2D(3, 2, "same", name="depthwise"),
@@ -150,14 +151,14 @@ class LayersTest(_Keras3Test):
   ))
   def test_a_layer(self, layer):
     model = _chain(layer)
-    made = from_keras3(model)
-    self.assert_equal_models(model, made)
-    kept = made.get_layer(layer.name)
-    self.assertIs(type(kept), getattr(tf_keras.layers, type(layer).__name__))
+    converted = from_keras3(model)
+    self.assert_equal_models(model, converted)
+    copy = converted.get_layer(layer.name)
+    self.assertIs(type(copy), getattr(tf_keras.layers, type(layer).__name__))
     # It is a layer as tf_keras knows it: it clones with its settings.
-    self.assert_equal_models(model, clone_model(made))
+    self.assert_equal_models(model, clone_model(converted))
 
-  @parameterized.named_parameters((one.name, one) for one in (
+  @parameterized.named_parameters((layer.name, layer) for layer in (
       layers.Conv1D(3, 3, padding="causal", name="conv1"),
       layers.MaxPooling1D(name="pool1"),
       layers.GlobalAveragePooling1D(name="global1"),
@@ -177,9 +178,9 @@ class LayersTest(_Keras3Test):
     folder = tiny.folder(self)
     model = _chain(layers.Conv2D(3, 3, activation=name),
                    layers.Rescaling(6.0), layers.Activation(name))
-    made = from_keras3(model)
-    self.assert_equal_models(model, made)
-    made.save(folder / "net.h5")
+    converted = from_keras3(model)
+    self.assert_equal_models(model, converted)
+    converted.save(folder / "net.h5")
     self.assert_equal_models(
         model, saving.load_model(folder / "net.h5"))
 
@@ -187,15 +188,15 @@ class LayersTest(_Keras3Test):
                             "Maximum", "Minimum", "Concatenate", "Dot")
   def test_a_merge(self, name):
     settings = {"axes": 1} if name == "Dot" else {}
-    one, other = (keras3.Input((4,), name=name) for name in "ab")
-    joint = getattr(layers, name)(**settings)([one, other])
-    model = keras3.Model([one, other], joint)
+    left, right = (keras3.Input((4,), name=name) for name in "ab")
+    joint = getattr(layers, name)(**settings)([left, right])
+    model = keras3.Model([left, right], joint)
     self.assert_equal_models(model, from_keras3(model))
 
   def test_attention(self):
-    one = keras3.Input((5, 4))
-    model = _shake(keras3.Model(one, layers.MultiHeadAttention(2, 3)(
-        one, one, use_causal_mask=True)))
+    inputs = keras3.Input((5, 4))
+    model = _shake(keras3.Model(inputs, layers.MultiHeadAttention(2, 3)(
+        inputs, inputs, use_causal_mask=True)))
     self.assert_equal_models(model, from_keras3(model))
 
   @parameterized.named_parameters(
@@ -217,58 +218,60 @@ class LayersTest(_Keras3Test):
       ("mean", lambda x, y: keras3.ops.mean(x, axis=(1, 2), keepdims=True)),
       ("concatenate", lambda x, y: keras3.ops.concatenate([x, y], axis=-1)))
   def test_an_operation(self, operate):
-    one, other = (keras3.Input((4, 4, 2), name=name) for name in "ab")
-    joint = operate(one, other)
-    model = keras3.Model([one, other], [joint, layers.Add()([one, other])])
-    made = from_keras3(model)
-    self.assert_equal_models(model, made)
-    self.assertNotIn("TFOpLambda", [type(one).__name__ for one in made.layers])
+    node, other = (keras3.Input((4, 4, 2), name=name) for name in "ab")
+    joint = operate(node, other)
+    model = keras3.Model([node, other], [joint, layers.Add()([node, other])])
+    converted = from_keras3(model)
+    self.assert_equal_models(model, converted)
+    self.assertNotIn(
+        "TFOpLambda", [type(node).__name__ for node in converted.layers])
 
   def test_hard_sigmoid_is_that_of_keras_3(self):
-    made = from_keras3(_chain(layers.Activation("hard_sigmoid"), shape=(2,)))
+    converted = from_keras3(
+        _chain(layers.Activation("hard_sigmoid"), shape=(2,)))
     # Float32 rounding of 4 / 6.
     np.testing.assert_allclose(
-        made(np.float32([[1, -3]])), [[4 / 6, 0]], rtol=1e-6)
+        converted(np.float32([[1, -3]])), [[4 / 6, 0]], rtol=1e-6)
     # Float32 rounding of 0.2 + 0.5.
     self.assertAlmostEqual(
         float(tf_keras.activations.hard_sigmoid(tf.constant(1.0))), 0.7,
         places=6)
 
   def test_settings_of_training_are_kept(self):
-    made = from_keras3(_chain(
+    converted = from_keras3(_chain(
         layers.Conv2D(3, 3, kernel_regularizer=keras3.regularizers.L2(0.02),
                       kernel_constraint="non_neg", name="conv",
                       kernel_initializer=keras3.initializers.HeNormal(
                           seed=keras3.random.SeedGenerator(7))),
         layers.BatchNormalization(momentum=0.7, name="bn"),
         layers.Dropout(0.3, name="dropout")))
-    conv = made.get_layer("conv")
+    conv = converted.get_layer("conv")
     self.assertAlmostEqual(float(conv.kernel_regularizer.l2), 0.02)
     self.assertIsInstance(
         conv.kernel_initializer, tf_keras.initializers.HeNormal)
     self.assertEqual(conv.kernel_initializer.seed, 7)
     self.assertIsInstance(
         conv.kernel_constraint, tf_keras.constraints.NonNeg)
-    self.assertEqual(made.get_layer("bn").momentum, 0.7)
-    self.assertEqual(made.get_layer("dropout").rate, 0.3)
+    self.assertEqual(converted.get_layer("bn").momentum, 0.7)
+    self.assertEqual(converted.get_layer("dropout").rate, 0.3)
 
 
 class GraphTest(_Keras3Test):
 
   def test_dicts_lists_and_a_shared_layer(self):
-    one = keras3.Input((4, 4, 2), name="one")
-    other = keras3.Input((4, 4, 2), name="other")
+    left = keras3.Input((4, 4, 2), name="one")
+    right = keras3.Input((4, 4, 2), name="other")
     shared = layers.Conv2D(3, 3, name="shared")
-    first, second = shared(one), shared(other)
+    first, second = shared(left), shared(right)
     model = _shake(keras3.Model(
-        {"one": one, "other": other},
+        {"one": left, "other": right},
         {"a": first, "b": [second, layers.Add()([first, second])]}))
-    made = from_keras3(model)
+    converted = from_keras3(model)
     inputs = dict(zip(("one", "other"), _pictures(model)))
-    self.assert_equal_models(model, made, inputs)
-    self.assertEqual(set(made(inputs)), {"a", "b"})
-    self.assertEqual(set(made.input_names), {"one", "other"})
-    self.assertLen(made.weights, 2)
+    self.assert_equal_models(model, converted, inputs)
+    self.assertEqual(set(converted(inputs)), {"a", "b"})
+    self.assertEqual(set(converted.input_names), {"one", "other"})
+    self.assertLen(converted.weights, 2)
 
   def nested(self, tied):
     def inner(name):
@@ -287,10 +290,10 @@ class GraphTest(_Keras3Test):
 
   def test_nested_models_called_twice(self):
     model = self.nested(tied=False)
-    made = from_keras3(model)
-    self.assert_equal_models(model, made)
+    converted = from_keras3(model)
+    self.assert_equal_models(model, converted)
     self.assertIsInstance(
-        made.get_layer("middle").get_layer("inner"), tf_keras.Sequential)
+        converted.get_layer("middle").get_layer("inner"), tf_keras.Sequential)
 
   def test_a_layer_at_two_depths_is_not_untied_silently(self):
     with self.assertRaisesRegex(ValueError, "'outer' has 8 weights, and 14"):
@@ -305,66 +308,69 @@ class GraphTest(_Keras3Test):
                    layers.Dense(2)])
     model(np.zeros((2, 6, 6, 3), np.float32))
     model = _shake(model)
-    made = from_keras3(model)
-    self.assertIsInstance(made, tf_keras.Sequential)
+    converted = from_keras3(model)
+    self.assertIsInstance(converted, tf_keras.Sequential)
     self.assert_equal_models(
-        model, made, np.float32(np.random.default_rng(0).normal(
+        model, converted, np.float32(np.random.default_rng(0).normal(
             size=(2, 6, 6, 3))))
-    self.assertEqual([one.name for one in made.layers],
-                     [one.name for one in model.layers])
+    self.assertEqual([layer.name for layer in converted.layers],
+                     [layer.name for layer in model.layers])
 
   def test_input_names_dtypes_and_batch(self):
-    one = keras3.Input((4, 4, 3), dtype="uint8", name="bytes")
+    tensor = keras3.Input((4, 4, 3), dtype="uint8", name="bytes")
     other = keras3.Input(batch_shape=(3, 4, 4, 3), name="floats")
-    model = keras3.Model([one, other], layers.Concatenate()(
-        [layers.Rescaling(1 / 255)(one), other]))
-    made = from_keras3(model)
-    self.assertEqual(made.input_names, ["bytes", "floats"])
-    self.assertEqual([one.dtype for one in made.inputs],
+    model = keras3.Model([tensor, other], layers.Concatenate()(
+        [layers.Rescaling(1 / 255)(tensor), other]))
+    converted = from_keras3(model)
+    self.assertEqual(converted.input_names, ["bytes", "floats"])
+    self.assertEqual([tensor.dtype for tensor in converted.inputs],
                      [tf.uint8, tf.float32])
-    self.assertEqual([one.shape[0] for one in made.inputs], [None, 3])
+    self.assertEqual(
+        [tensor.shape[0] for tensor in converted.inputs], [None, 3])
 
   def test_open_sides(self):
     model = _chain(layers.Conv2D(3, 3), layers.GlobalMaxPooling2D(),
                    shape=(None, None, 3))
-    made = from_keras3(model)
-    self.assertEqual(made.input_shape, (None, None, None, 3))
+    converted = from_keras3(model)
+    self.assertEqual(converted.input_shape, (None, None, None, 3))
 
   def test_trainable_flags(self):
     model = _classifier()
     model.get_layer("conv1").trainable = False
     model.get_layer("bn2").trainable = False
-    made = from_keras3(model)
+    converted = from_keras3(model)
     for layer in model.layers:
-      self.assertEqual(made.get_layer(layer.name).trainable, layer.trainable)
-    self.assert_equal_models(model, made)
+      self.assertEqual(
+          converted.get_layer(layer.name).trainable, layer.trainable)
+    self.assert_equal_models(model, converted)
     model.trainable = False
     self.assertEmpty(from_keras3(model).trainable_weights)
 
   def test_a_mode_noted_in_the_graph_binds_no_one(self):
     inputs = keras3.Input((8,))
     model = keras3.Model(inputs, layers.Dropout(0.5)(inputs, training=False))
-    made = from_keras3(model)
+    converted = from_keras3(model)
     ones = np.ones((4, 8), np.float32)
-    for one in (model, made):  # Keras 3 drops here, and so must tf_keras.
-      self.assertGreater(np.ptp(_flat(one(ones, training=True))), 0)
+    # Keras 3 drops here, and so must tf_keras.
+    for tested in (model, converted):
+      self.assertGreater(np.ptp(_flat(tested(ones, training=True))), 0)
 
   def test_mixed_precision(self):
     model = _chain(layers.Conv2D(3, 3, dtype="mixed_float16", name="conv"))
-    made = from_keras3(model)
-    self.assertEqual(made.get_layer("conv").compute_dtype, "float16")
-    self.assertEqual(made.get_layer("conv").kernel.dtype, tf.float32)
+    converted = from_keras3(model)
+    self.assertEqual(converted.get_layer("conv").compute_dtype, "float16")
+    self.assertEqual(converted.get_layer("conv").kernel.dtype, tf.float32)
 
   def test_the_model_is_left_as_it_came(self):
     model = _classifier()
     model.compile("adam", "mse")
     weights = model.get_weights()
-    made = from_keras3(model)
-    for weight in made.weights:
+    converted = from_keras3(model)
+    for weight in converted.weights:
       weight.assign(tf.zeros_like(weight))
     self.assertTrue(tiny.weights_equal(model.get_weights(), weights))
     self.assertTrue(model.compiled)
-    self.assertIsNone(made.optimizer)
+    self.assertIsNone(converted.optimizer)
 
 
 class FileTest(_Keras3Test):
@@ -374,8 +380,8 @@ class FileTest(_Keras3Test):
     model = _classifier()
     model.compile("adam", "mse")
     model.save(path)
-    for one in (path, os.fspath(path)):
-      self.assert_equal_models(model, from_keras3(one))
+    for source in (path, os.fspath(path)):
+      self.assert_equal_models(model, from_keras3(source))
 
   def test_a_file_of_something_else(self):
     folder = tiny.folder(self)
@@ -531,10 +537,10 @@ class UseTest(_Keras3Test):
         weight.assign(0.1 * rng.normal(size=weight.shape))
       elif weight.name in ("moving_variance", "gamma"):
         weight.assign(rng.uniform(0.8, 1.2, weight.shape))
-    made = from_keras3(model)
-    self.assert_equal_models(model, made)
-    self.assertEqual([one.name for one in made.layers],
-                     [one.name for one in model.operations])
+    converted = from_keras3(model)
+    self.assert_equal_models(model, converted)
+    self.assertEqual([layer.name for layer in converted.layers],
+                     [layer.name for layer in model.operations])
 
 
 if __name__ == "__main__":

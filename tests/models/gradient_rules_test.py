@@ -81,9 +81,9 @@ class StraightThroughTest(parameterized.TestCase):
     low, high = tf.Variable(-6.0), tf.Variable(6.0)
     with tf.GradientTape() as tape:
       y = tf.quantization.fake_quant_with_min_max_vars(VALUES, low, high)
-    # By hand: what was cut below goes to the lower bound, above to the upper.
+    # By hand: cut values below go to the lower bound, above to the upper.
     self.assertEqual(
-        [float(one) for one in tape.gradient(
+        [float(value) for value in tape.gradient(
             y, [low, high], output_gradients=UPSTREAM)], [1.0, 4.0])
 
   def test_the_ranges_get_nothing_inside(self):
@@ -359,7 +359,7 @@ class CompiledByXlaTest(absltest.TestCase):
     say()
     tf.function(say)()
     tf.function(say, jit_compile=True)()
-    # Also of what such a function calls, and of a branch in it.
+    # Also in a function that it calls, and in a branch.
     tf.function(lambda: tf.function(say)(), jit_compile=True)()
     tf.function(lambda: tf.cond(tf.constant(1.0) > 0, say, lambda: 0),
                 jit_compile=True)()

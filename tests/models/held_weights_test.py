@@ -1,4 +1,4 @@
-"""Tests of held_weights.py: what is pruned or clustered stays so."""
+"""Tests of held_weights.py: pruned and clustered weights stay so."""
 
 import functools
 import itertools
@@ -40,28 +40,28 @@ def _pruned(schedule=None):
       schedule or SPARSITY.ConstantSparsity(0.75, 0, frequency=2))
 
 
-def _sparse(net):
-  """Halves the kernels of a net, by magnitude."""
-  for layer in net.layers:
+def _sparse(model):
+  """Halves the kernels of a model, by magnitude."""
+  for layer in model.layers:
     for weight in layer.weights:
       if "kernel" in weight.name:
         value = weight.numpy()
         weight.assign(value * (abs(value) > np.median(abs(value))))
-  return net
+  return model
 
 
-def _few_values(net):
-  """Gives the kernels of a net no values but -0.5, 0 and 0.5."""
-  for layer in _sparse(net).layers:
+def _few_values(model):
+  """Gives the kernels of a model no values but -0.5, 0 and 0.5."""
+  for layer in _sparse(model).layers:
     for weight in layer.weights:
       if "kernel" in weight.name:
         weight.assign(0.5 * np.sign(weight))
-  return net
+  return model
 
 
-def _apply(net, scheme):
+def _apply(model, scheme):
   return tfmot.quantization.keras.quantize_apply(
-      tfmot.quantization.keras.quantize_annotate_model(net), scheme)
+      tfmot.quantization.keras.quantize_annotate_model(model), scheme)
 
 
 def _kernels(model):
@@ -128,7 +128,7 @@ class HoldTest(parameterized.TestCase):
         inputs, keras.layers.SimpleRNN(2, name="rnn")(inputs)))
     for _, mask, _ in model.layers[1].pruning_vars:
       mask.assign(np.eye(2))
-    self.assertEqual([str(one) for one in hold(model)], [
+    self.assertEqual([str(change) for change in hold(model)], [
         "rnn/kernel 0.000 -> 0.500", "rnn/recurrent_kernel 0.000 -> 0.500"])
 
   def test_a_model_in_a_model(self):
@@ -141,8 +141,8 @@ class HoldTest(parameterized.TestCase):
     before = kernel.numpy()
     with self.assertWarnsRegex(UserWarning, LOST):
       stripped = kap.strip(model)
-    self.assertEmpty([part for part in stripped.submodules
-                      if hasattr(part, "pruning_vars")])
+    self.assertEmpty([module for module in stripped.submodules
+                      if hasattr(module, "pruning_vars")])
     np.testing.assert_array_equal(
         stripped.get_layer("net").get_layer("logits").kernel,
         np.eye(3) * before)
@@ -155,7 +155,7 @@ class HoldTest(parameterized.TestCase):
     for weight in model.trainable_weights:
       weight.assign_add(0.25 * np.ones_like(weight))
     self.assertCountEqual(
-        [one.layer for one in hold(model)], ["conv", "logits"])
+        [change.layer for change in hold(model)], ["conv", "logits"])
     for name, kernel in _kernels(model).items():
       np.testing.assert_array_equal(
           kernel, np.where(before[name] == 0, 0, before[name] + 0.25))
@@ -177,7 +177,8 @@ class HoldTest(parameterized.TestCase):
     for weight in model.trainable_weights:
       if weight.name.endswith("/kernel:0"):
         weight.assign_add(noise.normal(size=weight.shape) / 9)
-    lost = {one.layer: one for one in hold(model) if one.what == "values"}
+    lost = {change.layer: change for change in hold(model)
+            if change.what == "values"}
     # 0 and 0.5 of 9; -0.5 too of 18, in a channel of the convolution.
     self.assertEqual(lost["logits"][2:], (9, 2))
     self.assertEqual(lost["conv"][2:], (18, 3))
@@ -208,7 +209,8 @@ class FitTest(parameterized.TestCase):
     model, other = _compiled(_pruned()), [_Restore(moment)]
     with self.assertWarnsRegex(UserWarning, f"{LOST}.*conv 0.000 -> 0.7"):
       self.fit(model, *((other, ()) if first else ((), other)))
-    start = dict(zip([one.name for one in model.weights], other[0].weights))
+    start = dict(zip(
+        [weight.name for weight in model.weights], other[0].weights))
     # 54 and 9 weights: whole numbers of them stay.
     self.assertEqual(_shares(model), {
         "conv/kernel:0": 40 / 54, "logits/kernel:0": 7 / 9})
@@ -224,7 +226,7 @@ class FitTest(parameterized.TestCase):
     self.check_the_best_weights_of_an_earlier_epoch(False)
 
   def check_the_best_weights_of_an_earlier_epoch(self, first):
-    """Of less pruning: what a later round took is taken from them, too."""
+    """Earlier weights have less pruning; the later rounds' zeros apply too."""
     model = _compiled(_pruned(kap.IterativePruning(
         rounds=2, share=0.5, steps_per_round=2)))
     stop = [keras.callbacks.EarlyStopping(

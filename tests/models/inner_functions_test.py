@@ -1,4 +1,4 @@
-"""Tests of inner_functions.py: what came before changes no gradient."""
+"""Tests of inner_functions.py: earlier calls change no gradient."""
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,7 @@ _layers = keras.layers
 
 
 class _Compiled(_layers.Layer):
-  """A quantizer and a ReLU in a function of their own."""
+  """A quantizer and a ReLU in a separate function."""
 
   @tf.function
   def call(self, inputs):
@@ -50,15 +50,15 @@ class OrderTest(parameterized.TestCase):
     np.testing.assert_allclose(maps, want, rtol=1e-4, atol=1e-5)
 
   def test_rules_reach_into_a_function(self):
-    """Quantizers are transparent to a sensitivity, whoever asked before."""
+    """Quantizers are transparent to a sensitivity after any earlier call."""
     images = 9 * helpers.images()  # Beyond the quantizer's range.
     plain, asked = _model("compiled"), _model("compiled")
     tiny.plain_grad_cam(asked, images, [1] * 8)  # Its gradient is clipped.
     first, second = (kap.attribution.grad_cam(model, images, 1, "act")
                      for model in (plain, asked))
     np.testing.assert_array_equal(first, second)
-    # What clips has no gradient, so that the plain tape has another map: far
-    # more than rounding.
+    # Clipping has no gradient, so the plain tape has another map: far more
+    # than rounding.
     self.assertGreater(
         np.abs(first - tiny.plain_grad_cam(plain, images, [1] * 8)).max(), 1e-3)
 

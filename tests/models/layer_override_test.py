@@ -36,7 +36,7 @@ class CallSwapTest(parameterized.TestCase):
       np.testing.assert_array_equal(self.layer(self.x), [0, 6])
 
   def test_one_within_another(self):
-    """The inner one may ask for what there was before it."""
+    """The inner swap may call the outer swap's `call`."""
     with CallSwap(self.layer, _times(3.0)).on(), CallSwap(
         self.layer, lambda own_call, inputs: own_call(inputs) + 1).on():
       np.testing.assert_array_equal(self.layer(self.x), [1, 7])
@@ -57,7 +57,7 @@ class CallSwapTest(parameterized.TestCase):
 
   @parameterized.parameters(tiny.prune, tiny.quantize)
   def test_wrappers_of_tfmot_see_the_same_arguments(self, wrap):
-    """They ask a layer's `call` whether it takes `training`."""
+    """They inspect whether a layer's `call` takes `training`."""
     model = wrap(tiny.conv_net())
     norms = [layer for layer in model.submodules
              if isinstance(layer, keras.layers.BatchNormalization)]

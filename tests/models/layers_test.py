@@ -87,16 +87,16 @@ class FindLayerTest(parameterized.TestCase):
     inputs = keras.Input((6, 6, 2))
     x = keras.layers.SeparableConv2D(3, 3, name="separable")(inputs)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    net = tiny.shake(keras.Model(inputs, keras.layers.Dense(3)(x)))
-    model = tiny.quantize(net)
+    plain = tiny.shake(keras.Model(inputs, keras.layers.Dense(3)(x)))
+    model = tiny.quantize(plain)
     with self.assertRaisesRegex(
         ValueError, "splits a SeparableConv2D .* give its second part, "
         "conv2d[_0-9]*, as layer, or as the student's") as caught:
       layers.find_layer(model, "separable")
     second = re.search("part, (.*), as layer", str(caught.exception))[1]
-    # The one that ends in the same 1x1 kernel.
+    # This layer ends in the same 1x1 kernel.
     self.assertTrue(any(
-        np.array_equal(weight, net.get_layer("separable").pointwise_kernel)
+        np.array_equal(weight, plain.get_layer("separable").pointwise_kernel)
         for weight in layers.find_layer(model, second).get_weights()))
 
   def test_a_layer_without_positions_lists_those_that_have_some(self):
@@ -158,13 +158,13 @@ class StageEndsTest(parameterized.TestCase):
     return keras.Model(inputs, keras.layers.Flatten()(x))
 
   def test_the_last_layer_of_each_size(self):
-    net = self._net()
+    model = self._net()
     self.assertEqual(
-        layers.stage_ends(net, 9),
+        layers.stage_ends(model, 9),
         ("relu1", "pool1", "conv2", "pool2", "conv3"))
-    self.assertEqual(layers.stage_ends(net, 2), ("pool2", "conv3"))
+    self.assertEqual(layers.stage_ends(model, 2), ("pool2", "conv3"))
     self.assertEqual(
-        layers.stage_ends(net), ("pool1", "conv2", "pool2", "conv3"))
+        layers.stage_ends(model), ("pool1", "conv2", "pool2", "conv3"))
 
   @parameterized.parameters(*WRAPS)
   def test_without_the_names_of_wrappers(self, wrap):

@@ -10,7 +10,7 @@ from keras_attr_preserve.models.tap import Tap
 from tests import tiny
 
 _layers = keras.layers
-# What may follow a softmax or sigmoid and change nothing.
+# Layers that may follow a softmax or sigmoid and change nothing.
 FOLLOWERS = {
     "nothing": lambda x: x,
     "reshape": lambda x: _layers.Reshape((3,))(x),
@@ -40,7 +40,7 @@ SQUASHES = {
 
 
 def _model(head, scale=20.0):
-  """A model with a head, and the one of its logits."""
+  """A model with a head, and the model of its logits."""
   keras.utils.set_random_seed(0)
   inputs = keras.Input((6, 6, 2))
   x = _layers.Conv2D(4, 3, activation="relu", name="act")(inputs)

@@ -1,4 +1,4 @@
-"""Tests of model_files.py: what a stranger's model file may do when loaded."""
+"""Tests of model_files.py: what an untrusted model file may do when loaded."""
 
 import json
 import os
@@ -22,7 +22,7 @@ RAN = "KAP_TEST_CODE_RAN"
 
 
 
-# What would be seen of it: a variable of the environment.
+# It would leave a trace: a variable of the environment.
 CODE = lambda t: (__import__("os").environ.update(KAP_TEST_CODE_RAN="1"), t)[1]  # noqa: E731
 
 
@@ -46,7 +46,7 @@ def tf_identity(tensor):
 
 
 class Scale(_layers.Layer):
-  """A layer of one's own."""
+  """A custom layer."""
 
   def call(self, tensor):
     return 2 * tensor
@@ -92,14 +92,14 @@ class SafeModeTest(parameterized.TestCase):
         file.attrs["model_config"] = json.dumps(config)
       return path
     with zipfile.ZipFile(path) as file:
-      parts = {one: file.read(one) for one in file.namelist()}
-    config = json.loads(parts["config.json"])
+      contents = {member: file.read(member) for member in file.namelist()}
+    config = json.loads(contents["config.json"])
     change(config)
-    parts["config.json"] = json.dumps(config).replace(
+    contents["config.json"] = json.dumps(config).replace(
         "lambda", "l\\u0061mbda").encode()  # As JSON lets one hide a word.
     with zipfile.ZipFile(path, "w") as file:
-      for one, content in parts.items():
-        file.writestr(one, content)
+      for member, content in contents.items():
+        file.writestr(member, content)
     return path
 
   @parameterized.product(

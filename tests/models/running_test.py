@@ -74,10 +74,10 @@ class RunBatchesTest(parameterized.TestCase):
       seen.append(len(one))
       return one * 2, one + other
 
-    one, other = np.arange(5.0), np.arange(5.0) * 10
-    got = run_batches(double, one, other, batch_size=batch_size)
+    first, second = np.arange(5.0), np.arange(5.0) * 10
+    got = run_batches(double, first, second, batch_size=batch_size)
     self.assertEqual(seen, sizes)
-    np.testing.assert_array_equal(got, [one * 2, one + other])
+    np.testing.assert_array_equal(got, [first * 2, first + second])
 
   def test_works_on_a_traced_function(self):
     double = tf.function(lambda x: (2 * x,), reduce_retracing=True)

@@ -36,43 +36,43 @@ def _kernels(model):
           if name in ("kernel", "depthwise_kernel")}
 
 
-def _sparse(net):
-  for layer in net.layers:
+def _sparse(model):
+  for layer in model.layers:
     for weight in layer.weights:
       if "kernel" in weight.name:
         value = weight.numpy()
         weight.assign(value * (abs(value) > np.median(abs(value))))
-  return net
+  return model
 
 
-def _cluster(net):
+def _cluster(model):
   return CLUSTERING.cluster_weights(
-      net, number_of_clusters=4,
+      model, number_of_clusters=4,
       cluster_centroids_init=CLUSTERING.CentroidInitialization.LINEAR)
 
 
-def _cluster_by_channel(net):
+def _cluster_by_channel(model):
   return CLUSTERING.cluster_weights(
-      net, number_of_clusters=3, cluster_per_channel=True,
+      model, number_of_clusters=3, cluster_per_channel=True,
       cluster_centroids_init=CLUSTERING.CentroidInitialization.LINEAR)
 
 
-def _round(net):
+def _round(model):
   """Clusters that keep the zeros."""
-  for layer in _sparse(net).layers:
+  for layer in _sparse(model).layers:
     for weight in layer.weights:
       if "kernel" in weight.name:
         weight.assign(0.5 * np.sign(weight))
-  return net
+  return model
 
 
-def _apply(net, scheme):
+def _apply(model, scheme):
   return tfmot.quantization.keras.quantize_apply(
-      tfmot.quantization.keras.quantize_annotate_model(net), scheme)
+      tfmot.quantization.keras.quantize_annotate_model(model), scheme)
 
 
-def _cqat(net):
-  return _apply(CLUSTERING.strip_clustering(net),
+def _cqat(model):
+  return _apply(CLUSTERING.strip_clustering(model),
                 COMBINE.Default8BitClusterPreserveQuantizeScheme(False))
 
 
@@ -81,16 +81,16 @@ KINDS = {
     "pruned": tiny.prune,
     "clustered": _cluster,
     "qat": tiny.quantize,
-    "pqat": lambda net: _apply(
-        _sparse(net), COMBINE.Default8BitPrunePreserveQuantizeScheme()),
-    "cqat": lambda net: _cqat(_cluster(net)),
-    "cqat_by_channel": lambda net: _cqat(_cluster_by_channel(net)),
-    "pcqat": lambda net: _apply(
-        _round(net), COMBINE.Default8BitClusterPreserveQuantizeScheme(True)),
-    "pruned_stripped": lambda net: tfmot.sparsity.keras.strip_pruning(
-        tiny.prune(net)),
-    "clustered_stripped": lambda net: CLUSTERING.strip_clustering(
-        _cluster(net)),
+    "pqat": lambda model: _apply(
+        _sparse(model), COMBINE.Default8BitPrunePreserveQuantizeScheme()),
+    "cqat": lambda model: _cqat(_cluster(model)),
+    "cqat_by_channel": lambda model: _cqat(_cluster_by_channel(model)),
+    "pcqat": lambda model: _apply(
+        _round(model), COMBINE.Default8BitClusterPreserveQuantizeScheme(True)),
+    "pruned_stripped": lambda model: tfmot.sparsity.keras.strip_pruning(
+        tiny.prune(model)),
+    "clustered_stripped": lambda model: CLUSTERING.strip_clustering(
+        _cluster(model)),
 }
 QUICK = ("plain.h5", "pruned.h5", "clustered.h5", "pqat.h5", "cqat.h5",
          "pcqat.h5", "pruned.keras", "clustered_stripped.keras", "plain_folder",
@@ -103,7 +103,7 @@ CASES = [(f"{kind}{ending or '_folder'}", kind, ending)
          if (kind, ending) != ("clustered_stripped", ".h5")]
 
 
-# What a graph needs of a loaded optimizer shows in one of a kind.
+# One case of each file type shows what a graph needs of a loaded optimizer.
 IN_A_GRAPH = ("plain.h5", "pqat_folder")
 
 
@@ -126,7 +126,7 @@ def _made(kind, epochs=2, graph=False):
 
 
 def _small(steps=0):
-  """A model that is saved in no time, for what no kind of model matters to."""
+  """A small model, quick to save, for tests where its kind does not matter."""
   keras.utils.set_random_seed(0)
   model = keras.Sequential([
       keras.Input((tiny.SIZE, tiny.SIZE, 2)), keras.layers.Flatten(),
@@ -139,10 +139,10 @@ def _small(steps=0):
 
 
 def _state(model):
-  """All variables, by layer and name; those of the optimizer in order."""
+  """All variables, by layer and name; the optimizer's variables in order."""
   state = {(layer.name, name): weight.numpy() for layer in model.layers
            for name, weight in by_name(layer.weights).items()}
-  return {**state, **{("optimizer", number): one.numpy() for number, one in
+  return {**state, **{("optimizer", number): slot.numpy() for number, slot in
                       enumerate(model.optimizer.variables)}}
 
 
@@ -154,22 +154,22 @@ class _SavingTest(parameterized.TestCase):
 
   def assert_same(self, model, other):
     np.testing.assert_array_equal(model(PICTURES), other(PICTURES))
-    state, found = _state(model), _state(other)
-    self.assertEqual(set(state), set(found))
+    state, other_state = _state(model), _state(other)
+    self.assertEqual(set(state), set(other_state))
     for name, value in state.items():
-      np.testing.assert_array_equal(value, found[name], str(name))
+      np.testing.assert_array_equal(value, other_state[name], str(name))
 
 
 class KindsTest(_SavingTest):
 
   @parameterized.named_parameters(
-      one for one in CASES if one[0] in QUICK)
+      case for case in CASES if case[0] in QUICK)
   def test_there_and_back(self, kind, ending):
     self.check_there_and_back(
         kind, ending, graph=f"{kind}{ending or '_folder'}" in IN_A_GRAPH)
 
   @parameterized.named_parameters(
-      one for one in CASES if one[0] not in QUICK)
+      case for case in CASES if case[0] not in QUICK)
   @pytest.mark.slow("saving")
   def test_there_and_back_of_the_rest(self, kind, ending):
     self.check_there_and_back(kind, ending, graph=True)
@@ -189,9 +189,9 @@ class KindsTest(_SavingTest):
     self.assert_same(model, loaded)
     self.assertEqual(preserved_kind(loaded), preserved_kind(model))
     kernels = _kernels(model)
-    zeros = {name: one == 0 for name, one in kernels.items()}
-    for one in (model, loaded):
-      _train(one, graph=graph)
+    zeros = {name: kernel == 0 for name, kernel in kernels.items()}
+    for trained in (model, loaded):
+      _train(trained, graph=graph)
     self.assert_same(model, loaded)
     self.assertFalse(np.array_equal(_kernels(model)["conv"], kernels["conv"]))
     if kind in ("pqat", "pcqat"):
@@ -377,8 +377,8 @@ class FilesTest(_SavingTest):
     save_model(_small(), self.folder / "net")
     (self.folder / "other").write_text("")
     (self.folder / "folder").mkdir()
-    for one, like in (("net.h5", "other"), ("net", "folder")):
-      self.assertEqual((self.folder / one).stat().st_mode,
+    for saved, like in (("net.h5", "other"), ("net", "folder")):
+      self.assertEqual((self.folder / saved).stat().st_mode,
                        (self.folder / like).stat().st_mode)
     with h5py.File(path) as file:
       self.assertNotIn("keras_attr_preserve_kind", file.attrs)

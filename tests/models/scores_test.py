@@ -14,21 +14,21 @@ from keras_attr_preserve.models import scores
 from tests import foreign_files, tiny
 
 _layers = keras.layers
-# Images that a net of one sigmoid gives to class 0 and to class 1.
+# Images that a model of one sigmoid gives to class 0 and to class 1.
 IMAGES = np.float32([[[[-3.0], [1.0]], [[0.0], [0.0]]],
                      [[[2.0], [1.0]], [[0.0], [-1.0]]]])
 SUMS = np.float64([-2.0, 2.0])
 
 
 def _net(head="sigmoid"):
-  """A net whose logit is the sum of the pixels."""
+  """A model whose logit is the sum of the pixels."""
   inputs = keras.Input((2, 2, 1))
   x = _layers.Conv2D(1, 1, name="act")(inputs)
   x = _layers.GlobalAveragePooling2D()(x)
-  net = keras.Model(inputs, _layers.Dense(1, head, name="logit")(x))
-  net.set_weights([np.ones([1, 1, 1, 1]), np.zeros(1), 4 * np.ones([1, 1]),
-                   np.zeros(1)])
-  return net
+  model = keras.Model(inputs, _layers.Dense(1, head, name="logit")(x))
+  model.set_weights([np.ones([1, 1, 1, 1]), np.zeros(1), 4 * np.ones([1, 1]),
+                     np.zeros(1)])
+  return model
 
 
 def _sigmoid(z):
@@ -43,16 +43,16 @@ class RuleTest(parameterized.TestCase):
       self.assertEqual(scores.top_classes(two, logits).tolist(), [0, 0, 1])
     self.assertEqual(
         scores.top_classes(np.float32([[-2], [0], [0.3]])).tolist(), [0, 1, 1])
-    one = np.float32([[0.2], [0.5], [0.9]])
-    self.assertEqual(scores.top_classes(one, True).tolist(), [1, 1, 1])
-    self.assertEqual(scores.top_classes(one, False).tolist(), [0, 1, 1])
+    outputs = np.float32([[0.2], [0.5], [0.9]])
+    self.assertEqual(scores.top_classes(outputs, True).tolist(), [1, 1, 1])
+    self.assertEqual(scores.top_classes(outputs, False).tolist(), [0, 1, 1])
 
   def test_explained_scores(self):
-    one, weights = np.float64([[0.2], [0.9]]), np.float32([[-1], [2]])
+    outputs, weights = np.float64([[0.2], [0.9]]), np.float32([[-1], [2]])
     np.testing.assert_array_equal(
-        scores.explained_scores(one, weights, True), [-0.2, 1.8])
+        scores.explained_scores(outputs, weights, True), [-0.2, 1.8])
     np.testing.assert_array_equal(
-        scores.explained_scores(one, weights, False), [0.8, 1.8])
+        scores.explained_scores(outputs, weights, False), [0.8, 1.8])
 
   def test_what_could_be_either_is_asked_for(self):
     with self.assertRaisesRegex(
@@ -68,7 +68,7 @@ class RuleTest(parameterized.TestCase):
 class OneSigmoidTest(parameterized.TestCase):
 
   def test_occlusion(self):
-    net = _net()
+    model = _net()
     # By hand: covering a pixel with 0 takes its value off the logit; of class
     # 0 the probability is that of the negative logit.
     sign = np.float64([-1, 1])[:, None, None]
@@ -78,10 +78,10 @@ class OneSigmoidTest(parameterized.TestCase):
     occlude = functools.partial(
         attribution.occlusion, images=IMAGES, patch=1, baseline=0)
     for predict, settings in (
-        (net, {}), (net.predict_on_batch, {}),
-        (functools.partial(net, training=False), {}),
-        (lambda batch: net(batch), {"logits": False}),
-        (net, {"targets": [0, 1]}), (net, {"targets": sign[..., 0]})):
+        (model, {}), (model.predict_on_batch, {}),
+        (functools.partial(model, training=False), {}),
+        (lambda batch: model(batch), {"logits": False}),
+        (model, {"targets": [0, 1]}), (model, {"targets": sign[..., 0]})):
       # Probabilities in float32.
       np.testing.assert_allclose(
           occlude(predict, **settings), want, atol=1e-6)
@@ -89,25 +89,25 @@ class OneSigmoidTest(parameterized.TestCase):
         occlude(_net(None)), sign * IMAGES[..., 0], atol=1e-6)
 
   def test_the_methods_agree_on_the_class(self):
-    net, logits = _net(), _net(None)
-    top = attribution.grad_cam(net, IMAGES, layer="act")
+    model, logits = _net(), _net(None)
+    top = attribution.grad_cam(model, IMAGES, layer="act")
     np.testing.assert_array_equal(
-        top, attribution.grad_cam(net, IMAGES, [0, 1], "act"))
+        top, attribution.grad_cam(model, IMAGES, [0, 1], "act"))
     rise = functools.partial(
         attribution.rise, images=IMAGES, masks=40, cells=2, centred=True)
-    ours, theirs = rise(net), rise(logits)
-    agreement = evaluation.agreement(ours, theirs, scores=("cosine",))
+    maps, logit_maps = rise(model), rise(logits)
+    agreement = evaluation.agreement(maps, logit_maps, scores=("cosine",))
     # A sigmoid bends the scores but keeps their order; before, it was -1.
     self.assertGreater(agreement["cosine"].min(), 0.8)
     chances = _sigmoid(np.abs(SUMS))  # Of each image's top class.
     for curves, place in ((evaluation.deletion, 0), (evaluation.insertion, -1),
                           (evaluation.road, 0)):
       np.testing.assert_allclose(  # Probabilities in float32.
-          curves(net, IMAGES, top, steps=2).scores[:, place], chances,
+          curves(model, IMAGES, top, steps=2).scores[:, place], chances,
           atol=1e-6)
       np.testing.assert_array_equal(
-          curves(net, IMAGES, top, steps=2).scores,
-          curves(net, IMAGES, top, [0, 1], steps=2).scores)
+          curves(model, IMAGES, top, steps=2).scores,
+          curves(model, IMAGES, top, [0, 1], steps=2).scores)
     np.testing.assert_allclose(  # The map of a linear score, of each class.
         evaluation.sensitivity_n(
             logits, IMAGES, np.float32([-1, 1])[:, None, None] * IMAGES[..., 0],
@@ -115,7 +115,7 @@ class OneSigmoidTest(parameterized.TestCase):
         1, atol=1e-6)
 
   def test_of_a_function_it_is_asked_for(self):
-    net = _net()
+    model = _net()
     settings = {"images": IMAGES, "maps": IMAGES[..., 0]}
     for explain in (
         functools.partial(attribution.occlusion, images=IMAGES),
@@ -126,32 +126,32 @@ class OneSigmoidTest(parameterized.TestCase):
         functools.partial(evaluation.sensitivity_n, **settings)):
       for targets in (None, 0):
         with self.assertRaisesRegex(ValueError, "logits must say"):
-          explain(lambda batch: net(batch), targets=targets)
-      explain(lambda batch: net(batch), targets=1)  # There they are alike.
+          explain(lambda batch: model(batch), targets=targets)
+      explain(lambda batch: model(batch), targets=1)  # There they are alike.
     with self.assertRaisesRegex(
         ValueError, "logits must be None or False: that is what predict gives; "
         "got True"):
-      attribution.occlusion(net, IMAGES, logits=True)
+      attribution.occlusion(model, IMAGES, logits=True)
 
   def test_half_precision(self):
-    net = _net()
+    model = _net()
     for dtype in (tf.float16, tf.bfloat16, tf.float64):
       # A bfloat16 has 8 bits: of a difference of two scores up to 1, 1/128.
       np.testing.assert_allclose(
           attribution.occlusion(
-              lambda batch, dtype=dtype: tf.cast(net(batch), dtype), IMAGES,
+              lambda batch, dtype=dtype: tf.cast(model(batch), dtype), IMAGES,
               logits=False),
-          attribution.occlusion(net, IMAGES), atol=1 / 128)
+          attribution.occlusion(model, IMAGES), atol=1 / 128)
 
   def test_a_file(self):
-    net = _net()
+    model = _net()
     file = kap.export.Interpreter(kap.export.convert(
-        net, kap.WCAM("act"), mode="float32"))
+        model, kap.WCAM("act"), mode="float32"))
     self.assertIs(file.gives_logits, False)
     # Float32 sums of XNNPACK and of TensorFlow.
     np.testing.assert_allclose(
         attribution.occlusion(file.predict, IMAGES),
-        attribution.occlusion(net, IMAGES), atol=1e-5)
+        attribution.occlusion(model, IMAGES), atol=1e-5)
     np.testing.assert_allclose(
         attribution.occlusion(functools.partial(
             file.predict, logits=True), IMAGES),
@@ -172,16 +172,16 @@ class OneSigmoidTest(parameterized.TestCase):
     np.testing.assert_allclose(
         attribution.occlusion(file.predict, IMAGES),
         attribution.occlusion(_net(), IMAGES), atol=1e-5)
-    # Of the logits, what speaks for the class.
+    # On logits; only values that support the class.
     np.testing.assert_allclose(
         file.explain(IMAGES).maps,
         np.maximum(attribution.occlusion(_net(None), IMAGES), 0), atol=1e-5)
 
   def test_judges_are_given_logits(self):
-    net, fine = _net(), functools.partial(
+    model, fine = _net(), functools.partial(
         attribution.occlusion, patch=1, baseline=0)
     maps = judged_maps(
-        lambda batch: 0.1 + 0 * net.predict_on_batch(batch), IMAGES,
+        lambda batch: 0.1 + 0 * model.predict_on_batch(batch), IMAGES,
         np.array([0, 1]), {"occlusion": None, "fine": fine}, "a file")
     for name in ("occlusion", "fine"):  # The same score everywhere.
       np.testing.assert_array_equal(maps[name], np.zeros([2, 2, 2]))
@@ -196,18 +196,18 @@ class SaturatedTest(absltest.TestCase):
 
   def test_maps_at_p_1_are_alive(self):
     for head in ("softmax", "sigmoid"):
-      net = tiny.conv_net(head=head)
+      model = tiny.conv_net(head=head)
       plain = tiny.conv_net()
-      for one in (net, plain):
-        one.get_layer("logits").kernel.assign(
-            300 * one.get_layer("logits").kernel)
+      for scaled in (model, plain):
+        scaled.get_layer("logits").kernel.assign(
+            300 * scaled.get_layer("logits").kernel)
       images = tiny.images()
       top = plain(images).numpy().argmax(1)
-      self.assertEqual(net(images).numpy().max(1).min(), 1)  # In float32.
+      self.assertEqual(model(images).numpy().max(1).min(), 1)  # In float32.
       want = tiny.plain_grad_cam(plain, images, top)
       # Float32 sums of products in the hundreds.
       np.testing.assert_allclose(
-          attribution.grad_cam(net, images, layer="act"), want, rtol=1e-3,
+          attribution.grad_cam(model, images, layer="act"), want, rtol=1e-3,
           atol=1e-2)
       self.assertTrue(want.any((1, 2)).all())
 

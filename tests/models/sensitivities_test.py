@@ -18,7 +18,7 @@ class SensitivitiesTest(parameterized.TestCase):
       pictures = tf.constant(pictures)
       tape.watch(pictures)
       tapped = reader(pictures, training=training)
-    return tapped, [one.numpy() for one in tap.sensitivities(
+    return tapped, [gradient.numpy() for gradient in tap.sensitivities(
         tape, tapped, seed)]
 
   def _differences(self, model, name, pictures, seed, step):
@@ -79,14 +79,14 @@ class SensitivitiesTest(parameterized.TestCase):
     names = ["act2", "conv", "act", "conv2"]
     tapped, got = self._sensitivities(model, names, pictures, seed)
     self.assertLen(tapped.features, 4)
-    for name, one in zip(names, got):
+    for name, value in zip(names, got):
       _, (alone,) = self._sensitivities(model, [name], pictures, seed)
       # One backward pass for all layers or for each: float32 sums in another
       # order.
-      np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(value, alone, rtol=1e-5, atol=1e-6)
       # A central difference without kinks: round-off of 1e-5, truncation of
       # order 1e-4.
-      self.assertLess(tiny.relative_error(one[:, 0, 0], self._differences(
+      self.assertLess(tiny.relative_error(value[:, 0, 0], self._differences(
           linear, name, pictures, seed, step=1e-2)), 1e-3)
 
   @parameterized.parameters(
@@ -102,20 +102,20 @@ class SensitivitiesTest(parameterized.TestCase):
 
   @parameterized.parameters("gap", "flatten", "block", "depthwise")
   def test_under_quantization_as_in_the_float_net(self, tail):
-    net = tiny.conv_net(tail=tail)
+    model = tiny.conv_net(tail=tail)
     pictures, seed = tiny.images(3), np.eye(3, dtype=np.float32)
-    _, (want,) = self._sensitivities(net, ["act"], pictures, seed)
+    _, (want,) = self._sensitivities(model, ["act"], pictures, seed)
     with tiny.fine_quantizers():
       _, (got,) = self._sensitivities(
-          tiny.quantize(net), ["act"], pictures, seed)
+          tiny.quantize(model), ["act"], pictures, seed)
     # 16 bits: steps of 2e-4 on weights of size 0.5, and a ReLU may flip.
     self.assertLess(tiny.relative_error(got, want), 2e-2)
 
   def test_alive_where_a_quantizer_clips_the_score(self):
     """Trap 2."""
-    net = tiny.conv_net(head="softmax")
-    net.get_layer("logits").bias.assign([50.0, -50.0, 0.0])
-    model = tiny.quantize(net)
+    float_model = tiny.conv_net(head="softmax")
+    float_model.get_layer("logits").bias.assign([50.0, -50.0, 0.0])
+    model = tiny.quantize(float_model)
     pictures = tf.constant(tiny.images(3))
     reader = tap.Tap(model, ["act"])
     with tf.GradientTape(persistent=True) as tape:
@@ -130,7 +130,7 @@ class SensitivitiesTest(parameterized.TestCase):
     got, = tap.sensitivities(tape, tapped, seed)
     # A mean over the positions: the quantized kernel's column, 8 bits of -6..6
     # before the first training step, so steps of 0.05.
-    kernel = net.get_layer("logits").kernel.numpy()
+    kernel = float_model.get_layer("logits").kernel.numpy()
     # Half a step, .024.
     np.testing.assert_allclose(
         got[:, 0, 0], [kernel[:, 0]] * 3, atol=0.03)

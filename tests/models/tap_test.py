@@ -29,7 +29,7 @@ FLOAT32 = 1e-5
 
 @functools.cache
 def _without_a_head(wrap):
-  """What a net gives whose output are its logits."""
+  """Outputs of a model that returns logits."""
   return WRAPS[wrap](tiny.conv_net(head="linear"))(tiny.images(3)).numpy()
 
 
@@ -56,12 +56,12 @@ class TapTest(parameterized.TestCase):
     model = WRAPS[wrap](tiny.conv_net(tail="block", head="softmax"))
     pictures = tiny.images(3)
     names = [layer.name for layer in model.layers]
-    own = keras.Model(model.inputs, [
+    direct = keras.Model(model.inputs, [
         model.layers[names.index(
             layers.find_layer(model, name).name)].output
         for name in ("act2", "act")])
     tapped = tap.Tap(model, ["act2", "act"])(pictures)
-    for got, want in zip(tapped.features, own(pictures)):
+    for got, want in zip(tapped.features, direct(pictures)):
       np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(tapped.output, model(pictures))
     self.assertEqual(tapped.logits.shape, (3, tiny.CLASSES))
@@ -159,22 +159,22 @@ class TapTest(parameterized.TestCase):
     got = tap.Tap(stripped, ["act"])(pictures)
     np.testing.assert_array_equal(got.features[0], want.features[0])
     np.testing.assert_array_equal(got.logits, want.logits)
-    # The old model still has its own.
+    # The old model still has its features.
     again = tap.Tap(pruned, ["act"])(pictures)
     np.testing.assert_array_equal(again.features[0], want.features[0])
 
   def test_a_quantized_convolution_comes_before_the_normalization(self):
     """Trap 6."""
     pictures = tiny.images(3)
-    net = tiny.conv_net()
+    model = tiny.conv_net()
     with tiny.fine_quantizers():
-      got = tap.Tap(tiny.quantize(net), ["conv", "act"])(pictures)
-    inside = keras.Model(net.inputs, [
-        net.get_layer(name).output for name in ("conv", "bn", "act")])
+      got = tap.Tap(tiny.quantize(model), ["conv", "act"])(pictures)
+    inside = keras.Model(model.inputs, [
+        model.get_layer(name).output for name in ("conv", "bn", "act")])
     conv, normalized, act = inside(pictures)
     # 16 bits over -6..6, steps of 2e-4, on 18 weights.
     np.testing.assert_allclose(got.features[0], conv, atol=2e-3)
-    # Twice that: the normalization's slope stretches what went before.
+    # Twice that: the normalization's slope stretches the error before it.
     np.testing.assert_allclose(got.features[1], act, atol=4e-3)
     # Far above both bounds, so that it is not the normalized convolution.
     self.assertGreater(np.abs(got.features[0] - normalized).max(), 0.1)
@@ -216,19 +216,19 @@ class TapTest(parameterized.TestCase):
 
 
 def _nested(seed=0, head="linear"):
-  """A net as transfer learning makes it: a trunk, a pool, a head of its own."""
-  net = tiny.conv_net(tail="block", head=head, seed=seed)
-  trunk = keras.Model(net.input, net.get_layer("act2").output, name="trunk")
+  """A model made by transfer learning: a trunk, a pool and a new head."""
+  plain = tiny.conv_net(tail="block", head=head, seed=seed)
+  trunk = keras.Model(plain.input, plain.get_layer("act2").output, name="trunk")
   inner = keras.Model(trunk.input, trunk.output, name="inner")
   middle = keras.Sequential([inner], name="middle")
   top = keras.Sequential([
-      keras.layers.Dense.from_config(net.get_layer("logits").get_config())],
+      keras.layers.Dense.from_config(plain.get_layer("logits").get_config())],
       name="top")
   inputs = keras.Input((tiny.SIZE, tiny.SIZE, 2))
   x = keras.layers.GlobalAveragePooling2D()(middle(inputs))
   model = keras.Model(inputs, top(x), name="outer")
-  top.set_weights(net.get_layer("logits").get_weights())
-  return model, net
+  top.set_weights(plain.get_layer("logits").get_weights())
+  return model, plain
 
 
 class _Subclass(keras.Model):
@@ -248,27 +248,27 @@ class _Subclass(keras.Model):
 class NestedTest(parameterized.TestCase):
   """Models that hold models: the same as without the nesting."""
 
-  def _check(self, model, net, names, **settings):
+  def _check(self, model, plain, names, **settings):
     pictures = tiny.images(3)
-    want, got = tap.Tap(net, names), tap.Tap(model, names, **settings)
+    want, got = tap.Tap(plain, names), tap.Tap(model, names, **settings)
     self.assertEqual(got.classes, want.classes)
     self.assertEqual(got.gives_logits, want.gives_logits)
     for training in (False, True):
-      one = want(pictures, training=training)
+      expected = want(pictures, training=training)
       for run in (got, tf.function(got)):
-        other = run(pictures, training=training)
-        for a, b in zip([*one.features, one.logits],
-                        [*other.features, other.logits]):
+        result = run(pictures, training=training)
+        for a, b in zip([*expected.features, expected.logits],
+                        [*result.features, result.logits]):
           np.testing.assert_allclose(a, b, atol=FLOAT32)
         np.testing.assert_allclose(
-            one.output, model(pictures, training=training)
-            if not settings else one.output, atol=FLOAT32)
+            expected.output, model(pictures, training=training)
+            if not settings else expected.output, atol=FLOAT32)
 
   @parameterized.parameters("linear", "softmax", "softmax_layer")
   def test_layers_and_head_inside_others(self, head):
     if head == "softmax_layer":
-      net = tiny.conv_net(tail="block", head=head)
-      self._check(keras.Sequential([net]), net, ["act2", "act"])
+      plain = tiny.conv_net(tail="block", head=head)
+      self._check(keras.Sequential([plain]), plain, ["act2", "act"])
       return
     self._check(*_nested(head=head), ["act2", "act"])
 
@@ -284,54 +284,55 @@ class NestedTest(parameterized.TestCase):
     np.testing.assert_array_equal(whole, inside)
 
   def test_sensitivities_through_the_nesting(self):
-    model, net = _nested()
+    model, plain = _nested()
     pictures = tf.constant(tiny.images(3))
-    found = []
-    for one in (net, model, _Subclass(model)):
+    gradients = []
+    for each in (plain, model, _Subclass(model)):
       with tf.GradientTape() as tape:
         tape.watch(pictures)
-        tapped = tap.Tap(one, ["act"])(pictures, training=True)
-      found.append(tap.sensitivities(
+        tapped = tap.Tap(each, ["act"])(pictures, training=True)
+      gradients.append(tap.sensitivities(
           tape, tapped, top_class_seed(tapped.logits))[0])
-    for one in found[1:]:
-      np.testing.assert_allclose(one, found[0], atol=FLOAT32)
+    for each in gradients[1:]:
+      np.testing.assert_allclose(each, gradients[0], atol=FLOAT32)
 
   @parameterized.parameters("linear", "softmax")
   def test_a_subclass_around_a_core(self, head):
-    net = tiny.conv_net(tail="block", head=head)
-    self._check(_Subclass(net), net, ["act2", "act"])
-    model, net = _nested(head=head)
-    self._check(_Subclass(model), net, ["act2", "act"])
+    plain = tiny.conv_net(tail="block", head=head)
+    self._check(_Subclass(plain), plain, ["act2", "act"])
+    model, plain = _nested(head=head)
+    self._check(_Subclass(model), plain, ["act2", "act"])
 
   def test_a_pruned_nested_model_runs_once(self):
     """Trap 4, inside a nested model and a subclass."""
-    net = tiny.prune(tiny.conv_net())
-    for layer in net.layers:
+    plain = tiny.prune(tiny.conv_net())
+    for layer in plain.layers:
       if hasattr(layer, "pruning_step"):
         layer.pruning_step.assign(0)
-    for model in (keras.Sequential([net]), _Subclass(net)):
-      before = tiny.pruning_steps(net)
+    for model in (keras.Sequential([plain]), _Subclass(plain)):
+      before = tiny.pruning_steps(plain)
       tap.Tap(model, ["act"])(tiny.images(2), training=True)
       self.assertEqual(
-          set(tiny.pruning_steps(net)), {before[0] + 1})
+          set(tiny.pruning_steps(plain)), {before[0] + 1})
 
   def test_nothing_is_left_behind(self):
     model, _ = _nested()
     inner = [model, *(layer for layer in layers.graphs_in(model))]
-    before = [set(vars(one)) for one in inner]
-    nodes = [len(layer.outbound_nodes) for one in inner for layer in one.layers]
+    before = [set(vars(graph)) for graph in inner]
+    nodes = [
+        len(layer.outbound_nodes) for graph in inner for layer in graph.layers]
     reader = tap.Tap(model, ["act"])
     reader(tiny.images(2))
     with self.assertRaises(Exception):  # noqa: B017  Keras's own, by version.
       reader(np.ones((1, 2), np.float32))
-    self.assertEqual([set(vars(one)) for one in inner], before)
+    self.assertEqual([set(vars(graph)) for graph in inner], before)
     self.assertEqual(nodes, [
-        len(layer.outbound_nodes) for one in inner for layer in one.layers])
+        len(layer.outbound_nodes) for graph in inner for layer in graph.layers])
 
   def test_what_an_inner_model_adds_to_its_loss_is_counted_once(self):
-    net = tiny.conv_net()
-    net.add_loss(tf.reduce_mean(net.output**2))
-    model = keras.Sequential([net])
+    plain = tiny.conv_net()
+    plain.add_loss(tf.reduce_mean(plain.output**2))
+    model = keras.Sequential([plain])
     pictures = tiny.images(2)
     tapped = tap.Tap(model, ["act"])(pictures)
     self.assertLen(model.losses, 1)
@@ -340,19 +341,19 @@ class NestedTest(parameterized.TestCase):
         float(model.losses[0]), np.mean(tapped.logits.numpy()**2), places=5)
 
   def test_what_it_refuses(self):
-    net = tiny.conv_net()
+    plain = tiny.conv_net()
     twice = keras.Input((tiny.SIZE, tiny.SIZE, 2))
-    twice = keras.Model(twice, keras.layers.Add()([net(twice), net(twice)]))
+    twice = keras.Model(twice, keras.layers.Add()([plain(twice), plain(twice)]))
     with self.assertRaisesRegex(ValueError, "runs the model 'net'.* 2 times"):
       tap.Tap(twice, ["act"])(tiny.images(2))
-    after = _Subclass(net, after=tf.nn.softmax)
+    after = _Subclass(plain, after=tf.nn.softmax)
     with self.assertRaisesRegex(ValueError, "computes something after the mod"):
       tap.Tap(after, ["act"])(tiny.images(2))
     class Empty(keras.Model):
       pass
     with self.assertRaisesRegex(ValueError, r"must be Functional.*holds none"):
       tap.Tap(Empty())
-    two = _Subclass(net)
+    two = _Subclass(plain)
     two.other = tiny.conv_net(name="other")
     with self.assertRaisesRegex(ValueError, "it holds 'net', 'other'"):
       tap.Tap(two)
@@ -361,18 +362,18 @@ class NestedTest(parameterized.TestCase):
 class OutputsTest(parameterized.TestCase):
 
   def _model(self, kind):
-    net = tiny.conv_net(tail="block", head="softmax")
-    size = keras.layers.Dense(1, name="size")(net.get_layer("pool").output)
-    outputs = {"list": [size, net.output],
-               "dict": {"a_size": size, "kind": net.output}}[kind]
-    return keras.Model(net.input, outputs, name="several"), net
+    single = tiny.conv_net(tail="block", head="softmax")
+    size = keras.layers.Dense(1, name="size")(single.get_layer("pool").output)
+    outputs = {"list": [size, single.output],
+               "dict": {"a_size": size, "kind": single.output}}[kind]
+    return keras.Model(single.input, outputs, name="several"), single
 
   @parameterized.parameters(("list", "logits"), ("dict", "kind"))
   def test_one_of_several(self, kind, name):
-    model, net = self._model(kind)
+    model, single = self._model(kind)
     pictures = tiny.images(3)
     got = tap.Tap(model, ["act2"], output=name)(pictures)
-    want = tap.Tap(net, ["act2"])(pictures)
+    want = tap.Tap(single, ["act2"])(pictures)
     # The same layers in a graph of one head more: float32 rounding.
     np.testing.assert_allclose(got.logits, want.logits, atol=1e-6)
     np.testing.assert_allclose(got.features[0], want.features[0], atol=1e-6)
@@ -390,12 +391,12 @@ class OutputsTest(parameterized.TestCase):
 
   @parameterized.parameters("list", "dict")
   def test_several_inputs(self, kind):
-    net = tiny.conv_net()
+    base = tiny.conv_net()
     extra = keras.Input((5,), name="extra")
-    x = keras.layers.Concatenate()([net.get_layer("pool").output, extra])
+    x = keras.layers.Concatenate()([base.get_layer("pool").output, extra])
     x = keras.layers.Dense(3, name="head")(x)
-    inputs = ([net.input, extra] if kind == "list" else
-              {"pictures": net.input, "extra": extra})
+    inputs = ([base.input, extra] if kind == "list" else
+              {"pictures": base.input, "extra": extra})
     model = keras.Model(inputs, x)
     data = [tf.constant(tiny.images(2)), tf.ones((2, 5))]
     if kind == "dict":
@@ -405,7 +406,7 @@ class OutputsTest(parameterized.TestCase):
 
 
 class PathsTest(parameterized.TestCase):
-  """A layer's features are its own, not its input's that others take too."""
+  """A layer's features are its output, not its input that others share."""
 
   @parameterized.parameters(True, False)
   def test_a_layer_that_hands_on_its_input(self, first):

@@ -1,4 +1,4 @@
-"""Tests of unnest.py: the same net in one graph, for every compression."""
+"""Tests of unnest.py: the same model in one graph, for every compression."""
 
 import os
 import tempfile
@@ -21,7 +21,7 @@ FLOAT32 = 1e-4
 
 
 def _base(name="base", channels=2):
-  """A net with a residual sum and batch normalizations, as pretrained ones."""
+  """A model with residual sum and batch normalizations, as pretrained ones."""
   inputs = keras.Input((_SIZE, _SIZE, channels))
   x = _layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv")(inputs)
   x = _layers.BatchNormalization(name="bn")(x)
@@ -104,7 +104,7 @@ def _operators():
   return keras.Model(inputs, _head(_base()(x)))
 
 
-_NETS = {one.__name__[1:]: one for one in (
+_NETS = {make.__name__[1:]: make for make in (
     _transfer, _sequential, _deep, _twice, _two_of_a_kind, _last,
     _several_inputs, _operators)}
 
@@ -114,7 +114,7 @@ def _made(name):
 
 
 def _flat(model):
-  return not any(isinstance(one, keras.Model) for one in model.layers)
+  return not any(isinstance(layer, keras.Model) for layer in model.layers)
 
 
 class UnnestTest(parameterized.TestCase):
@@ -132,12 +132,12 @@ class UnnestTest(parameterized.TestCase):
         rtol=FLOAT32, atol=FLOAT32)
     self.assertEqual(copy.input_names, model.input_names)
     # Nothing is shared, and the model is as it was.
-    copy.set_weights([one + 1 for one in copy.get_weights()])
+    copy.set_weights([weight + 1 for weight in copy.get_weights()])
     self.assertTrue(tiny.weights_equal(before, model.get_weights()))
     self.assertEqual(
         calls, [len(layer.inbound_nodes) for layer in model.layers])
-    self.assertEqual(sum(one.size for one in before),
-                     sum(one.size for one in copy.get_weights()))
+    self.assertEqual(sum(weight.size for weight in before),
+                     sum(weight.size for weight in copy.get_weights()))
 
   @parameterized.parameters("deep", "twice", "two_of_a_kind", "last")
   def test_trains_the_same(self, name):
@@ -156,10 +156,11 @@ class UnnestTest(parameterized.TestCase):
     model, images = _transfer(), 100 * tiny.images(6, size=_SIZE)
     tiny.shake(model, 1)
     still = model(images, training=False)
-    kept, lifted = (
-        kap.unnest(model, keep_augmentation=False, keep_inference_mode=one)
-        for one in (True, False))
-    np.testing.assert_allclose(kept(images, training=True), still, atol=FLOAT32)
+    frozen, lifted = (
+        kap.unnest(model, keep_augmentation=False, keep_inference_mode=keep)
+        for keep in (True, False))
+    np.testing.assert_allclose(
+        frozen(images, training=True), still, atol=FLOAT32)
     np.testing.assert_allclose(
         lifted(images, training=False), still, atol=FLOAT32)
     self.assert_apart(lifted(images, training=True), still)
@@ -167,8 +168,8 @@ class UnnestTest(parameterized.TestCase):
   def test_augmentation(self):
     model, images = _made("transfer"), 100 * tiny.images(6, size=_SIZE)
     def random(net):
-      return [one.name for one in net.layers
-              if type(one).__name__.startswith("Random")]
+      return [layer.name for layer in net.layers
+              if type(layer).__name__.startswith("Random")]
 
     self.assertEqual(random(kap.unnest(model)), ["flip", "turn"])
     without = kap.unnest(model, keep_augmentation=False)
@@ -177,24 +178,24 @@ class UnnestTest(parameterized.TestCase):
         without(images), model(images, training=False), atol=FLOAT32)
 
   def test_names(self):
-    names = [one.name for one in kap.unnest(_made("two_of_a_kind")).layers]
+    names = [layer.name for layer in kap.unnest(_made("two_of_a_kind")).layers]
     self.assertIn("conv", names)
     self.assertIn("second_conv", names)
     copy = kap.unnest(_made("transfer"))
     self.assertEqual(
-        [type(one).__name__ for one in copy.layers[3:5]], ["Rescaling"] * 2)
+        [type(layer).__name__ for layer in copy.layers[3:5]], ["Rescaling"] * 2)
     self.assertEqual(copy.name, "transfer")
 
   @parameterized.parameters("act2", "conv", "conv2", "pool")
   def test_start(self, start):
     model, images = _made("transfer"), 100 * tiny.images(6, size=_SIZE)
-    whole, part = kap.unnest(model), kap.unnest(model, start=start)
+    whole, rest = kap.unnest(model), kap.unnest(model, start=start)
     taken = keras.Model(whole.inputs, whole.get_layer(start).input)(
         images, training=False)
     np.testing.assert_allclose(
-        part(taken), model(images, training=False), atol=FLOAT32)
-    self.assertEqual(part.layers[1].name, start)
-    for layer in part.layers:
+        rest(taken), model(images, training=False), atol=FLOAT32)
+    self.assertEqual(rest.layers[1].name, start)
+    for layer in rest.layers:
       self.assertLen(layer.inbound_nodes, 1)
 
   @parameterized.parameters(
@@ -204,8 +205,8 @@ class UnnestTest(parameterized.TestCase):
       kap.unnest(_made("transfer"), start=start)
 
   def test_operators_become_layers(self):
-    kinds = [type(one).__name__ for one in kap.unnest(_operators()).layers]
-    count = {one: kinds.count(one) for one in (
+    kinds = [type(layer).__name__ for layer in kap.unnest(_operators()).layers]
+    count = {kind: kinds.count(kind) for kind in (
         "Rescaling", "Add", "Subtract", "Multiply")}
     self.assertEqual(
         count, {"Rescaling": 5, "Add": 4, "Subtract": 2, "Multiply": 2})
@@ -250,7 +251,7 @@ class UnnestTest(parameterized.TestCase):
 
 
 class CompressedTest(parameterized.TestCase):
-  """What is not done to a base that is one layer is done to the copy."""
+  """Compression skips a base that is one layer; it reaches the copy."""
 
   def setUp(self):
     super().setUp()
@@ -269,8 +270,8 @@ class CompressedTest(parameterized.TestCase):
         self.images, self.labels, verbose=0,
         callbacks=[kap.PreserveAttribution(
             self.model, kap.WCAM("act2"), hints=kap.Hints(**hints))]).history
-    # The copy starts as the model, less what compression takes. Fifteen nets of
-    # fresh weights came to .82 at most.
+    # The copy starts as the model, less the loss by compression. Fifteen models
+    # of fresh weights came to .82 at most.
     self.assertGreater(logs["attr_agreement"][0], least)
     file = kap.export.convert(student, kap.WCAM("act2"), mode="int8",
                               representative_images=self.images)
@@ -305,17 +306,17 @@ class CompressedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "inside another keras Model"):
       _quantization.quantize_model(self.model)
     # From behind the preprocessing on, which tfmot has no rule for.
-    net = kap.unnest(self.model, start="conv", keep_augmentation=False,
+    flat = kap.unnest(self.model, start="conv", keep_augmentation=False,
                      keep_inference_mode=False)
-    self.assertEqual([one.name for one in net.layers[1:]], [
+    self.assertEqual([layer.name for layer in flat.layers[1:]], [
         "conv", "bn", "act", "conv2", "bn2", "sum", "act2", "pool", "logits"])
     seen = self.images / 127.5 - 1
     np.testing.assert_allclose(
-        net(seen), self.model(self.images, training=False), atol=FLOAT32)
+        flat(seen), self.model(self.images, training=False), atol=FLOAT32)
     quantized = _quantization.quantize_model(
-        kap.equalize_kernels(kap.recalibrate_batch_norm(net, seen)))
+        kap.equalize_kernels(kap.recalibrate_batch_norm(flat, seen)))
     kap.calibrate_quantizers(quantized, seen)
-    self.model, self.images = net, seen
+    self.model, self.images = flat, seen
     # Measured: .9999.
     self.fit(quantized, least=0.999)
 

@@ -1,4 +1,4 @@
-"""Nets that are explained on both sides, and how their maps are compared."""
+"""Models that are explained on both sides, and how their maps are compared."""
 
 import numpy as np
 import tf_keras as keras
@@ -54,13 +54,13 @@ CHANCE = (1, 2, 3)
 
 
 def small(name: str, seed: int = 0) -> keras.Model:
-  """Builds one of `BUILDERS`, of pictures 8x8x2 and three classes."""
+  """Builds one of `BUILDERS`, of images 8x8x2 and three classes."""
   return channel_nets.net(
       BUILDERS[name], head=name != "flattened", seed=seed)
 
 
 def deep(seed: int, steps: int = 8) -> keras.Model:
-  """Builds a net of blocks drawn at random, of pictures 13x13x2."""
+  """Builds a model of blocks drawn at random, of images 13x13x2."""
   rng = np.random.default_rng(seed)
 
   def block(x, number):
@@ -94,17 +94,17 @@ def deep(seed: int, steps: int = 8) -> keras.Model:
 
 
 def pictures(model: keras.Model, count: int = 5, seed: int = 3) -> np.ndarray:
-  """Draws pictures as the model takes them, with negative values, too."""
+  """Draws images as the model takes them, with negative values, too."""
   return channel_nets.pictures(model, count, seed)
 
 
 def targets(model: keras.Model, count: int = 5) -> np.ndarray:
-  """Names a class for each picture, every one in turn."""
+  """Names a class for each image, every one in turn."""
   return np.arange(count) % model.output.shape[-1]
 
 
 def bare(seed: int = 0) -> keras.Model:
-  """Builds a chain without norms, for pictures 6x6x2, as some peers need it."""
+  """Builds a chain without norms, for images 6x6x2, as some peers need."""
   inputs = keras.Input([6, 6, 2])
   x = layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
   x = layers.MaxPooling2D(2)(x)
@@ -116,15 +116,15 @@ def bare(seed: int = 0) -> keras.Model:
 
 def check_close(name: str, got: np.ndarray, want: np.ndarray,
                 tolerance: float, kinks: float | None = None) -> None:
-  """Raises AssertionError where maps part; prints by how much they do.
+  """Raises AssertionError where maps differ; prints the difference.
 
   Args:
-    name: what the printed line begins with.
+    name: the start of the printed line.
     got: maps `[images, height, width]`.
     want: the peer's.
-    tolerance: the largest difference allowed, as a share of each picture's
+    tolerance: the largest difference allowed, as a share of each image's
       largest magnitude.
-    kinks: the same for less than half of the pictures: rounding may take a unit
+    kinks: the same for less than half of the images: rounding may take a unit
       of one to the other side of its ReLU's kink, where its gradient jumps.
   """
   got, want = np.asarray(got), np.asarray(want)

@@ -1,6 +1,6 @@
-"""Real nets and pictures: Xplique 2.0.2 gives the maps that ours do.
+"""Real models and images: Xplique 2.0.2 gives the same maps.
 
-The nets end in a softmax; the peer gets twins that end in the logits.
+The models end in a softmax; the peer gets twins that end in the logits.
 """
 
 import functools
@@ -26,7 +26,7 @@ COUNT = 4
 
 @functools.cache
 def _setting(name):
-  """A net, its twin, and pictures in the range that it takes."""
+  """A model, its twin, and images in the range that it takes."""
   if name == "resnet":
     path, pictures = pretrained.RESNET / "pretrainedResnet.h5", (
         pretrained.cifar("test", COUNT))
@@ -36,14 +36,14 @@ def _setting(name):
   else:
     path, pictures = "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5", (
         pretrained.voc(2, COUNT, 224) / 127.5 - 1)
-  net = pretrained.load(path)
+  model = pretrained.load(path)
   twin = keras.models.load_model(pretrained.model_path(path), compile=False)
   last = next(layer for layer in reversed(twin.layers)
               if hasattr(layer, "activation"))
   last.activation = keras.activations.linear
   # Probabilities would add up to 1.
   assert not np.allclose(twin(pictures).numpy().sum(1), 1)
-  return net, twin, pictures, twin(pictures).numpy().argmax(1)
+  return model, twin, pictures, twin(pictures).numpy().argmax(1)
 
 
 def _hot(twin, classes):
@@ -53,9 +53,9 @@ def _hot(twin, classes):
 @pytest.mark.slow("pretrained")
 class RealNetsTest(parameterized.TestCase):
 
-  # In single pictures float32 rounds a unit to the other side of its ReLU. On
+  # In single images float32 rounds a unit to the other side of its ReLU. On
   # MobileNet .02 was measured; of a path's many points some meet one in every
-  # picture, .002 at the median.
+  # image, .002 at the median.
   KINKS = 5e-2
 
   def _check(self, got, want, bound=1e-4, kinks=None):
@@ -69,34 +69,34 @@ class RealNetsTest(parameterized.TestCase):
 
   @parameterized.parameters(*NETS)
   def test_saliency(self, name):
-    net, twin, pictures, classes = _setting(name)
-    self._check(attribution.saliency(net, pictures),
+    model, twin, pictures, classes = _setting(name)
+    self._check(attribution.saliency(model, pictures),
                 theirs.Saliency(twin)(pictures, _hot(twin, classes))[..., 0],
                 kinks=self.KINKS)
 
   @parameterized.parameters(*NETS)
   def test_gradient_x_input(self, name):
-    net, twin, pictures, classes = _setting(name)
+    model, twin, pictures, classes = _setting(name)
     self._check(
-        attribution.gradient_x_input(net, pictures),
+        attribution.gradient_x_input(model, pictures),
         theirs.GradientInput(twin, reducer="sum")(
             pictures, _hot(twin, classes))[..., 0], kinks=self.KINKS)
 
   @parameterized.parameters(*NETS)
   def test_integrated_gradients(self, name):
-    net, twin, pictures, classes = _setting(name)
+    model, twin, pictures, classes = _setting(name)
     self._check(
-        attribution.integrated_gradients(net, pictures, steps=10),
+        attribution.integrated_gradients(model, pictures, steps=10),
         theirs.IntegratedGradients(twin, reducer="sum", steps=11)(
             pictures, _hot(twin, classes))[..., 0],
         1e-2 if name == "imagenet" else 1e-4, kinks=self.KINKS)
 
   def test_guided_backprop(self):
-    # Of ReLU6, as in the other nets, the peer's rule is another.
-    net, twin, pictures, classes = _setting("resnet")
+    # The peer has another rule for ReLU6, which the other models have.
+    model, twin, pictures, classes = _setting("resnet")
     want = theirs.GuidedBackprop(twin, reducer=None)(
         pictures, _hot(twin, classes))
-    self._check(attribution.guided_backprop(net, pictures),
+    self._check(attribution.guided_backprop(model, pictures),
                 np.abs(want).max(-1))
 
   @parameterized.parameters(
@@ -104,8 +104,8 @@ class RealNetsTest(parameterized.TestCase):
       ("person", "activation_26"), ("person", "activation_18"),
       ("imagenet", "conv_pw_13_relu"), ("imagenet", "conv_pw_11_relu"))
   def test_grad_cam(self, name, layer):
-    net, twin, pictures, classes = _setting(name)
-    maps = attribution.grad_cam(net, pictures, layer=layer)
+    model, twin, pictures, classes = _setting(name)
+    maps = attribution.grad_cam(model, pictures, layer=layer)
     want = theirs.GradCAM(twin, conv_layer=layer)(
         pictures, _hot(twin, classes))[..., 0]
     got = tf.image.resize(
@@ -124,8 +124,8 @@ class RealNetsTest(parameterized.TestCase):
 
   @parameterized.parameters(*NETS)
   def test_deletion(self, name):
-    net, twin, pictures, classes = _setting(name)
-    maps = attribution.saliency(net, pictures)
+    model, twin, pictures, classes = _setting(name)
+    maps = attribution.saliency(model, pictures)
     want = metrics.Deletion(
         twin, pictures, _hot(twin, classes), steps=8).detailed_evaluate(maps)
     got = evaluation.deletion(twin, pictures, maps, steps=8)

@@ -1,7 +1,7 @@
 """Quantus 0.6.0 scores the same maps.
 
-Where it asks a net, it asks through a wrapper of ours: its own takes models of
-tf.keras, but makes new ones of them by Keras 3.
+It asks a model through our wrapper. Its own wrapper takes models of tf.keras,
+but builds new models from them by Keras 3.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ AS_IT_IS = dict(abs=False, normalise=False, disable_warnings=True)
 
 
 class _Wrapper(model_interface.ModelInterface):
-  """Asks a tf_keras net for logits; pictures come with channels first."""
+  """Asks a tf_keras model for logits; images come with channels first."""
 
   def __init__(self, net, models=()):
     super().__init__(net, channel_first=False, softmax=False)
@@ -101,29 +101,29 @@ class FaithfulnessTest(parameterized.TestCase):
   @parameterized.parameters(1, 4, 9)
   def test_pixel_flipping(self, pixels):
     """Deletion; its curve has no point before the first pixel."""
-    net = _grey_net()
+    model = _grey_net()
     pictures, maps, classes = _grey()
     want = _ask(quantus.PixelFlipping(
         features_in_step=pixels, perturb_baseline=0.3, **AS_IT_IS),
-        net=net, pictures=pictures, maps=maps, classes=classes)
+        net=model, pictures=pictures, maps=maps, classes=classes)
     got = evaluation.deletion(
-        net, pictures, maps, classes, steps=36 // pixels, baseline=0.3)
+        model, pictures, maps, classes, steps=36 // pixels, baseline=0.3)
     # Float32 logits of batches of another size.
     np.testing.assert_allclose(
         got.scores[:, 1:], want, rtol=1e-4, atol=1e-5)
 
   def test_pixel_flipping_in_colour(self):
-    """It flips one channel of a pixel at a time, ours all of them at once.
+    """It flips one channel of a pixel at a time; we flip all at once.
 
-    Both channels of a pixel have one value in the map, so that an even number
-    of its "features" is whole pixels.
+    Both channels of a pixel have one value in the map. So an even number of its
+    "features" is whole pixels.
     """
-    net = tiny.conv_net(tail="flatten")
+    model = tiny.conv_net(tail="flatten")
     pictures, (_, maps, classes) = tiny.images(4), _grey()
     want = _ask(quantus.PixelFlipping(
         features_in_step=4, perturb_baseline=0.0, **AS_IT_IS),
-        net=net, pictures=pictures, maps=maps, classes=classes)
-    got = evaluation.deletion(net, pictures, maps, classes, steps=18)
+        net=model, pictures=pictures, maps=maps, classes=classes)
+    got = evaluation.deletion(model, pictures, maps, classes, steps=18)
     # Float32 logits of batches of another size.
     np.testing.assert_allclose(
         got.scores[:, 1:], want, rtol=1e-4, atol=1e-5)
@@ -132,88 +132,88 @@ class FaithfulnessTest(parameterized.TestCase):
   def test_imputation(self, share):
     """Its noise is absolute, and is left out here."""
     for seed in range(5):
-      picture = np.float64(tiny.images(1, seed, size=9)[0])
+      image = np.float64(tiny.images(1, seed, size=9)[0])
       rng = np.random.default_rng(seed)
       missing = rng.permutation(81)[:round(share * 81)]
       want = noisy_linear_imputation(
-          np.moveaxis(picture, -1, 0), missing, noise=0.0)
+          np.moveaxis(image, -1, 0), missing, noise=0.0)
       gone = np.zeros(81, bool)
       gone[missing] = True
       # Far below the 1e-8 beneath: the system's condition adds to a residual.
-      got = impute(picture, gone.reshape(9, 9), tolerance=1e-12)
+      got = impute(image, gone.reshape(9, 9), tolerance=1e-12)
       # Two float64 solvers of one system, a direct one and an iterative one.
       np.testing.assert_allclose(
           got, np.moveaxis(want, 0, -1), rtol=1e-8, atol=1e-8)
       # By default the iteration stops where the residual is 1e-4.
       np.testing.assert_allclose(
-          impute(picture, gone.reshape(9, 9)), got, atol=5e-4)
+          impute(image, gone.reshape(9, 9)), got, atol=5e-4)
 
   def test_road(self):
-    """Its score is the share of pictures whose class stays."""
-    net = _grey_net()
+    """Its score is the share of images whose class stays."""
+    model = _grey_net()
     pictures, maps, _ = _grey(count=12)
-    classes = net(pictures).numpy().argmax(1)
+    classes = model(pictures).numpy().argmax(1)
     want = _ask(quantus.ROAD(
         percentages=[25, 50, 75], noise=0.0, **AS_IT_IS),
-        net=net, pictures=pictures, maps=maps, classes=classes)
+        net=model, pictures=pictures, maps=maps, classes=classes)
     got = evaluation.road(
-        lambda batch: np.eye(3)[net(batch).numpy().argmax(1)],
+        lambda batch: np.eye(3)[model(batch).numpy().argmax(1)],
         pictures, maps, classes, steps=4, noise=0.0)
     np.testing.assert_allclose(
         got.scores[:, 1:-1].mean(0), list(want.values()), **CLOSE)
     self.assertLess(min(want.values()), 1)
 
   def test_road_in_colour(self):
-    """It numbers pixels by all the channels' values and leaves the picture."""
-    net = tiny.conv_net(tail="flatten")
+    """It numbers pixels by all the channels' values and leaves the image."""
+    model = tiny.conv_net(tail="flatten")
     pictures, (_, maps, classes) = tiny.images(4), _grey()
     with self.assertRaises(IndexError):
       _ask(quantus.ROAD(percentages=[50], noise=0.0, **AS_IT_IS),
-           net=net, pictures=pictures, maps=maps, classes=classes)
-    curves = evaluation.road(net, pictures, maps, classes, steps=2, noise=0.0)
-    for i, one in enumerate(maps):
-      left = impute(pictures[i], one > np.median(one))
+           net=model, pictures=pictures, maps=maps, classes=classes)
+    curves = evaluation.road(model, pictures, maps, classes, steps=2, noise=0.0)
+    for i, attribution_map in enumerate(maps):
+      left = impute(pictures[i], attribution_map > np.median(attribution_map))
       # Float32 logits of an image alone and in a batch.
       self.assertAlmostEqual(
           curves.scores[i, 1],
-          float(net(np.float32(left[None]))[0, classes[i]]), places=4)
+          float(model(np.float32(left[None]))[0, classes[i]]), places=4)
 
   @parameterized.parameters(0.1, 0.5)
   def test_faithfulness_correlation(self, share):
-    """Sensitivity-n of one n, over the sets that ours draws.
+    """Sensitivity-n of one n, over our random sets.
 
-    Its own SensitivityN takes another correlation: over pictures, of the score
+    Its own SensitivityN takes another correlation: over images, of the score
     without all pixels so far with the map's value of the last ones alone.
     """
-    net = _grey_net()
+    model = _grey_net()
     pictures, maps, classes = _grey()
     draws, count = 20, round(share * 36)
     got = evaluation.sensitivity_n(
-        net, pictures, maps, classes, shares=[share], draws=draws)
+        model, pictures, maps, classes, shares=[share], draws=draws)
     for i in range(len(pictures)):
       rng = np.random.default_rng(0)
       with mock.patch.object(np.random, "choice", rng.choice):
         want, = _ask(quantus.FaithfulnessCorrelation(
             nr_runs=draws, subset_size=count, perturb_baseline=0.0,
             return_aggregate=False, **AS_IT_IS),
-            net=net, pictures=pictures[[i]], maps=maps[[i]],
+            net=model, pictures=pictures[[i]], maps=maps[[i]],
             classes=classes[[i]])
       # Scores are float32.
       self.assertAlmostEqual(got[i, 0], want, delta=1e-5)
 
   def test_sensitivity_n_of_a_linear_net(self):
     """Gradient x input has all of it; by the peer's measure it has not."""
-    net = keras.Sequential([
+    model = keras.Sequential([
         keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    tiny.shake(net)
+    tiny.shake(model)
     pictures, _, classes = _grey(count=8)
-    maps = attribution.gradient_x_input(net, pictures, classes)
+    maps = attribution.gradient_x_input(model, pictures, classes)
     # A fall is the difference of two float32 logits, and loses digits.
     np.testing.assert_allclose(
-        evaluation.sensitivity_n(net, pictures, maps, classes), 1, atol=1e-4)
+        evaluation.sensitivity_n(model, pictures, maps, classes), 1, atol=1e-4)
     want = _ask(quantus.SensitivityN(
         perturb_baseline=0.0, return_aggregate=False, **AS_IT_IS),
-        net=net, pictures=pictures, maps=maps, classes=classes)
+        net=model, pictures=pictures, maps=maps, classes=classes)
     # Were it the same measure, it would be 1.
     self.assertLess(np.mean(want), 0.9)
 
@@ -239,18 +239,18 @@ class LocalizationTest(parameterized.TestCase):
         **CLOSE)
 
   def test_relevance_mass_of_a_dead_map(self):
-    """It divides nothing by nothing; ours says that no energy is inside."""
+    """It divides zero by zero; we say that no energy is inside."""
     self.maps[2] = 0  # Of dead maps alone it would refuse the whole batch.
     want = _judge(
         quantus.RelevanceMassAccuracy(**AS_IT_IS), self.maps, self.masks)
     self.assertEqual(list(np.flatnonzero(np.isnan(want))), [2])
-    found = evaluation.localization(self.maps, self.masks)["energy_inside"]
-    self.assertEqual(found[2], 0)
+    energies = evaluation.localization(self.maps, self.masks)["energy_inside"]
+    self.assertEqual(energies[2], 0)
     np.testing.assert_allclose(
-        np.delete(found, 2), np.delete(want, 2), **CLOSE)
+        np.delete(energies, 2), np.delete(want, 2), **CLOSE)
 
   def test_pointing_game(self):
-    """Of tied peaks it takes the best, ours the share that hits."""
+    """Of tied peaks it takes the best; we take the share that hits."""
     best = _judge(quantus.PointingGame(**AS_IT_IS), self.maps, self.masks)
     np.testing.assert_array_equal(self.found["pointing"] > 0, best)
     self.assertTrue((self.found["pointing"] < best).any())
@@ -266,15 +266,15 @@ class LocalizationTest(parameterized.TestCase):
   @parameterized.parameters(0.1, 0.3)
   def test_top_k(self, share):
     """Its overlap h with a mask of k positions is h / (2 - h) as an IoU."""
-    one, other = (tiny.images(12, seed, size=7)[..., 0] for seed in (1, 2))
+    first, second = (tiny.images(12, seed, size=7)[..., 0] for seed in (1, 2))
     count = round(share * 49)
-    strongest = np.argsort(-other.reshape(12, -1))[:, :count]
+    strongest = np.argsort(-second.reshape(12, -1))[:, :count]
     mask = np.zeros([12, 49], bool)
     np.put_along_axis(mask, strongest, True, axis=1)
-    hit = _judge(quantus.TopKIntersection(k=count, **AS_IT_IS), one,
+    hit = _judge(quantus.TopKIntersection(k=count, **AS_IT_IS), first,
                  mask.reshape(12, 7, 7))
     np.testing.assert_allclose(
-        evaluation.agreement(one, other, top_share=share)["top_k_iou"],
+        evaluation.agreement(first, second, top_share=share)["top_k_iou"],
         hit / (2 - hit), **CLOSE)
 
 
@@ -282,10 +282,10 @@ class AgreementTest(absltest.TestCase):
 
   def test_correlations(self):
     rng = np.random.default_rng(0)
-    one, other = rng.integers(0, 5, (2, 8, 5, 5)).astype(float)
+    first, second = rng.integers(0, 5, (2, 8, 5, 5)).astype(float)
     got = evaluation.agreement(
-        one, other, scores=("spearman", "pearson", "kendall", "cosine"))
-    flat = one.reshape(8, -1), other.reshape(8, -1)
+        first, second, scores=("spearman", "pearson", "kendall", "cosine"))
+    flat = first.reshape(8, -1), second.reshape(8, -1)
     for name, function in (
         ("spearman", quantus.similarity_func.correlation_spearman),
         ("pearson", quantus.similarity_func.correlation_pearson),
@@ -301,8 +301,8 @@ class AgreementTest(absltest.TestCase):
 class SanityTest(absltest.TestCase):
 
   def test_parameter_randomization(self):
-    """MPRT, of the nets that ours makes on its way."""
-    net = tiny.conv_net(tail="block")
+    """MPRT, of the models that our function makes on its way."""
+    conv_model = tiny.conv_net(tail="block")
     pictures, classes = tiny.images(4), np.array([0, 1, 2, 0])
     drawn = []
 
@@ -311,14 +311,14 @@ class SanityTest(absltest.TestCase):
       drawn.append(copy)
       return attribution.gradient_x_input(model, batch, classes)
 
-    got = evaluation.cascading_randomization(net, pictures, explain)
+    got = evaluation.cascading_randomization(conv_model, pictures, explain)
     names = list(got)
-    # First of all the net itself; then its copy as it is, "none".
+    # First of all the model itself; then its copy as it is, "none".
     models = list(zip(names[1:], drawn[2:]))
     metric = quantus.MPRT(normalise=False, disable_warnings=True)
 
     def again(model, inputs, targets):
-      # The net itself gets pictures as they are, the others channels first.
+      # The model itself gets images as they are, the others channels first.
       if inputs.shape[1] == 2:
         inputs = np.moveaxis(inputs, 1, -1)
       return attribution.gradient_x_input(model, inputs, targets)
@@ -327,8 +327,8 @@ class SanityTest(absltest.TestCase):
         quantus.helpers.utils, "get_wrapped_model",
         lambda model, **_: _Wrapper(model, models)):
       want = metric(
-          model=net, x_batch=pictures, y_batch=classes, channel_first=False,
-          explain_func=again)
+          model=conv_model, x_batch=pictures, y_batch=classes,
+          channel_first=False, explain_func=again)
     self.assertEqual(list(want), ["original", *names[1:]])
     for name, values in want.items():
       # Float64 correlations of ranks, which are whole numbers.
@@ -336,23 +336,25 @@ class SanityTest(absltest.TestCase):
           got["none" if name == "original" else name], values, atol=1e-6)
 
   def test_its_own_nets_are_random_from_the_start(self):
-    """It clones a net without its weights: all layers are new at once."""
+    """It clones a model without its weights: all layers are new at once."""
     inputs = keras3.Input((6, 6, 2))
     x = keras3.layers.Conv2D(3, 3, name="conv")(inputs)
     x = keras3.layers.Flatten()(x)
-    net = keras3.Model(inputs, keras3.layers.Dense(3, name="logits")(x))
-    wrapper = tf_model.TensorFlowModel(net)
+    keras3_model = keras3.Model(
+        inputs, keras3.layers.Dense(3, name="logits")(x))
+    wrapper = tf_model.TensorFlowModel(keras3_model)
     name, randomized = next(wrapper.get_random_layer_generator())
     self.assertEqual(name, "logits")
     self.assertFalse(np.allclose(
-        net.get_layer("conv").kernel, randomized.get_layer("conv").kernel))
+        keras3_model.get_layer("conv").kernel,
+        randomized.get_layer("conv").kernel))
     twin = tiny.conv_net()
     steps = []
     evaluation.cascading_randomization(
         twin, tiny.images(2), lambda model, batch: (
             steps.append(model.get_weights()),
             attribution.saliency(model, batch, 0))[1])
-    # After the last layer's weights, which come last, all are still ours.
+    # The last layer's weights come last; all weights before are unchanged.
     self.assertTrue(tiny.weights_equal(
         steps[2][:-2], twin.get_weights()[:-2]))
     self.assertFalse(tiny.weights_equal(steps[2][-2:], steps[0][-2:]))

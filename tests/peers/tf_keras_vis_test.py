@@ -1,7 +1,7 @@
-"""tf-keras-vis 0.8.7 on the same nets.
+"""tf-keras-vis 0.8.7 on the same models.
 
-Its maps are scaled to 0..1 and enlarged unless told otherwise. A score of its
-is a function of the output, so that all nets here end in logits.
+It scales maps to 0..1 and enlarges them by default. Its scores are functions of
+the output, so all models here end in logits.
 """
 
 from unittest import mock
@@ -26,7 +26,7 @@ PLAIN = dict(penultimate_layer="act", seek_penultimate_conv_layer=False,
 
 
 def _setting(tail="block", count=4):
-  """A net, pictures, weights of the logits, and the score they make."""
+  """A model, images, weights of the logits, and the score they make."""
   weights = np.random.default_rng(7).normal(size=(count, 3))
   weights = weights.astype(np.float32)
   return (tiny.conv_net(tail=tail), tiny.images(count), weights,
@@ -37,15 +37,15 @@ class PeerTest(parameterized.TestCase):
 
   @parameterized.parameters(*TAILS)
   def test_saliency(self, tail):
-    net, pictures, weights, score = _setting(tail)
+    model, pictures, weights, score = _setting(tail)
     np.testing.assert_allclose(
-        attribution.saliency(net, pictures, weights),
-        saliency.Saliency(net, clone=False)(
+        attribution.saliency(model, pictures, weights),
+        saliency.Saliency(model, clone=False)(
             score, pictures, normalize_map=False), **CLOSE)
 
   def test_smooth_grad(self):
     """It takes the mean of magnitudes by default; the paper, of gradients."""
-    net, pictures, weights, score = _setting()
+    model, pictures, weights, score = _setting()
     samples, noise = 5, 0.2
     drawn = np.stack([[tf.random.stateless_normal(
         pictures.shape[1:], [0, i * samples + n]).numpy()
@@ -54,37 +54,38 @@ class PeerTest(parameterized.TestCase):
                     normalize_map=False)
     with mock.patch.object(
         np.random, "normal", lambda mean, size, shape: size.numpy() * drawn):
-      method = saliency.Saliency(net, clone=False)
+      method = saliency.Saliency(model, clone=False)
       want = method(score, pictures, gradient_modifier=None, **settings)
       larger = np.max(method(score, pictures, **settings), -1)
     got = attribution.smooth_grad(
-        net, pictures, weights, samples=samples, noise=noise)
+        model, pictures, weights, samples=samples, noise=noise)
     np.testing.assert_allclose(got, np.abs(want).max(-1), **CLOSE)
     # Magnitudes' mean is no less than the mean's magnitude, but for rounding.
     self.assertGreater((larger - got).min(), -1e-6)
-    # The two means differ, or the test could not tell which one is ours.
+    # The two means differ; otherwise the test could not tell them apart.
     self.assertGreater(tiny.relative_error(larger, got), 0.05)
 
   @parameterized.parameters(*TAILS)
   def test_grad_cam(self, tail):
-    net, pictures, weights, score = _setting(tail)
+    model, pictures, weights, score = _setting(tail)
     np.testing.assert_allclose(
-        attribution.grad_cam(net, pictures, weights, "act"),
-        gradcam.Gradcam(net, clone=False)(score, pictures, **PLAIN), **CLOSE)
+        attribution.grad_cam(model, pictures, weights, "act"),
+        gradcam.Gradcam(model, clone=False)(score, pictures, **PLAIN), **CLOSE)
 
   @parameterized.parameters(*TAILS)
   def test_layer_cam(self, tail):
-    net, pictures, weights, score = _setting(tail)
+    model, pictures, weights, score = _setting(tail)
     np.testing.assert_allclose(
-        attribution.layer_cam(net, pictures, weights, "act"),
-        layercam.Layercam(net, clone=False)(score, pictures, **PLAIN), **CLOSE)
+        attribution.layer_cam(model, pictures, weights, "act"),
+        layercam.Layercam(model, clone=False)(score, pictures, **PLAIN),
+        **CLOSE)
 
   def test_hires_cam(self):
     """Layer-CAM without its ReLU of gradients is HiRes-CAM."""
-    net, pictures, weights, score = _setting("flatten")
+    model, pictures, weights, score = _setting("flatten")
     np.testing.assert_allclose(
-        attribution.hires_cam(net, pictures, weights, "act"),
-        layercam.Layercam(net, clone=False)(
+        attribution.hires_cam(model, pictures, weights, "act"),
+        layercam.Layercam(model, clone=False)(
             score, pictures, gradient_modifier=None, **PLAIN), **CLOSE)
 
   @parameterized.parameters(*TAILS)
@@ -93,10 +94,10 @@ class PeerTest(parameterized.TestCase):
 
     And its weights are of exp(score), a factor of the whole map.
     """
-    net, pictures, weights, score = _setting(tail)
-    want = gradcam.GradcamPlusPlus(net, clone=False)(score, pictures, **PLAIN)
-    got = attribution.grad_cam_plus_plus(net, pictures, weights, "act")
-    features, gradients = _read(net, pictures, weights)
+    model, pictures, weights, score = _setting(tail)
+    want = gradcam.GradcamPlusPlus(model, clone=False)(score, pictures, **PLAIN)
+    got = attribution.grad_cam_plus_plus(model, pictures, weights, "act")
+    features, gradients = _read(model, pictures, weights)
     square = gradients**2
     alphas = square / (2 * square + square * gradients * features.sum(
         (1, 2), keepdims=True))
@@ -104,7 +105,7 @@ class PeerTest(parameterized.TestCase):
     np.testing.assert_allclose(
         got, _weighted(features, alphas, gradients), rtol=1e-3, atol=1e-5)
     alphas /= alphas.sum((1, 2), keepdims=True)
-    size = np.exp(score(net(pictures)).numpy())[:, None, None]
+    size = np.exp(score(model(pictures)).numpy())[:, None, None]
     # As above, and divided by the alphas' sum and by exp(score).
     np.testing.assert_allclose(
         want / size, _weighted(features, alphas, gradients), rtol=1e-3,
@@ -114,21 +115,22 @@ class PeerTest(parameterized.TestCase):
         evaluation.agreement(got, np.asarray(want))["cosine"].min(), 0.9999)
 
   def test_score_cam(self):
-    """It weights channels by the masked pictures' probabilities of the class.
+    """It weights channels by the masked images' probabilities of the class.
 
-    The paper takes the score's rise and a softmax over the channels. What the
-    net says of the peer's masked pictures is caught, and weighted both ways.
+    The paper takes the score's rise and a softmax over the channels. The
+    model's logits for the peer's masked images are caught, and weighted both
+    ways.
     """
-    net, pictures = tiny.conv_net(tail="flatten"), tiny.images(1)
+    model, pictures = tiny.conv_net(tail="flatten"), tiny.images(1)
     shown = []
 
     def second(probabilities):
       shown.append(probabilities.numpy())
       return probabilities[:, 1]
 
-    method = scorecam.Scorecam(net, clone=False)
+    method = scorecam.Scorecam(model, clone=False)
     want = method(second, pictures, **PLAIN)
-    features, _ = _read(net, pictures, np.ones([1, 3]))
+    features, _ = _read(model, pictures, np.ones([1, 3]))
     # Float32 sums over channels, of features of another run.
     np.testing.assert_allclose(
         want, np.maximum(features @ np.concatenate(shown)[:, 1], 0),
@@ -141,14 +143,15 @@ class PeerTest(parameterized.TestCase):
     shares = np.exp(logits - logits.max())
     # The softmax makes rounding of the logits a relative error of the shares.
     np.testing.assert_allclose(
-        attribution.score_cam(net, pictures, 1, "act"),
+        attribution.score_cam(model, pictures, 1, "act"),
         np.maximum(features @ (shares / shares.sum()), 0), rtol=1e-4,
         atol=1e-5)
 
 
-def _read(net, pictures, weights):
+def _read(model, pictures, weights):
   """Features and gradients of "act", by a plain tape, float64."""
-  reader = type(net)(net.inputs, [net.get_layer("act").output, net.output])
+  reader = type(model)(
+      model.inputs, [model.get_layer("act").output, model.output])
   with tf.GradientTape() as tape:
     batch = tf.constant(pictures)
     tape.watch(batch)

@@ -1,7 +1,7 @@
-"""Keras nets carried to PyTorch with their weights, for peers that run there.
+"""Keras models carried to PyTorch with their weights, for peers that run there.
 
-    net = to_torch(model)              # torch.nn.Module
-    logits = net(channels_first(images))
+    model = to_torch(model)              # torch.nn.Module
+    logits = twin(channels_first(images))
 """
 
 from collections.abc import Callable, Sequence
@@ -53,15 +53,15 @@ class TorchNet(nn.Module):
       if isinstance(layer, layers.InputLayer):
         self._ends[layer.name] = "pictures"
         continue
-      self._add(layer, [self._ends.get(one.name, "pictures")
-                        for one in before], layer.output is model.output)
+      self._add(layer, [self._ends.get(previous.name, "pictures")
+                        for previous in before], layer.output is model.output)
     self.eval()
 
   def forward(self, pictures: torch.Tensor) -> torch.Tensor:
     """Gives logits `[batch, classes]` of `[batch, colours, height, width]`."""
     values = {"pictures": pictures}
     for name, inputs, run in self._steps:
-      values[name] = run(*[values[one] for one in inputs])
+      values[name] = run(*[values[key] for key in inputs])
     return values[name]
 
   def layer(self, name: str) -> nn.Module:
@@ -69,8 +69,8 @@ class TorchNet(nn.Module):
     return getattr(self, self._ends[name])
 
   def norms(self) -> list[tuple[list[str], str]]:
-    """Names norms, each with the one layer whose numbers it alone takes."""
-    takers = [one for step in self._steps for one in step.inputs]
+    """Names norms with their weighted inputs that nothing else reads."""
+    takers = [taken for step in self._steps for taken in step.inputs]
     weighted = {step.name for step in self._steps
                 if isinstance(step.run, nn.Conv2d | nn.Linear)}
     return [(step.inputs, step.name) for step in self._steps
@@ -82,9 +82,10 @@ class TorchNet(nn.Module):
     run = _runner(layer, is_output)
     name = layer.name
     if isinstance(run, _Conv):
-      before = next((one for one in self._steps if one.name == inputs[0]), None)
+      before = next(
+          (step for step in self._steps if step.name == inputs[0]), None)
       if before is not None and isinstance(before.run, _Zeros):
-        # As such a net is written in PyTorch: no pixels between, for peers.
+        # As such a model is written in PyTorch: no pixels between, for peers.
         run.around, inputs = before.run.around, before.inputs
     if isinstance(run, nn.Module):
       self.add_module(name, run)
@@ -116,14 +117,14 @@ def channels_last(tensor: torch.Tensor) -> np.ndarray:
 
 
 class Sum(nn.Module):
-  """Adds what is stacked along the last axis."""
+  """Sums over the last axis."""
 
   def forward(self, stacked: torch.Tensor) -> torch.Tensor:
     return stacked.sum(-1)
 
 
 class ReLU6(nn.ReLU):
-  """ReLU6 that peers take for a ReLU; theirs is a Hardtanh to them."""
+  """ReLU6 that peers take for a ReLU; they take PyTorch's for a Hardtanh."""
 
   def forward(self, features: torch.Tensor) -> torch.Tensor:
     return functional.relu6(features)
@@ -303,9 +304,9 @@ def _runner(layer, is_output: bool) -> Callable:
   if isinstance(layer, layers.ReLU):
     return _relu(layer)
   if isinstance(layer, layers.Activation):
-    return _activation(layer.activation, is_output) or (lambda one: one)
+    return _activation(layer.activation, is_output) or (lambda value: value)
   if isinstance(layer, layers.Softmax) and is_output:
-    return lambda one: one
+    return lambda value: value
   if isinstance(layer, layers.MaxPooling2D | layers.AveragePooling2D):
     return _pool(layer)
   if isinstance(layer, layers.GlobalAveragePooling2D |
@@ -314,14 +315,14 @@ def _runner(layer, is_output: bool) -> Callable:
   if isinstance(layer, layers.Add):
     return _Stacked()
   if isinstance(layer, layers.Concatenate) and layer.axis in (-1, 3):
-    return lambda *parts: torch.cat(parts, 1)
+    return lambda *tensors: torch.cat(tensors, 1)
   if isinstance(layer, layers.Flatten | layers.Reshape):
     return _reshape(layer)
   if isinstance(layer, layers.ZeroPadding2D):
     (top, bottom), (left, right) = layer.padding
     return _Zeros((left, right, top, bottom))
   if isinstance(layer, layers.Dropout):
-    return lambda one: one
+    return lambda value: value
   raise ValueError(f"layer {layer.name!r}: no PyTorch module is known for it, "
                    f"a {type(layer).__name__}.")
 

@@ -1,8 +1,8 @@
-"""Maps of real pretrained nets, in Keras and in PyTorch.
+"""Maps of real pretrained models, in Keras and in PyTorch.
 
-Captum 0.9.0 and zennit 0.5.1 on PyTorch 2.13.0. Where the models and pictures
-are looked for: tests/export/conversion/pretrained_test.py. Both sides compute
-in float32; what was measured stands beside each bound, as a share of a map's
+Captum 0.9.0 and zennit 0.5.1 on PyTorch 2.13.0. For the places of models and
+images see tests/export/conversion/pretrained_test.py. Both sides compute in
+float32. The measured value stands beside each bound, as a share of a map's
 largest magnitude.
 """
 
@@ -29,7 +29,7 @@ from captum import attr as captum  # noqa: E402
 from tests.peers import peer_nets, torch_nets, zennit_peer  # noqa: E402
 
 COUNT = 6
-# Of each net: how it is loaded, its pictures, and the layer explained.
+# Of each model: how it is loaded, its images, and the layer explained.
 NETS = {
     "vww": (lambda: pretrained.load(pretrained.VWW / "vww_96.h5"),
             lambda: pretrained.voc(2, COUNT, 96) / 255, "activation_18"),
@@ -45,12 +45,12 @@ EPSILON = 1e-3
 
 @functools.cache
 def _case(name):
-  """A net, the same in PyTorch, pictures, their top classes, and a layer."""
+  """A model, the same in PyTorch, images, their top classes, and a layer."""
   load, pictures, layer = NETS[name]
   model, images = load(), pictures()
-  net = torch_nets.to_torch(model)
+  twin = torch_nets.to_torch(model)
   classes = model(images).numpy().argmax(1)
-  return model, net, images, classes, layer
+  return model, twin, images, classes, layer
 
 
 def _captum(explainer, images, classes, **options):
@@ -66,68 +66,69 @@ class RealNetsTest(parameterized.TestCase):
 
   @parameterized.parameters(*NETS)
   def test_logits(self, name):
-    model, net, images, *_ = _case(name)
+    model, twin, images, *_ = _case(name)
     with torch.no_grad():
-      logits = net(torch_nets.channels_first(images))
+      logits = twin(torch_nets.channels_first(images))
     # Probabilities of a whole model in float32, summed in another order.
     np.testing.assert_allclose(
         torch.softmax(logits, 1).numpy(), model(images).numpy(), atol=1e-5)
 
   @parameterized.parameters(*NETS)
   def test_gradient_methods(self, name):
-    model, net, images, classes, _ = _case(name)
-    for title, ours, theirs, collapse in (
-        ("saliency", attribution.saliency, captum.Saliency(net),
-         lambda one: one.max(-1)),
+    model, twin, images, classes, _ = _case(name)
+    for title, method, explainer, collapse in (
+        ("saliency", attribution.saliency, captum.Saliency(twin),
+         lambda gradient: gradient.max(-1)),
         ("gradient x input", attribution.gradient_x_input,
-         captum.InputXGradient(net), lambda one: one.sum(-1)),
+         captum.InputXGradient(twin), lambda gradient: gradient.sum(-1)),
         ("guided backprop", attribution.guided_backprop,
-         captum.GuidedBackprop(net), lambda one: np.abs(one).max(-1))):
-      got = ours(model, images, classes)
-      want = collapse(_captum(theirs, images, classes))
-      # Of one picture (mobilenet) a unit before conv_dw_11_relu is 6e-7 in
+         captum.GuidedBackprop(twin),
+         lambda gradient: np.abs(gradient).max(-1))):
+      got = method(model, images, classes)
+      want = collapse(_captum(explainer, images, classes))
+      # Of one image (mobilenet) a unit before conv_dw_11_relu is 6e-7 in
       # float32 Keras and -8e-7 in float64 Keras, whose map is PyTorch's:
       # measured 9e-3 there, 2e-6 elsewhere.
       peer_nets.check_close(f"{title}, {name}", got, want, 1e-5, kinks=0.03)
 
   @parameterized.parameters(*NETS)
   def test_integrated_gradients(self, name):
-    model, net, images, classes, _ = _case(name)
+    model, twin, images, classes, _ = _case(name)
     # See captum_test.py for its trapezoids.
     want = 8 / 7 * _captum(
-        captum.IntegratedGradients(net), images, classes, n_steps=8,
+        captum.IntegratedGradients(twin), images, classes, n_steps=8,
         method="riemann_trapezoid").sum(-1)
     got = attribution.integrated_gradients(model, images, classes, steps=7)
-    # Eight gradients a picture, some of them at a kink: measured 1.2e-2, at the
+    # Eight gradients per image, some of them at a kink: measured 1.2e-2, at the
     # median 3e-3 (mobilenet), 3e-7 (the others).
     peer_nets.check_close(
         f"integrated gradients, {name}", got, want, 1e-2, kinks=0.05)
 
   @parameterized.parameters(*NETS)
   def test_layer_methods(self, name):
-    model, net, images, classes, layer = _case(name)
-    module = net.layer(layer)
-    want = _captum(captum.LayerGradCam(net, module), images, classes,
+    model, twin, images, classes, layer = _case(name)
+    module = twin.layer(layer)
+    want = _captum(captum.LayerGradCam(twin, module), images, classes,
                    relu_attributions=True)[..., 0]
     got = attribution.grad_cam(model, images, classes, layer)
     peer_nets.check_close(f"Grad-CAM, {name}", got, want, 1e-4)
-    product = _captum(captum.LayerGradientXActivation(net, module), images,
+    product = _captum(captum.LayerGradientXActivation(twin, module), images,
                       classes)
     # Features behind a ReLU: a product's sign is the gradient's.
-    for title, ours, want in (
+    for title, method, want in (
         ("HiRes-CAM", attribution.hires_cam, product.sum(-1)),
         ("Layer-CAM", attribution.layer_cam, np.maximum(product, 0).sum(-1))):
-      got = ours(model, images, classes, layer)
+      got = method(model, images, classes, layer)
       peer_nets.check_close(
           f"{title}, {name}", got, np.maximum(want, 0), 1e-4)
 
   @parameterized.parameters(*NETS)
   def test_occlusion(self, name):
-    model, net, images, classes, _ = _case(name)
+    model, twin, images, classes, _ = _case(name)
     size = images.shape[1] // 4
     with torch.no_grad():
       want = _captum(
-          captum.Occlusion(net), images[:2], classes[:2], baselines=0.0,
+          captum.Occlusion(twin), images[:2], classes[:2], baselines=0.0,
           sliding_window_shapes=(3, size, size), strides=(3, size, size))
     tap = Tap(model)
     got = attribution.occlusion(
@@ -140,9 +141,9 @@ class RealNetsTest(parameterized.TestCase):
       "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_plus_box",
       "epsilon_gamma_box"))
   def test_lrp(self, name, preset):
-    model, net, images, classes, _ = _case(name)
-    want = zennit_peer.relevance(net, zennit_peer.composite(
-        preset, net, images, True, EPSILON), images, classes)
+    model, twin, images, classes, _ = _case(name)
+    want = zennit_peer.relevance(twin, zennit_peer.composite(
+        preset, twin, images, True, EPSILON), images, classes)
     got = attribution.lrp(model, images, classes, preset=preset,
                           epsilon=EPSILON)
     # Measured: epsilon alone 5e-4, the others at most 4e-5.
@@ -151,11 +152,11 @@ class RealNetsTest(parameterized.TestCase):
 
   @parameterized.parameters(*NETS)
   def test_excitation_backprop(self, name):
-    model, net, images, classes, layer = _case(name)
-    composite = zennit_peer.composite("excitation_backprop", net, images)
-    for where, at in ((None, None), (layer, net.layer(layer))):
+    model, twin, images, classes, layer = _case(name)
+    composite = zennit_peer.composite("excitation_backprop", twin, images)
+    for where, at in ((None, None), (layer, twin.layer(layer))):
       want = zennit_peer.relevance(
-          net, composite, images, classes, start="one", at=at).sum(-1)
+          twin, composite, images, classes, start="one", at=at).sum(-1)
       got = attribution.excitation_backprop(model, images, classes, where)
       peer_nets.check_close(
           f"excitation backprop at {where}, {name}", got, want, 1e-4)

@@ -1,7 +1,7 @@
-"""Xplique 2.0.2 explains and judges the same nets.
+"""Xplique 2.0.2 explains and judges the same models.
 
-It takes the output of the model, so all nets here end in logits. Its channels
-are reduced by a "reducer", which is set to what each method of ours does.
+It takes the output of the model, so all models here end in logits. A "reducer"
+combines its channels; it is set to match each of our methods.
 """
 
 from unittest import mock
@@ -30,10 +30,10 @@ TAILS = ("gap", "block", "flatten", "depthwise")
 
 
 def _setting(tail="block", count=4, **settings):
-  """A net, pictures, and weights of the logits, not one-hot."""
-  net = tiny.conv_net(tail=tail, **settings)
+  """A model, images, and weights of the logits, not one-hot."""
+  model = tiny.conv_net(tail=tail, **settings)
   weights = np.random.default_rng(7).normal(size=(count, 3))
-  return net, tiny.images(count), weights.astype(np.float32)
+  return model, tiny.images(count), weights.astype(np.float32)
 
 
 def _maps(explanation) -> np.ndarray:
@@ -48,88 +48,88 @@ class GradientsTest(parameterized.TestCase):
 
   @parameterized.parameters(*TAILS)
   def test_saliency(self, tail):
-    net, pictures, weights = _setting(tail)
+    model, pictures, weights = _setting(tail)
     np.testing.assert_allclose(
-        attribution.saliency(net, pictures, weights),
-        _maps(theirs.Saliency(net)(pictures, weights)), **CLOSE)
+        attribution.saliency(model, pictures, weights),
+        _maps(theirs.Saliency(model)(pictures, weights)), **CLOSE)
 
   @parameterized.parameters(*TAILS)
   def test_gradient_x_input(self, tail):
-    net, pictures, weights = _setting(tail)
-    got = attribution.gradient_x_input(net, pictures, weights)
+    model, pictures, weights = _setting(tail)
+    got = attribution.gradient_x_input(model, pictures, weights)
     np.testing.assert_allclose(got, _maps(theirs.GradientInput(
-        net, reducer="sum")(pictures, weights)), **CLOSE)
+        model, reducer="sum")(pictures, weights)), **CLOSE)
     # By default it takes the mean over the two channels.
-    np.testing.assert_allclose(got / 2, _maps(theirs.GradientInput(net)(
+    np.testing.assert_allclose(got / 2, _maps(theirs.GradientInput(model)(
         pictures, weights)), **CLOSE)
 
   @parameterized.product(tail=TAILS, baseline=[0.0, 0.4])
   def test_integrated_gradients(self, tail, baseline):
     """Trapezoids in both; its steps are points, ours the intervals between."""
-    net, pictures, weights = _setting(tail)
+    model, pictures, weights = _setting(tail)
     got = attribution.integrated_gradients(
-        net, pictures, weights, baseline=baseline, steps=12)
+        model, pictures, weights, baseline=baseline, steps=12)
     np.testing.assert_allclose(got, _maps(theirs.IntegratedGradients(
-        net, reducer="sum", steps=13, baseline_value=baseline)(
+        model, reducer="sum", steps=13, baseline_value=baseline)(
             pictures, weights)), **CLOSE)
 
   @parameterized.parameters(*TAILS)
   def test_guided_backprop(self, tail):
-    net, pictures, weights = _setting(tail)
-    want = theirs.GuidedBackprop(net, reducer=None)(pictures, weights)
+    model, pictures, weights = _setting(tail)
+    want = theirs.GuidedBackprop(model, reducer=None)(pictures, weights)
     np.testing.assert_allclose(
-        attribution.guided_backprop(net, pictures, weights),
+        attribution.guided_backprop(model, pictures, weights),
         np.abs(want).max(-1), **CLOSE)
 
   def test_guided_backprop_of_relu6(self):
     """It lets a gradient through a ReLU6 that is full, which has none."""
     layers = keras.layers
-    net = keras.Sequential([
+    model = keras.Sequential([
         keras.Input((1, 2, 1)), layers.ReLU(6.0), layers.Flatten(),
         layers.Dense(2, use_bias=False)])
-    net.layers[-1].set_weights([np.float32([[1, 0], [1, 1]])])
-    picture = np.float32([[[[5], [7]]]])
+    model.layers[-1].set_weights([np.float32([[1, 0], [1, 1]])])
+    image = np.float32([[[[5], [7]]]])
     pull = np.float32([[1, 0]])
     np.testing.assert_array_equal(
-        attribution.guided_backprop(net, picture, pull), [[[1, 0]]])
+        attribution.guided_backprop(model, image, pull), [[[1, 0]]])
     np.testing.assert_array_equal(
-        attribution.saliency(net, picture, pull), [[[1, 0]]])
-    np.testing.assert_array_equal(_maps(theirs.GuidedBackprop(net)(
-        picture, pull)), [[[1, 1]]])
+        attribution.saliency(model, image, pull), [[[1, 0]]])
+    np.testing.assert_array_equal(_maps(theirs.GuidedBackprop(model)(
+        image, pull)), [[[1, 1]]])
 
   def test_a_softmax_head(self):
     """It explains the probability, also where it is told to take the logits.
 
-    A model cut off before the softmax is what it needs.
+    It needs a model cut off before the softmax.
     """
-    net, pictures, weights = _setting("gap", head="softmax_layer")
-    got = attribution.saliency(net, pictures, weights)
-    cut = keras.Model(net.inputs, net.get_layer("logits").output)
+    model, pictures, weights = _setting("gap", head="softmax_layer")
+    got = attribution.saliency(model, pictures, weights)
+    cut = keras.Model(model.inputs, model.get_layer("logits").output)
     np.testing.assert_allclose(
         got, _maps(theirs.Saliency(cut)(pictures, weights)), **CLOSE)
-    fading = _maps(theirs.Saliency(net)(pictures, weights))
+    fading = _maps(theirs.Saliency(model)(pictures, weights))
     # The softmax mixes and shrinks the gradients by much of their size; the
     # logits' own are 1e-4 apart at most.
     self.assertGreater(tiny.relative_error(fading, got), 0.5)
     np.testing.assert_array_equal(fading, _maps(theirs.Saliency(
-        net, output_layer="logits")(pictures, weights)))
+        model, output_layer="logits")(pictures, weights)))
 
 
 class NoiseTest(parameterized.TestCase):
-  """Its noise has an absolute size; it is handed what ours draws."""
+  """Its noise has an absolute size; it gets our noise."""
 
   SAMPLES = 6
   NOISE = 0.3
 
   def _noisy(self, pictures):
-    """What is added, `[images, samples, height, width, channels]`."""
+    """Returns the noise, `[images, samples, height, width, channels]`."""
     spread = pictures.max((1, 2, 3)) - pictures.min((1, 2, 3))
     return np.stack([[
         spread[i] * self.NOISE * tf.random.stateless_normal(
             pictures.shape[1:], [0, i * self.SAMPLES + n]).numpy()
         for n in range(self.SAMPLES)] for i in range(len(pictures))])
 
-  def _theirs(self, method, net, pictures, weights):
+  def _theirs(self, method, model, pictures, weights):
     noise = self._noisy(pictures)
 
     def perturb(batch, count, size):
@@ -140,69 +140,69 @@ class NoiseTest(parameterized.TestCase):
     with mock.patch.object(
         GradientStatistic, "_perturb_samples", staticmethod(perturb)):
       return np.asarray(method(
-          net, reducer=None, batch_size=None, nb_samples=self.SAMPLES)(
+          model, reducer=None, batch_size=None, nb_samples=self.SAMPLES)(
               pictures, weights))
 
   @parameterized.parameters(*TAILS)
   def test_smooth_grad(self, tail):
-    net, pictures, weights = _setting(tail)
-    want = self._theirs(theirs.SmoothGrad, net, pictures, weights)
+    model, pictures, weights = _setting(tail)
+    want = self._theirs(theirs.SmoothGrad, model, pictures, weights)
     np.testing.assert_allclose(attribution.smooth_grad(
-        net, pictures, weights, samples=self.SAMPLES, noise=self.NOISE),
+        model, pictures, weights, samples=self.SAMPLES, noise=self.NOISE),
         np.abs(want).max(-1), **CLOSE)
 
   @parameterized.parameters(*TAILS)
   def test_var_grad(self, tail):
     """It divides by one sample less; the paper's variance is over all."""
-    net, pictures, weights = _setting(tail)
-    want = self._theirs(theirs.VarGrad, net, pictures, weights)
+    model, pictures, weights = _setting(tail)
+    want = self._theirs(theirs.VarGrad, model, pictures, weights)
     want = want * (self.SAMPLES - 1) / self.SAMPLES
     # It subtracts large squares: of a gradient g the error is 1e-7 g^2.
     np.testing.assert_allclose(attribution.var_grad(
-        net, pictures, weights, samples=self.SAMPLES, noise=self.NOISE),
+        model, pictures, weights, samples=self.SAMPLES, noise=self.NOISE),
         want.max(-1), rtol=1e-4, atol=1e-5)
 
   def test_a_variance_of_nothing(self):
-    """A linear net has one gradient; its variance of it is below zero."""
-    net = keras.Sequential([
+    """A linear model has one gradient; the peer's variance is below zero."""
+    model = keras.Sequential([
         keras.Input((6, 6, 2)), keras.layers.Flatten(),
         keras.layers.Dense(3)])
-    tiny.shake(net)
+    tiny.shake(model)
     _, pictures, weights = _setting()
     # Squares of what float32 rounds a gradient by.
     self.assertLess(np.abs(attribution.var_grad(
-        net, pictures, weights)).max(), 1e-12)
+        model, pictures, weights)).max(), 1e-12)
     self.assertGreaterEqual(
-        attribution.var_grad(net, pictures, weights).min(), 0)
-    self.assertLess(theirs.VarGrad(net, reducer="min", nb_samples=7)(
+        attribution.var_grad(model, pictures, weights).min(), 0)
+    self.assertLess(theirs.VarGrad(model, reducer="min", nb_samples=7)(
         pictures, 100 * weights).numpy().min(), 0)
 
   def test_without_noise(self):
-    net, pictures, weights = _setting()
-    want = theirs.SmoothGrad(net, reducer=None, noise=0.0, nb_samples=3)(
+    model, pictures, weights = _setting()
+    want = theirs.SmoothGrad(model, reducer=None, noise=0.0, nb_samples=3)(
         pictures, weights)
     got = attribution.smooth_grad(
-        net, pictures, weights, noise=0.0, samples=3)
+        model, pictures, weights, noise=0.0, samples=3)
     np.testing.assert_allclose(got, np.abs(want).max(-1), **CLOSE)
     np.testing.assert_allclose(
-        got, attribution.saliency(net, pictures, weights), **CLOSE)
+        got, attribution.saliency(model, pictures, weights), **CLOSE)
 
 
 class LayersTest(parameterized.TestCase):
 
   @parameterized.product(tail=TAILS, layer=["act", "conv"])
   def test_grad_cam(self, tail, layer):
-    net, pictures, weights = _setting(tail)
-    want = theirs.GradCAM(net, conv_layer=layer)(pictures, weights)
+    model, pictures, weights = _setting(tail)
+    want = theirs.GradCAM(model, conv_layer=layer)(pictures, weights)
     np.testing.assert_allclose(attribution.grad_cam(
-        net, pictures, weights, layer), _maps(want), **CLOSE)
+        model, pictures, weights, layer), _maps(want), **CLOSE)
 
   def test_it_resizes(self):
-    """Bicubic, to the picture's size, which makes negative values anew."""
-    net, pictures, weights = _setting("depthwise")
-    maps = attribution.grad_cam(net, pictures, weights, "depthwise")
+    """Bicubic, to the image's size, which makes negative values anew."""
+    model, pictures, weights = _setting("depthwise")
+    maps = attribution.grad_cam(model, pictures, weights, "depthwise")
     self.assertEqual(maps.shape, (4, 3, 3))
-    want = _maps(theirs.GradCAM(net, conv_layer="depthwise")(
+    want = _maps(theirs.GradCAM(model, conv_layer="depthwise")(
         pictures, weights))
     np.testing.assert_allclose(_resized(maps, (6, 6)), want, **CLOSE)
 
@@ -210,11 +210,10 @@ class LayersTest(parameterized.TestCase):
   def test_grad_cam_plus_plus(self, tail):
     """It takes means of features and of weights, the paper sums (eq. 10, 19).
 
-    With the sum over positions of A in its place, and of its weights, it gives
-    what ours does.
+    With sums over positions of A and of its weights, both sides agree.
     """
-    net, pictures, weights = _setting(tail)
-    got = attribution.grad_cam_plus_plus(net, pictures, weights, "act")
+    model, pictures, weights = _setting(tail)
+    got = attribution.grad_cam_plus_plus(model, pictures, weights, "act")
     compute = theirs.GradCAMPP._compute_weights
     area = 36
 
@@ -223,10 +222,10 @@ class LayersTest(parameterized.TestCase):
 
     with mock.patch.object(
         theirs.GradCAMPP, "_compute_weights", staticmethod(summed)):
-      want = theirs.GradCAMPP(net, conv_layer="act")(pictures, weights)
+      want = theirs.GradCAMPP(model, conv_layer="act")(pictures, weights)
     # Like CLOSE, for a quotient of float32 sums of squares and cubes.
     np.testing.assert_allclose(got, _maps(want), rtol=2e-4, atol=1e-6)
-    plain = _maps(theirs.GradCAMPP(net, conv_layer="act")(pictures, weights))
+    plain = _maps(theirs.GradCAMPP(model, conv_layer="act")(pictures, weights))
     # Means in place of sums give another map; rounding leaves a cosine of 1
     # to six digits or more.
     self.assertLess(evaluation.agreement(got, plain)["cosine"].min(), 0.9999)
@@ -236,28 +235,28 @@ class BlackBoxTest(parameterized.TestCase):
 
   @parameterized.parameters((2, 2), (3, 3), (2, 1), (4, 2), (6, 6))
   def test_occlusion(self, patch, stride):
-    """It sums over the patches that cover a pixel, ours is the mean."""
-    net, pictures, weights = _setting("flatten")
+    """It sums over the patches that cover a pixel; our map is the mean."""
+    model, pictures, weights = _setting("flatten")
     want = _maps(theirs.Occlusion(
-        net, patch_size=patch, patch_stride=stride, occlusion_value=0.3)(
+        model, patch_size=patch, patch_stride=stride, occlusion_value=0.3)(
             pictures, weights))
     starts = range(0, 6 - patch + 1, stride)
     along = sum((np.arange(6) >= s) & (np.arange(6) < s + patch)
                 for s in starts)
     got = attribution.occlusion(
-        net, pictures, weights, patch=patch, stride=stride, baseline=0.3)
+        model, pictures, weights, patch=patch, stride=stride, baseline=0.3)
     # A fall is the difference of two float32 scores of size 1; up to four are
     # added.
     np.testing.assert_allclose(
         got * np.outer(along, along), want, rtol=1e-4, atol=1e-5)
 
   def test_occlusion_that_leaves_a_rest(self):
-    """It never covers the last pixels where patches do not fit; ours does."""
-    net, pictures, weights = _setting("flatten")
-    want = _maps(theirs.Occlusion(net, patch_size=4, patch_stride=4)(
+    """It never covers the last pixels where patches do not fit; we do."""
+    model, pictures, weights = _setting("flatten")
+    want = _maps(theirs.Occlusion(model, patch_size=4, patch_stride=4)(
         pictures, weights))
     got = attribution.occlusion(
-        net, pictures, weights, patch=4, stride=4, baseline=0.0)
+        model, pictures, weights, patch=4, stride=4, baseline=0.0)
     self.assertFalse(want[:, 4:].any())
     self.assertTrue(got[:, 4:].all())
     # Differences of float32 scores of size 1, as above.
@@ -265,13 +264,13 @@ class BlackBoxTest(parameterized.TestCase):
         got[:, :2, :2], want[:, :2, :2], rtol=1e-4, atol=1e-5)
 
   def test_rise_with_our_masks(self):
-    """It divides by what the masks show, the paper by its expectation.
+    """It divides by the masks' sum, the paper by the expected sum.
 
-    And a little more, so that it never divides by nothing.
+    It adds a little, so that it never divides by zero.
     """
-    net, pictures, weights = _setting("flatten")
+    model, pictures, weights = _setting("flatten")
     masks = []
-    # Of a white picture the masks themselves are left.
+    # Of a white image the masks themselves are left.
     attribution.rise(
         lambda batch: masks.append(batch[..., 0]) or np.ones([len(batch), 1]),
         np.ones([1, 6, 6, 1]), 1, masks=40, cells=3, keep=0.4, batch_size=40)
@@ -282,10 +281,10 @@ class BlackBoxTest(parameterized.TestCase):
       return picture * masks, tf.constant(masks)
 
     with mock.patch.object(theirs.Rise, "_apply_masks", staticmethod(applied)):
-      want = _maps(theirs.Rise(net, nb_samples=40, batch_size=None)(
+      want = _maps(theirs.Rise(model, nb_samples=40, batch_size=None)(
           pictures, weights))
     got = attribution.rise(
-        net, pictures, weights, masks=40, cells=3, keep=0.4)
+        model, pictures, weights, masks=40, cells=3, keep=0.4)
     shown = masks[..., 0].sum(0) + float(theirs.Rise.EPSILON)
     # Float32 sums over 40 masks in another order.
     np.testing.assert_allclose(
@@ -301,21 +300,22 @@ class BlackBoxTest(parameterized.TestCase):
   def test_rise_by_chance(self):
     """With masks of its own, in batches of one shift each.
 
-    Its shifts are 0 to a whole cell, the paper's end a pixel before: of a small
-    cell that is seen. Dividing by what the masks show takes a logit's mean out
-    of its map, but for one constant; ours is asked to take it off.
+    Its shifts are 0 to a whole cell; the paper's end a pixel before. A small
+    cell makes that visible. Division by the masks' sum takes a logit's mean out
+    of its map, except for one constant. Our `centred` removes the mean.
     """
-    net = tiny.conv_net(tail="flatten", size=18)
+    model = tiny.conv_net(tail="flatten", size=18)
     pictures = tiny.images(1, size=18)
     tf.random.set_seed(1)
     want = _maps(theirs.Rise(
-        net, nb_samples=3000, grid_size=3, batch_size=20)(
+        model, nb_samples=3000, grid_size=3, batch_size=20)(
             pictures, np.float32([[0, 1, 0]])))
-    got = attribution.rise(net, pictures, 1, masks=3000, cells=3, centred=True)
-    found = evaluation.agreement(
+    got = attribution.rise(
+        model, pictures, 1, masks=3000, cells=3, centred=True)
+    scores = evaluation.agreement(
         got, want - want.mean((1, 2), keepdims=True), scores=("pearson",))
-    # Two seeds of ours are as far apart.
-    self.assertGreater(found["pearson"][0], 0.97)
+    # Two of our own seeds differ as much.
+    self.assertGreater(scores["pearson"][0], 0.97)
 
 
 class CurvesTest(parameterized.TestCase):
@@ -324,14 +324,14 @@ class CurvesTest(parameterized.TestCase):
       mode=["deletion", "insertion"], steps=[4, 12, 36], tail=["gap", "flatten"]
   )
   def test_curves(self, mode, steps, tail):
-    """It gives the mean over the pictures at each step."""
-    net, pictures, weights = _setting(tail)
+    """It gives the mean over the images at each step."""
+    model, pictures, weights = _setting(tail)
     maps = tiny.images(4, seed=3)[..., 0]
     metric = {"deletion": metrics.Deletion, "insertion": metrics.Insertion}
     measure = metric[mode](
-        net, pictures, weights, steps=steps, baseline_mode=0.2)
+        model, pictures, weights, steps=steps, baseline_mode=0.2)
     curves = getattr(evaluation, mode)(
-        net, pictures, maps, weights, steps=steps, baseline=0.2)
+        model, pictures, maps, weights, steps=steps, baseline=0.2)
     want = measure.detailed_evaluate(maps)
     # Shares of 36 pixels are whole numbers but for rounding.
     np.testing.assert_allclose(curves.shares * 36, list(want), rtol=1e-6)
@@ -343,13 +343,13 @@ class CurvesTest(parameterized.TestCase):
         curves.area.mean(), measure(maps), delta=1e-5)
 
   def test_steps_that_do_not_fit(self):
-    """It cuts a share of pixels off to a whole number, ours rounds it."""
-    net, pictures, weights = _setting("gap")
+    """It cuts a share of pixels off to a whole number; we round it."""
+    model, pictures, weights = _setting("gap")
     maps = tiny.images(4, seed=3)[..., 0]
-    want = metrics.Deletion(net, pictures, weights, steps=5).detailed_evaluate(
-        maps)
+    want = metrics.Deletion(
+        model, pictures, weights, steps=5).detailed_evaluate(maps)
     self.assertEqual(list(want), [0, 7, 14, 21, 28, 36])
-    got = evaluation.deletion(net, pictures, maps, weights, steps=5)
+    got = evaluation.deletion(model, pictures, maps, weights, steps=5)
     np.testing.assert_allclose(got.shares * 36, [0, 7, 14, 22, 29, 36])
 
 
@@ -357,38 +357,38 @@ class AgreementTest(absltest.TestCase):
 
   def test_spearman(self):
     """Ties get their average rank in both."""
-    one, other = (np.maximum(tiny.images(8, seed)[..., 0], 0)
-                  for seed in (1, 2))
+    first, second = (np.maximum(tiny.images(8, seed)[..., 0], 0)
+                     for seed in (1, 2))
     want = randomization.batched_spearman(
-        one.reshape(8, -1), other.reshape(8, -1))
+        first.reshape(8, -1), second.reshape(8, -1))
     # It adds 1e-8 to a product of spreads of about 100, in float32.
     np.testing.assert_allclose(
-        evaluation.agreement(one, other)["spearman"], want, atol=1e-5)
+        evaluation.agreement(first, second)["spearman"], want, atol=1e-5)
 
   def test_ssim(self):
     """Of maps from 0 to 1, since it takes their common range for the scale."""
-    one, other = (tiny.images(8, seed, size=13)[..., 0] for seed in (1, 2))
-    one, other = (
+    first, second = (tiny.images(8, seed, size=13)[..., 0] for seed in (1, 2))
+    first, second = (
         (maps - maps.min((1, 2), keepdims=True))
-        / np.ptp(maps, (1, 2), keepdims=True) for maps in (one, other))
+        / np.ptp(maps, (1, 2), keepdims=True) for maps in (first, second))
     want = randomization.ssim(
-        tf.constant(one[..., None]), tf.constant(other[..., None]),
+        tf.constant(first[..., None]), tf.constant(second[..., None]),
         batched=True)
     # Float32 sums over windows of 11 x 11, whose variances are differences of
     # squares.
     np.testing.assert_allclose(
-        evaluation.agreement(one, other)["ssim"], want, atol=1e-5)
+        evaluation.agreement(first, second)["ssim"], want, atol=1e-5)
 
   def test_cascading_randomization(self):
-    """Of the weights that ours draws; its own are uniform in 0..1."""
-    net, pictures, weights = _setting("block")
+    """Both sides use our random weights; its own are uniform in 0..1."""
+    conv_model, pictures, weights = _setting("block")
     drawn = []
 
     def explain(model, batch):
       drawn.append(model.get_weights())
       return attribution.saliency(model, batch, weights)
 
-    got = evaluation.cascading_randomization(net, pictures, explain)
+    got = evaluation.cascading_randomization(conv_model, pictures, explain)
     for name, values in zip([None, *got], drawn):
       if name is None:
         continue
@@ -399,8 +399,8 @@ class AgreementTest(absltest.TestCase):
           return model
 
       want = metrics.ModelRandomizationMetric(
-          net, pictures, weights, randomization_strategy=Strategy())(
-              theirs.Saliency(net))
+          conv_model, pictures, weights, randomization_strategy=Strategy())(
+              theirs.Saliency(conv_model))
       # Two values of a map that differ by rounding may change ranks.
       self.assertAlmostEqual(got[name].mean(), want, delta=2e-3, msg=name)
 

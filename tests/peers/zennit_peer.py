@@ -1,4 +1,4 @@
-"""Zennit's rules, run on nets carried to PyTorch."""
+"""Zennit's rules, run on models carried to PyTorch."""
 
 import contextlib
 import importlib
@@ -38,7 +38,7 @@ def load_zennit() -> types.ModuleType:
 
 zennit = load_zennit()
 rules, composites, kinds = zennit.rules, zennit.composites, zennit.types
-TINY = 1e-9  # What pushes denominators off zero in ours, but for epsilon's.
+TINY = 1e-9  # Our term against zero denominators, except epsilon's.
 
 
 class PositiveSum(zennit.core.BasicHook):
@@ -46,9 +46,9 @@ class PositiveSum(zennit.core.BasicHook):
 
   def __init__(self):
     super().__init__(
-        input_modifiers=[lambda one: one.clamp(min=0)],
+        input_modifiers=[lambda value: value.clamp(min=0)],
         param_modifiers=[rules.NoMod(param_keys=[])],
-        output_modifiers=[lambda one: one],
+        output_modifiers=[lambda value: value],
         gradient_mapper=lambda arrived, outputs: arrived / (outputs[0] + TINY),
         reducer=lambda inputs, gradients: inputs[0] * gradients[0])
 
@@ -61,9 +61,9 @@ def composite(preset: str, net: torch_nets.TorchNet, images: np.ndarray,
               epsilon: float = 1e-6) -> zennit.core.Composite:
   """Returns zennit's composite for one of our presets.
 
-  It is zennit's own of that name, set to two decisions of ours, which
-  relevance_test.py shows by hand: biases get nothing under z+, and where sums
-  are not shared by size they are shared by their summands' positive parts.
+  It is zennit's own of that name, with two decisions of ours:
+  biases get nothing under z+, and sums not shared by size are shared by their
+  summands' positive parts. relevance_test.py shows both by hand.
 
   Args:
     preset: as `lrp` takes it, or "excitation_backprop".
@@ -77,29 +77,29 @@ def composite(preset: str, net: torch_nets.TorchNet, images: np.ndarray,
       bound(images, axes, keepdims=True), images.shape))
                for bound in (np.min, np.max))
   none = {"zero_params": ["bias"]}
-  some = {} if bias else none
+  zeroed = {} if bias else none
   plus = rules.ZPlus(TINY, **none)
   # Averages follow the epsilon rule where sums are shared by size.
   by_size = [(torch_nets.Sum, rules.Norm(1e-6)),
              (kinds.AvgPool, rules.Norm(epsilon))]
   by_part = [(torch_nets.Sum, PositiveSum())]
   convs, dense = (kinds.Convolution, plus), (
-      torch.nn.Linear, rules.Epsilon(epsilon, **some))
-  gamma = rules.Gamma(stabilizer=epsilon, **some)
+      torch.nn.Linear, rules.Epsilon(epsilon, **zeroed))
+  gamma = rules.Gamma(stabilizer=epsilon, **zeroed)
   base = composites.layer_map_base(TINY)
   more = {"canonizers": [zennit.canonizers.NamedMergeBatchNorm(net.norms())]}
   everywhere = {
-      "epsilon": (by_size, rules.Epsilon(epsilon, **some)),
+      "epsilon": (by_size, rules.Epsilon(epsilon, **zeroed)),
       "gamma": (by_size, gamma),
       "z_plus": (by_part, plus),
-      "alpha_beta": (by_part, rules.AlphaBeta(stabilizer=TINY, **some)),
+      "alpha_beta": (by_part, rules.AlphaBeta(stabilizer=TINY, **zeroed)),
       "excitation_backprop": (by_part, plus),
   }
   if preset in everywhere:
     sums, rule = everywhere[preset]
     return composites.LayerMapComposite(
         [*sums, *base, (kinds.Linear, rule)], **more)
-  more |= some | {"epsilon": epsilon, "stabilizer": TINY}
+  more |= zeroed | {"epsilon": epsilon, "stabilizer": TINY}
   return {
       "epsilon_plus": lambda: composites.EpsilonPlus(
           layer_map=[*by_part, convs], **more),
@@ -120,7 +120,7 @@ def composite(preset: str, net: torch_nets.TorchNet, images: np.ndarray,
 def relevance(net: torch_nets.TorchNet, using: zennit.core.Composite,
               images: np.ndarray, classes: np.ndarray, *, start: str = "score",
               at: torch.nn.Module | None = None) -> np.ndarray:
-  """Sends relevance back through a net under a composite.
+  """Sends relevance back through a model under a composite.
 
   Args:
     net: from `to_torch`.
@@ -138,7 +138,7 @@ def relevance(net: torch_nets.TorchNet, using: zennit.core.Composite,
 
   def keep(module, inputs, output):
     del module, inputs
-    read.append(output * 1.0)  # What the next module takes.
+    read.append(output * 1.0)  # The next module's input.
     return read[-1]
 
   with contextlib.ExitStack() as stack:
@@ -149,5 +149,5 @@ def relevance(net: torch_nets.TorchNet, using: zennit.core.Composite,
     seed = torch.eye(logits.shape[1])[torch.tensor(classes)]
     if start == "score":
       seed = seed * logits.detach()
-    found, = torch.autograd.grad(logits, read[-1], seed)
-  return torch_nets.channels_last(found)
+    result, = torch.autograd.grad(logits, read[-1], seed)
+  return torch_nets.channels_last(result)

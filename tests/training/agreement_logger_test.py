@@ -49,10 +49,10 @@ def _small_net(channels=3, classes=3, head=None, seed=0, stride=1, size=8):
       layers.Dense(classes, head, name="logits")]), seed)
 
 
-def _maps(net, pictures, classes, layer="act"):
+def _maps(model, pictures, classes, layer="act"):
   """SWA maps of a layer with a mean and Dense behind it, by NumPy."""
-  features = keras.Model(net.inputs, net.get_layer(layer).output)(pictures)
-  kernel = net.get_layer("logits").kernel.numpy()[:, classes]
+  features = keras.Model(model.inputs, model.get_layer(layer).output)(pictures)
+  kernel = model.get_layer("logits").kernel.numpy()[:, classes]
   return np.maximum(np.einsum("bhwc,cb->bhw", features, kernel), 0)
 
 
@@ -115,9 +115,9 @@ class _LoggerTest(parameterized.TestCase):
 class FiguresTest(_LoggerTest):
 
   def test_equal_to_values_by_hand(self):
-    # The two nets disagree somewhere, and both explain the teacher's class.
-    top = [net(self.held_out).numpy().argmax(1)
-           for net in (self.teacher, self.student)]
+    # The two models disagree somewhere, and both explain the teacher's class.
+    top = [model(self.held_out).numpy().argmax(1)
+           for model in (self.teacher, self.student)]
     self.assertTrue((top[0] != top[1]).any())
     history = self.fit([self.logger(batch_size=3)])
     self.assertEqual(set(history), FIGURES | {"loss", "accuracy"})
@@ -130,9 +130,9 @@ class FiguresTest(_LoggerTest):
 
   def test_rank_correlation(self):
     history = self.look(self.logger(method="ewa"))
-    maps = [np.square(keras.Model(net.inputs, net.get_layer("act").output)(
+    maps = [np.square(keras.Model(model.inputs, model.get_layer("act").output)(
         self.held_out)).mean(-1).reshape(COUNT, -1)
-            for net in (self.teacher, self.student)]
+            for model in (self.teacher, self.student)]
     want = [stats.spearmanr(*pair)[0] for pair in zip(*maps)]
     self.assertAlmostEqual(
         history["agreement_spearman"][0], np.mean(want), places=PLACES)
@@ -221,10 +221,10 @@ class FiguresTest(_LoggerTest):
     with open(folder / "log.csv") as file:
       rows = [float(row["agreement"]) for row in csv.DictReader(file)]
     np.testing.assert_allclose(rows, agreements)
-    kept = keras.models.load_model(best)
+    best_model = keras.models.load_model(best)
     self.assertAlmostEqual(
         np.nanmax(agreements),
-        tiny.swa_cosines(kept, self.teacher, self.held_out).mean(),
+        tiny.swa_cosines(best_model, self.teacher, self.held_out).mean(),
         places=PLACES)
 
   def test_two_of_them(self):
@@ -238,13 +238,13 @@ class FiguresTest(_LoggerTest):
 
 class NetsTest(_LoggerTest):
 
-  # Two channels are those of all other tests.
+  # All other tests have two channels.
   @parameterized.product(channels=(1, 3, 4), head=(None, "sigmoid"))
   def test_multi_label_and_channels(self, channels, head):
     self.teacher = _small_net(channels, head=head)
     student = _small_net(channels, head=head, seed=1)
-    for net in (self.teacher, student):  # So that all maps are alive.
-      kernel = net.get_layer("logits").kernel
+    for model in (self.teacher, student):  # So that all maps are alive.
+      kernel = model.get_layer("logits").kernel
       kernel.assign(tf.abs(kernel))
     self.held_out = np.random.default_rng(0).uniform(
         0, 255, (COUNT, 8, 8, channels))
@@ -265,17 +265,18 @@ class NetsTest(_LoggerTest):
     head.bias.assign([-np.median(logits)])  # Both classes occur.
     sign = np.sign(logits + head.bias)
     history = self.look(self.logger(), student)
-    cosines = []
-    for net in (self.teacher, student):
-      features = keras.Model(net.inputs, net.get_layer("act").output)(
+    maps = []
+    for model in (self.teacher, student):
+      features = keras.Model(model.inputs, model.get_layer("act").output)(
           self.held_out)
-      kernel = net.get_layer("logits").kernel[:, 0]
-      cosines.append(np.maximum(np.einsum(
+      kernel = model.get_layer("logits").kernel[:, 0]
+      maps.append(np.maximum(np.einsum(
           "bhwc,c->bhw", features, kernel) * sign[..., None], 0))
-    alive = cosines[0].any((1, 2))
+    alive = maps[0].any((1, 2))
     self.assertGreater(alive.sum(), 5)
-    norms = [np.linalg.norm(one[alive], axis=(1, 2)) for one in cosines]
-    want = (cosines[0] * cosines[1])[alive].sum((1, 2)) / np.maximum(
+    norms = [np.linalg.norm(model_maps[alive], axis=(1, 2))
+             for model_maps in maps]
+    want = (maps[0] * maps[1])[alive].sum((1, 2)) / np.maximum(
         norms[0] * norms[1], 1e-12)
     # Float32 sums in another order, cut at 0, where few positions are left.
     self.assertAlmostEqual(history["agreement"][0], want.mean(), places=4)
@@ -287,8 +288,9 @@ class NetsTest(_LoggerTest):
     self.held_out = tiny.images(COUNT, size=8)
     history = self.look(self.logger(), student)
     top = self.teacher(self.held_out).numpy().argmax(1)
-    maps = [_maps(net, self.held_out, top) for net in (self.teacher, student)]
-    maps = [_halved(one) if one.shape[1] == 8 else one for one in maps]
+    maps = [_maps(model, self.held_out, top)
+            for model in (self.teacher, student)]
+    maps = [_halved(array) if array.shape[1] == 8 else array for array in maps]
     cosines = (tiny.unit(maps[0]) * tiny.unit(maps[1])).sum(1)
     self.assertAlmostEqual(
         history["agreement"][0], cosines.mean(), places=PLACES)
@@ -320,10 +322,10 @@ class NetsTest(_LoggerTest):
     weights, histories, metrics = [], [], []
     for watched in (False, True):
       keras.utils.set_random_seed(3)
-      net = tiny.smooth_net(1, width=8)
-      out = keras.layers.Dropout(0.5)(net.get_layer("pool").output)
-      net = keras.Model(net.inputs, net.get_layer("logits")(out))
-      student = _compiled(make(net), run_eagerly=kind != "plain")
+      model = tiny.smooth_net(1, width=8)
+      out = keras.layers.Dropout(0.5)(model.get_layer("pool").output)
+      model = keras.Model(model.inputs, model.get_layer("logits")(out))
+      student = _compiled(make(model), run_eagerly=kind != "plain")
       callbacks = [self.logger(targets=0)] if watched else []
       update = [tfmot.sparsity.keras.UpdatePruningStep()] * (kind == "prune")
       histories.append(self.fit(
@@ -346,7 +348,7 @@ class NetsTest(_LoggerTest):
     history = self.fit([
         self.logger(), tfmot.sparsity.keras.UpdatePruningStep()], student)
     stripped = tiny.copy_of(tfmot.sparsity.keras.strip_pruning(student))
-    # 70 % is asked for; a kernel whose mask is not applied has no zeros.
+    # The target is 70 %; a kernel whose mask is not applied has no zeros.
     self.assertGreater(
         (stripped.get_layer("conv").kernel.numpy() == 0).mean(), 0.6)
     self.assertAlmostEqual(history["agreement"][0], tiny.swa_cosines(
@@ -354,7 +356,7 @@ class NetsTest(_LoggerTest):
 
   @pytest.mark.slow("training")
   def test_ways_of_running(self):
-    """As graphs of several steps what they do eagerly."""
+    """Graphs of several steps give the same as eager steps."""
     want = self.fit([self.logger()],
                     _compiled(self.student, run_eagerly=True))
     got = self.fit([self.logger()], _compiled(
@@ -394,8 +396,8 @@ class NetsTest(_LoggerTest):
     weights, before = self.teacher.get_weights(), state(self.teacher)
     self.fit([look, self.logger(), look], epochs=3)
     self.assertLen(states, 6)
-    for one in states[1:]:
-      self.assertEqual(one, states[0])
+    for snapshot in states[1:]:
+      self.assertEqual(snapshot, states[0])
     self.assertTrue(tiny.weights_equal(self.teacher.get_weights(), weights))
     self.assertEqual(state(self.teacher), before)
 
@@ -514,16 +516,16 @@ class FilesTest(_LoggerTest):
     _compiled(self.student, run_eagerly=True)
 
   def events(self):
-    """What stands on the disk: {tag: {step: value}}."""
-    found = {}
+    """The events on the disk: {tag: {step: value}}."""
+    by_tag = {}
     for path in sorted(self.log_dir.glob("events.out.tfevents.*"),
                        key=os.path.getmtime):
       for record in tf.data.TFRecordDataset(str(path)):
         event = tf.compat.v1.Event.FromString(record.numpy())
         for value in event.summary.value:
-          steps = found.setdefault(value.tag, {})
+          steps = by_tag.setdefault(value.tag, {})
           steps.setdefault(event.step, []).append(tf.make_ndarray(value.tensor))
-    return found
+    return by_tag
 
   def test_figures_and_pictures(self):
     history = self.fit([self.logger(log_dir=str(self.log_dir), pictures=3,
@@ -540,13 +542,13 @@ class FilesTest(_LoggerTest):
     side = 4 * 32
     self.assertEqual(value[:2].tolist(),
                      [b"%d" % (3 * side + 2 * GAP), b"%d" % side])
-    drawn = np.stack([tf.io.decode_png(one) for one in value[2:]])
+    drawn = np.stack([tf.io.decode_png(png) for png in value[2:]])
     maps = []
-    for net in (self.teacher, self.student):
-      features = keras.Model(net.inputs, net.get_layer("act").output)(
+    for model in (self.teacher, self.student):
+      features = keras.Model(model.inputs, model.get_layer("act").output)(
           self.held_out[:3])
       top = self.teacher(self.held_out[:3]).numpy().argmax(1)
-      kernel = net.get_layer("logits").kernel.numpy()[:, top]
+      kernel = model.get_layer("logits").kernel.numpy()[:, top]
       maps.append(np.maximum(np.einsum("bhwc,cb->bhw", features, kernel), 0))
     want = side_by_side(self.held_out[:3], *maps, value_range=(
         self.held_out.min(), self.held_out.max()))
@@ -563,11 +565,11 @@ class FilesTest(_LoggerTest):
       self.assertLen(events["agreement_pictures"][0][0], 2 + want)
 
   def test_all_is_on_the_disk_at_the_end_of_an_epoch(self):
-    found = []
+    records = []
     look = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: found.append(self.events()))
+        on_epoch_end=lambda *_: records.append(self.events()))
     self.fit([self.logger(log_dir=self.log_dir), look], epochs=2, batch_size=6)
-    for number, events in enumerate(found):
+    for number, events in enumerate(records):
       for name in FIGURES | {"agreement_pictures"}:
         self.assertEqual(sorted(events[name]), list(range(number + 1)))
 

@@ -1,8 +1,8 @@
-"""Tests of TensorFlow's own distribution: replicas, workers, a killed worker.
+"""Tests of TensorFlow's distribution: replicas, workers, a killed worker.
 
-Every run of several is a child process of its own: logical devices and
-collectives are set once in a process. What a replica must compute is tested
-without: in a strategy of one, and where a step takes itself for one of two.
+Every run of several is a separate child process: logical devices and
+collectives are set once in a process. A replica's results are tested without
+one: in a strategy of one, and in a step that is told it is one of two.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from tests.places import ROOT
 
 LIMIT = 380  # Seconds for one child, on a busy computer.
 SINGLE, DOUBLE = 1e-5, 1e-9
-# Their mean over an epoch counts batches, or replicas' parts of a batch; that
-# differs where these are uneven, with Keras's own "loss" too.
+# Their mean over an epoch counts batches, or replicas' shares of a batch.
+# Uneven shares change that mean, also of Keras's "loss".
 PER_BATCH = {"loss", "attr_loss", "distill_loss"}
 HALVES = (
     ("plain", "drop_rate", "distillation", "layers", "agreement", "pruned",
@@ -42,7 +42,7 @@ EQUAL = [name for half in HALVES for name in half if name != "norm"]
 
 
 def _start(folder, kind, name, *arguments, config=None):
-  """Starts a child; its results go to `name`.json, what it says to .log."""
+  """Starts a child; its results go to `name`.json, its output to .log."""
   environment = {
       **os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2",
       # oneDNN's fused convolution fails on an empty batch, in plain Keras too.
@@ -77,7 +77,7 @@ def _children():
 
 
 def _results(folder, name, child):
-  """Waits for a child and reads what it found."""
+  """Waits for a child and reads its results."""
   code = child.wait(LIMIT)
   if code:
     raise AssertionError(
@@ -92,9 +92,9 @@ def _cluster(test):
     with contextlib.ExitStack() as stack:
       ports = []
       for _ in range(2):
-        one = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        socket.create_connection(one.getsockname(), timeout=5).close()
-        ports.append(one.getsockname()[1])
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        socket.create_connection(server.getsockname(), timeout=5).close()
+        ports.append(server.getsockname()[1])
   except OSError as error:
     test.skipTest(f"no connection to 127.0.0.1 can be made: {error}")
   workers = [f"127.0.0.1:{port}" for port in ports]
@@ -119,7 +119,7 @@ class _DistributionTest(parameterized.TestCase):
     self.assertEqual(set(got["history"]), set(want["history"]))
     means = {"loss", "attr_loss", "attr_agreement"}
     if settings.get("judged"):
-      means |= {f"val_{one}" for one in means}
+      means |= {f"val_{mean}" for mean in means}
     self.assertContainsSubset(means, got["history"])
     for log, values in got["history"].items():
       self.assertTrue(np.isfinite(values).all(), log)
@@ -129,9 +129,9 @@ class _DistributionTest(parameterized.TestCase):
             # Keras's means are of single precision always.
             max(tolerance, 1e-6), log)
     self.assertEqual(len(got["weights"]), len(want["weights"]))
-    for (own, value), other in zip(
+    for (weight_name, value), other in zip(
         got["weights"].items(), want["weights"].values()):
-      self.assert_close(value, other, tolerance, own)
+      self.assert_close(value, other, tolerance, weight_name)
     self.assertTrue(got["teacher_kept"])
     if "agreement" in settings.get("wcam", {}):
       self.assertNotEmpty(got["log_weights"])
@@ -158,10 +158,10 @@ def _mirrored():
     for i, names in enumerate(HALVES):
       children.append(_start(
           place, "mirrored", f"half{i}", "--cases", *names))
-    found = {}
+    results = {}
     for i, child in enumerate(children):
-      found |= _results(place, f"half{i}", child)
-  return found
+      results |= _results(place, f"half{i}", child)
+  return results
 
 
 def _mirrored_alone():
@@ -201,7 +201,7 @@ class OneReplicaTest(_DistributionTest):
         model, distribution_worker.net(0), WCAM("act", agreement=0.5))
     for variable in (
         step.state.task_loss, step.state.log_weight,
-        *(one for metric in step.metrics for one in metric.variables)):
+        *(weight for metric in step.metrics for weight in metric.variables)):
       self.assertTrue(
           mirrored.extended.variable_created_in_scope(variable), variable.name)
 
@@ -236,7 +236,7 @@ def _as_one_of_two():
 
 
 class OneOfTwoTest(_DistributionTest):
-  """What two replicas compute of half a batch each, one after the other."""
+  """Results of two replicas of half a batch each, one after the other."""
 
   def step(self, wcam, **settings):
     model = distribution_worker.penalized(distribution_worker.net(1))
@@ -260,17 +260,17 @@ class OneOfTwoTest(_DistributionTest):
     whole = gradients(slice(None))
     with _as_one_of_two():
       halves = gradients(slice(4)), gradients(slice(4, None))
-    for variable, want, one, other in zip(
+    for variable, want, first, second in zip(
         step.model.trainable_variables, whole, *halves):
       # A gradient of nothing would be the sum of any two.
       self.assertGreater(np.abs(want).max(), 100 * SINGLE, variable.name)
-      self.assert_close(one + other, want, SINGLE, variable.name)
+      self.assert_close(first + second, want, SINGLE, variable.name)
 
   @parameterized.parameters(
       ({}, "task_loss"), ({"agreement": 0.5}, "task_loss", "log_weight"))
   def test_weights_move_as_by_the_whole(self, settings, *names):
     half = distribution_worker.data(4)
-    whole = [np.concatenate([one, one]) for one in half]
+    whole = [np.concatenate([array, array]) for array in half]
     states = []
     for context, data in ((contextlib.nullcontext(), whole),
                           (_as_one_of_two(), half)):
@@ -279,12 +279,12 @@ class OneOfTwoTest(_DistributionTest):
         losses = [float(step.loss(*data)[0]) for _ in range(2)]
       states.append(([getattr(step.state, name).numpy() for name in names],
                      losses))
-    (want, losses), (got, parts) = states
-    for one, other in zip(got, want):
-      self.assertGreater(np.abs(other).max(), 100 * SINGLE)  # It moved.
-      self.assert_close(one, other, SINGLE, names)
+    (want, losses), (got, half_losses) = states
+    for value, expected in zip(got, want):
+      self.assertGreater(np.abs(expected).max(), 100 * SINGLE)  # It moved.
+      self.assert_close(value, expected, SINGLE, names)
     # Each of two equal replicas has half of the loss.
-    self.assert_close(2 * np.array(parts), losses, SINGLE, "loss")
+    self.assert_close(2 * np.array(half_losses), losses, SINGLE, "loss")
 
 
   def test_its_variables_say_how_those_of_replicas_join(self):
@@ -293,7 +293,7 @@ class OneOfTwoTest(_DistributionTest):
     for name in ("task_loss", "log_weight"):  # Each replica has the same.
       self.assertEqual(getattr(step.state, name).aggregation,
                        tf.VariableAggregation.ONLY_FIRST_REPLICA, name)
-    # Each replica counts its own pictures.
+    # Each replica counts its images.
     self.assertEqual(step.cache._counts.aggregation, tf.VariableAggregation.SUM)
     self.assertEqual(step.cache._counts.synchronization,
                      tf.VariableSynchronization.ON_READ)
@@ -304,9 +304,9 @@ class MirroredTest(_DistributionTest):
   """Two replicas in one process; each batch is halved between them."""
 
   def runs(self, name):
-    found = _mirrored()[name]
-    self.assertNotIn("error", found, found.get("error"))
-    return found["alone"], found["replicas"]
+    result = _mirrored()[name]
+    self.assertNotIn("error", result, result.get("error"))
+    return result["alone"], result["replicas"]
 
   def test_every_case_has_run(self):
     self.assertEqual(set(_mirrored()), set(distribution_worker.CASES))
@@ -318,7 +318,7 @@ class MirroredTest(_DistributionTest):
     self.assert_moved(alone)
 
   def test_batch_normalization_has_statistics_of_each_replica(self):
-    """It runs, and is no more the run of one process: Keras's own way."""
+    """It runs in Keras's way; results differ from a run of one process."""
     alone, replicas = self.runs("norm")
     self.assertEqual(set(alone["history"]), set(replicas["history"]))
     for values in replicas["history"].values():
@@ -343,7 +343,7 @@ class WorkersTest(_DistributionTest):
   """Two processes that talk over the loopback."""
 
   def start(self, children, place, *arguments, halt=None):
-    """Starts both workers by the same command, but for the one to be killed."""
+    """Starts both workers by one command, but for the worker to be killed."""
     for i, config in enumerate(self.cluster):
       extra = ["--halt", halt] if halt is not None and i == 1 else []
       children.append(_start(
@@ -358,12 +358,12 @@ class WorkersTest(_DistributionTest):
     names = ("cache", "agreement", "own_step")
     with _folder() as place, _children() as children:
       pair = self.start(children, place, "--cases", *names)
-      found = [_results(place, f"worker{i}", child)
-               for i, child in enumerate(pair)]
+      results = [_results(place, f"worker{i}", child)
+                 for i, child in enumerate(pair)]
     for name in names:
-      for one in found:
+      for result in results:
         self.assert_same_run(
-            name, one[name]["replicas"], _mirrored()[name]["alone"])
+            name, result[name]["replicas"], _mirrored()[name]["alone"])
 
   def test_a_killed_worker(self):
     """Both are started again and lose nothing but the epoch they were in.
@@ -392,21 +392,21 @@ class WorkersTest(_DistributionTest):
           (place / "worker0.log").read_text(), "UnavailableError|UNAVAILABLE")
       self.assertFalse((place / "worker0.json").exists())
       pair = self.start(children, place, *command)
-      found = [_results(place, f"worker{i}", child)["pruned"]["replicas"]
-               for i, child in enumerate(pair)]
+      results = [_results(place, f"worker{i}", child)["pruned"]["replicas"]
+                 for i, child in enumerate(pair)]
       rows = [list(csv.DictReader(
           (place / f"worker{i}.json.csv").read_text().splitlines()))
               for i in range(2)]
     want = _mirrored()["pruned"]["alone"]
-    for one, epochs in zip(found, rows):
-      self.assertEqual(one["epochs"], [1, 2])  # Not begun anew.
-      self.assert_same_run("pruned", one, want)
+    for result, epochs in zip(results, rows):
+      self.assertEqual(result["epochs"], [1, 2])  # It did not restart.
+      self.assert_same_run("pruned", result, want)
       # The epoch before the kill, too, as it was written down then.
       self.assertEqual([row["epoch"] for row in epochs], ["0", "1", "2"])
       for log, values in want["history"].items():
         self.assert_close(
             [float(row[log]) for row in epochs], values, SINGLE, log)
-      steps = {value for name, value in one["weights"].items()
+      steps = {value for name, value in result["weights"].items()
                if "pruning_step" in name}
       self.assertEqual(steps, {6})
 

@@ -1,8 +1,7 @@
-"""What goes wrong in a fit: bad values, wrong settings, interruptions.
+"""Faults in a fit: bad values, wrong settings, interruptions.
 
-Most models are compiled to run eagerly, which takes a few steps in a fifth of
-the time that tracing them does; a test that says `run_eagerly=False` has Keras
-trace a graph.
+Most models are compiled to run eagerly: a few eager steps take a fifth of the
+time of tracing. A test that says `run_eagerly=False` has Keras trace a graph.
 """
 
 import contextlib
@@ -74,7 +73,7 @@ class _FaultsTest(parameterized.TestCase):
     return model.fit(callbacks=callbacks, **settings).history
 
   def assert_usable(self, model):
-    """After whatever happened: the model is its own and works in every way."""
+    """After any fault, the model is clean and works in every way."""
     logs = model.train_on_batch(
         self.pictures[:2], self.labels[:2], return_dict=True)
     self.assertEqual(set(logs), {"loss"})
@@ -85,7 +84,7 @@ class _FaultsTest(parameterized.TestCase):
         model, preserve=False, batch_size=COUNT,
         validation_data=(self.pictures, self.labels))
     self.assertEqual(set(history), {"loss", "val_loss"})
-    self.assertEmpty([one for one in vars(model) if "attr_preserve" in one])
+    self.assertEmpty([name for name in vars(model) if "attr_preserve" in name])
     path = tiny.folder(self) / "model.h5"
     model.save(path)
     # The same weights in other functions: float32 sums in another order.
@@ -96,8 +95,8 @@ class _FaultsTest(parameterized.TestCase):
         clone_model(model)(self.pictures), model(self.pictures), atol=1e-6)
 
   def assert_clean(self, model):
-    self.assertEmpty([one for one in vars(model) if "attr_preserve" in one
-                      or one in ("train_step", "test_step")])
+    self.assertEmpty([name for name in vars(model) if "attr_preserve" in name
+                      or name in ("train_step", "test_step")])
     for function in (model.train_function, model.test_function):
       self.assertFalse(hasattr(function, "owner"))
 
@@ -128,11 +127,11 @@ class NotFiniteTest(_FaultsTest):
     if way == "two_steps":  # Both are one call: by itself, the first.
       other = _compiled(tiny.conv_net(seed=1, size=4))
       self.fit(other, x=self.pictures[:2], y=self.labels[:2])
-      for one, two in zip(model.get_weights(), other.get_weights()):
+      for weight, expected in zip(model.get_weights(), other.get_weights()):
         # Two steps are one graph: its float32 sums may be ordered otherwise.
-        np.testing.assert_allclose(one, two, atol=1e-6)
+        np.testing.assert_allclose(weight, expected, atol=1e-6)
       self.assertTrue(all(
-          np.isfinite(one).all() for one in model.get_weights()))
+          np.isfinite(weight).all() for weight in model.get_weights()))
     else:
       self.assertFalse(tiny.weights_equal(model.get_weights(), start))
       self.assertLen(keep.weights, 2)
@@ -172,7 +171,7 @@ class NotFiniteTest(_FaultsTest):
   # That XLA takes such a step at all, keras_ways_test.py holds as well.
   @pytest.mark.slow("training")
   def test_xla_does_as_keras_does(self):
-    """It has no assertions; what the loss's doc says is so."""
+    """XLA has no assertions; the docstring of the loss holds."""
     model = _compiled(self.net, jit_compile=True, run_eagerly=False)
     self.pictures[0, 0, 0, 0] = np.nan
     history = self.fit(
@@ -187,21 +186,21 @@ class DeadTest(_FaultsTest):
   @parameterized.parameters("student", "teacher")
   def test_warned_of_once(self, who):
     """Every fit says it once, with the share and what to do."""
-    net = _compiled(self.net)
-    one = net if who == "student" else self.teacher
-    one.get_layer("bn").beta.assign([-100.0] * 4)
+    model = _compiled(self.net)
+    item = model if who == "student" else self.teacher
+    item.get_layer("bn").beta.assign([-100.0] * 4)
     message = {
         "student": "100% of the student's maps at layer 'act' are all zero.*"
                    "lower the learning rate",
         "teacher": "the teacher's maps at layer 'act' are all zero on every.*"
                    "choose another layer"}[who]
-    ours = PreserveAttribution(self.teacher, self.wcam)
+    callback = PreserveAttribution(self.teacher, self.wcam)
     for _ in range(2):
       with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        self.fit(net, [ours], preserve=False, epochs=2, batch_size=COUNT)
-      self.assertLen([one for one in caught
-                      if re.search(message, str(one.message))], 1)
+        self.fit(model, [callback], preserve=False, epochs=2, batch_size=COUNT)
+      self.assertLen([item for item in caught
+                      if re.search(message, str(item.message))], 1)
 
 
 class SettingsTest(_FaultsTest):
@@ -237,19 +236,19 @@ class PruningStepTest(_FaultsTest):
   def test_forgotten_or_given_before_or_after(self):
     """The same weights, to the last bit."""
     update = tfmot.sparsity.keras.UpdatePruningStep
-    found = []
+    runs = []
     for before, after in ((0, 0), (1, 0), (0, 1)):
       keras.utils.set_random_seed(0)
       model = _compiled(tiny.prune(tiny.conv_net(seed=1, size=4)))
-      ours = PreserveAttribution(self.teacher, WCAM("act", drop_rate=0.5))
+      callback = PreserveAttribution(self.teacher, WCAM("act", drop_rate=0.5))
       history = self.fit(
-          model, [*[update()] * before, ours, *[update()] * after],
+          model, [*[update()] * before, callback, *[update()] * after],
           preserve=False, batch_size=3)
       self.assertEqual(set(tiny.pruning_steps(model)), {2})
-      found.append((model.get_weights(), history))
-    for weights, history in found[1:]:
-      self.assertTrue(tiny.weights_equal(weights, found[0][0]))
-      self.assertEqual(history, found[0][1])
+      runs.append((model.get_weights(), history))
+    for weights, history in runs[1:]:
+      self.assertTrue(tiny.weights_equal(weights, runs[0][0]))
+      self.assertEqual(history, runs[0][1])
 
   def test_a_loop_of_ones_own_says_it_while_tracing(self):
     model = _compiled(tiny.prune(self.net))
@@ -285,9 +284,9 @@ class InterruptedTest(_FaultsTest):
     setattr(other, moment, interrupt)
     self.wcam = WCAM("act", agreement=agreement)
     model = _compiled(self.net)
-    ours = PreserveAttribution(self.teacher, self.wcam)
+    callback = PreserveAttribution(self.teacher, self.wcam)
     with self.assertRaises(KeyboardInterrupt):
-      self.fit(model, [ours, other], preserve=False,
+      self.fit(model, [callback, other], preserve=False,
                validation_data=(self.pictures, self.labels))
     self.assert_usable(model)
 
@@ -363,20 +362,20 @@ class OddDataTest(_FaultsTest):
         seed, classes=1, head=head) for seed in (0, 1))
     model.compile("sgd", "mse", run_eagerly=True)
     history = self.fit(model, y=self.labels[:, :1])
-    # Maps of what the softmax gives, a constant, would be dead and count 0.
+    # Maps of the softmax output, a constant, would be dead and count 0.
     self.assertBetween(history["attr_agreement"][0], 1e-3, 1)
 
   def test_whole_numbers(self):
     pictures = np.random.default_rng(0).integers(0, 9, (COUNT, 4, 4, 2))
-    found = []
+    histories = []
     for kind in (np.float32, np.uint8):
       model = _compiled(tiny.conv_net(seed=1, size=4))
-      found.append(self.fit(
+      histories.append(self.fit(
           model, x=pictures.astype(kind), batch_size=COUNT))
-    for name in found[0]:
+    for name in histories[0]:
       # Whole numbers are exact in float32; sums may come in another order.
       np.testing.assert_allclose(
-          found[0][name], found[1][name], rtol=1e-5, err_msg=name)
+          histories[0][name], histories[1][name], rtol=1e-5, err_msg=name)
 
   def test_other_colours(self):
     model = _compiled(self.net)

@@ -56,8 +56,8 @@ class FeatureDistanceTest(parameterized.TestCase):
     np.testing.assert_allclose(
         feature_distance(teacher, student), 1 - cosine, atol=FLOAT32)
     thin = student[..., :2]
-    products = [np.einsum("bhwc,bijc->bhwij", one, one)
-                for one in (teacher, thin)]
+    products = [np.einsum("bhwc,bijc->bhwij", features, features)
+                for features in (teacher, thin)]
     cosine = (tiny.unit(products[0]) * tiny.unit(products[1])).sum(1)
     np.testing.assert_allclose(
         feature_distance(teacher, thin), 1 - cosine, atol=FLOAT32)
@@ -75,7 +75,8 @@ class FeatureDistanceTest(parameterized.TestCase):
 
   def test_large_maps_are_pooled(self):
     teacher, student = _features(3, 30, 29), _features(2, 30, 29, seed=1)
-    pooled = [tf.nn.avg_pool2d(one, 3, 3, "SAME") for one in (teacher, student)]
+    pooled = [tf.nn.avg_pool2d(features, 3, 3, "SAME")
+              for features in (teacher, student)]
     self.assertEqual(pooled[0].shape[1:3], [10, 10])
     np.testing.assert_allclose(
         feature_distance(teacher, student), feature_distance(*pooled),
@@ -95,19 +96,19 @@ class FeatureDistanceTest(parameterized.TestCase):
     got = feature_distance(*halves)
     self.assertEqual(got.dtype, tf.float32)
     np.testing.assert_allclose(
-        got, feature_distance(*(one.astype(np.float32) for one in halves)),
+        got, feature_distance(*(half.astype(np.float32) for half in halves)),
         atol=FLOAT32)
 
 
 class HintsTest(parameterized.TestCase):
 
   def test_settings(self):
-    net = tiny.conv_net(tail="depthwise")  # Maps of 6x6 and of 3x3.
-    self.assertEqual(Hints().layers(net), ("act", "act2"))
-    self.assertEqual(Hints().student_layers(net), ("act", "act2"))
+    model = tiny.conv_net(tail="depthwise")  # Maps of 6x6 and of 3x3.
+    self.assertEqual(Hints().layers(model), ("act", "act2"))
+    self.assertEqual(Hints().student_layers(model), ("act", "act2"))
     named = Hints(["act", "sum"], student_layer=["bn", "sum"])
-    self.assertEqual(named.layers(net), ("act", "sum"))
-    self.assertEqual(named.student_layers(net), ("bn", "sum"))
+    self.assertEqual(named.layers(model), ("act", "sum"))
+    self.assertEqual(named.student_layers(model), ("bn", "sum"))
 
   @parameterized.parameters(
       ({"layer": []}, TypeError, "layer must be"),
@@ -144,7 +145,7 @@ class StepTest(parameterized.TestCase):
     distance = self._distance(student, teacher, pictures).numpy()
     want = 3 * (distance * [1, 2, 0, 1]).sum() / 4
     self.assertAlmostEqual(float(loss), want, places=PLACES)
-    means = {one.name: float(one.result()) for one in step.metrics}
+    means = {metric.name: float(metric.result()) for metric in step.metrics}
     self.assertAlmostEqual(means["hint_loss"], want, places=PLACES)
     self.assertAlmostEqual(
         means["hint_agreement"], 1 - distance.mean(), places=PLACES)
@@ -154,15 +155,16 @@ class StepTest(parameterized.TestCase):
     teacher = tiny.conv_net(tail="depthwise")
     student, channels = prune_filters(teacher, 0.5, return_channels=True)
     tiny.shake(student, 5)
-    kept = channels["act"]
-    self.assertLess(len(kept), teacher.get_layer("act").output_shape[-1])
+    indices = channels["act"]
+    self.assertLess(len(indices), teacher.get_layer("act").output_shape[-1])
     pictures = tiny.images(4)
     step = TrainStep(
         tiny.compiled(student), teacher,
-        hints=Hints(["act", "act2"], weight=1.0, channels={"act": kept}))
+        hints=Hints(["act", "act2"], weight=1.0, channels={"act": indices}))
     loss, _ = step.loss(pictures, np.zeros(4), training=False)
-    one, other = (_layer(net)(pictures).numpy() for net in (teacher, student))
-    cosine = (tiny.unit(one[..., kept]) * tiny.unit(other)).sum(1)
+    full, thin = (
+        _layer(model)(pictures).numpy() for model in (teacher, student))
+    cosine = (tiny.unit(full[..., indices]) * tiny.unit(thin)).sum(1)
     want = (np.mean(1 - cosine) + np.mean(
         self._distance(student, teacher, pictures, "act2"))) / 2
     self.assertAlmostEqual(float(loss), want, places=PLACES)
@@ -180,7 +182,7 @@ class StepTest(parameterized.TestCase):
     self.assertAlmostEqual(float(loss), 0, places=PLACES)
 
   def test_beside_maps_and_scores(self):
-    """Each term is what it is alone."""
+    """Each term has its value alone."""
     teacher = tiny.conv_net(tail="depthwise")
     pictures, zeros = tiny.images(4), np.zeros(4)
     wcam, hints = WCAM("act2", weight=2.0), Hints(weight=3.0)
@@ -191,19 +193,19 @@ class StepTest(parameterized.TestCase):
       return float(TrainStep(student, teacher, *args, **settings).loss(
           pictures, zeros, training=False)[0])
 
-    parts = [loss(wcam), loss(hints=hints), loss(distillation=scores)]
+    losses = [loss(wcam), loss(hints=hints), loss(distillation=scores)]
     # Far above the rounding allowed below, so that no term can be missing.
-    self.assertGreater(min(parts), 0.01)
-    # Three float32 terms, each of a run of its own, added outside.
+    self.assertGreater(min(losses), 0.01)
+    # Three float32 terms, each of a separate run, added outside.
     self.assertAlmostEqual(
-        loss(wcam, hints=hints, distillation=scores), sum(parts), places=4)
+        loss(wcam, hints=hints, distillation=scores), sum(losses), places=4)
 
   def _means(self, *args, task=0.25):
     teacher, student = (tiny.conv_net(seed=seed) for seed in (0, 1))
     student.compile("sgd", lambda labels, outputs: task + 0 * outputs[:, 0])
     step = TrainStep(student, teacher, *args, hints=Hints("act"))
     step.loss(tiny.images(4), np.zeros(4))
-    means = {one.name: float(one.result()) for one in step.metrics}
+    means = {metric.name: float(metric.result()) for metric in step.metrics}
     return means["hint_loss"] / (1 - means["hint_agreement"]), step
 
   def test_auto_alone_goes_by_the_task(self):
@@ -245,13 +247,13 @@ class StepTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ("pruned", tiny.prune), ("quantized", tiny.quantize),
-      ("filters", lambda net: prune_filters(net, 0.5)))
+      ("filters", lambda model: prune_filters(model, 0.5)))
   def test_training_brings_the_features_together(self, make):
     self.check_that_training_brings_together(make, run_eagerly=True)
 
   @parameterized.named_parameters(
       ("plain", tiny.copy_of), ("quantized", tiny.quantize),
-      ("narrow", lambda net: narrow(net, 0.5)))
+      ("narrow", lambda model: narrow(model, 0.5)))
   @pytest.mark.slow("training")
   def test_fits_bring_the_features_together(self, make):
     self.check_that_training_brings_together(make, epochs=12)
@@ -261,7 +263,7 @@ class StepTest(parameterized.TestCase):
     student = make(teacher)
     if make is tiny.copy_of:
       tiny.shake(student, 5)
-    before = [one.copy() for one in teacher.get_weights()]
+    before = [weight.copy() for weight in teacher.get_weights()]
     pictures = tiny.images(32)
     student.compile(keras.optimizers.Adam(0.02), tiny.no_task, **settings)
     history = student.fit(

@@ -1,12 +1,12 @@
 """The ways in which Keras trains: each kind of model, data and setting.
 
-The sums of a step are held by train_step_test.py, what a fit does before and
-after by preserve_attribution_test.py. Here the same must come out whichever way
-the model, the data and the fit are given.
+train_step_test.py tests the sums of a step, preserve_attribution_test.py what a
+fit does before and after. Here every way of giving the model, the data and the
+fit must have the same result.
 
-Models are compiled to run eagerly, which takes a few steps in a fifth of the
-time that tracing them does, but where a graph may go another way: the most
-complex of each kind, and what a graph alone knows.
+Most models are compiled to run eagerly: a few eager steps take a fifth of the
+time of tracing. Exceptions are tests where a graph may differ: the most complex
+of each kind, and features that only graphs have.
 """
 
 import numpy as np
@@ -43,16 +43,16 @@ def _compiled(model, rate=0.05, loss=None, **settings):
 
 def _fit(model, teacher, wcam=None, callbacks=(), **settings):
   """Fits on two batches of three, in order; returns the logs."""
-  ours = {one: settings.pop(one) for one in ("output", "distillation")
-          if one in settings}
+  preserve = {name: settings.pop(name) for name in ("output", "distillation")
+              if name in settings}
   settings = {"x": tiny.images(COUNT, size=4), "y": tiny.labels(COUNT),
               "batch_size": 3, "shuffle": False, "verbose": 0, **settings}
-  ours = PreserveAttribution(teacher, wcam or WCAM("act"), **ours)
-  return model.fit(callbacks=[*callbacks, ours], **settings).history
+  preserve = PreserveAttribution(teacher, wcam or WCAM("act"), **preserve)
+  return model.fit(callbacks=[*callbacks, preserve], **settings).history
 
 
 class _Subclass(keras.Model):
-  """A model of one's own around a graph of layers."""
+  """A custom model around a graph of layers."""
 
   def __init__(self, core):
     super().__init__()
@@ -62,14 +62,14 @@ class _Subclass(keras.Model):
     return self.core(inputs, training=training)
 
 
-def _sequential(net):
-  copy = tiny.copy_of(net)
+def _sequential(model):
+  copy = tiny.copy_of(model)
   return keras.Sequential([keras.Input((4, 4, 2)), *copy.layers[1:]])
 
 
-def _transfer(net, wrap=lambda base: base):
-  """A trunk, a pool and a head, as one transfers a pretrained net."""
-  copy = tiny.copy_of(net)
+def _transfer(original, wrap=lambda base: base):
+  """A trunk, a pool and a head, as one transfers a pretrained model."""
+  copy = tiny.copy_of(original)
   base = wrap(keras.Model(copy.input, copy.get_layer("act").output))
   head = layers.Dense(3, name="head")
   model = keras.Sequential([base, layers.GlobalAveragePooling2D(), head])
@@ -78,18 +78,18 @@ def _transfer(net, wrap=lambda base: base):
   return model
 
 
-def _two_inputs(net, kind):
-  """The two colours of a picture as two inputs."""
+def _two_inputs(model, kind):
+  """The two channels of an image as two inputs."""
   inputs = {name: keras.Input((4, 4, 1), name=name) for name in "ab"}
   x = layers.Concatenate()([inputs["a"], inputs["b"]])
-  for layer in tiny.copy_of(net).layers[1:]:
+  for layer in tiny.copy_of(model).layers[1:]:
     x = layer(x)
   return keras.Model(
       inputs if kind == "dict" else [*inputs.values()], x)
 
 
-def _two_outputs(net, kind="list"):
-  copy = tiny.copy_of(net)
+def _two_outputs(model, kind="list"):
+  copy = tiny.copy_of(model)
   size = layers.Dense(1, name="size")(copy.get_layer("pool").output)
   outputs = {"size": size, "logits": copy.output}
   return keras.Model(
@@ -106,13 +106,13 @@ class _WaysTest(parameterized.TestCase):
     self.teacher = tiny.shared(tiny.smooth_net, 0)
 
   def cosines(self):
-    """Each picture's agreement in training mode, by NumPy."""
+    """Each image's agreement in training mode, by NumPy."""
     return np.concatenate([
         tiny.swa_cosines(self.net, self.teacher, self.pictures[batch],
                          training=True) for batch in BATCHES])
 
   def assert_agreement(self, history):
-    """A fit with a learning rate of 0 found what NumPy finds."""
+    """A fit with a learning rate of 0 has the results of NumPy."""
     self.assertAlmostEqual(
         history["attr_agreement"][0], self.cosines().mean(), places=PLACES)
 
@@ -121,9 +121,10 @@ class ModelsTest(_WaysTest):
 
   @parameterized.named_parameters(
       ("functional", tiny.copy_of), ("sequential", _sequential),
-      ("subclass", lambda net: _Subclass(tiny.copy_of(net))),
+      ("subclass", lambda model: _Subclass(tiny.copy_of(model))),
       ("transfer", _transfer),
-      ("subclass_of_transfer", lambda net: _Subclass(_transfer(net)), False))
+      ("subclass_of_transfer",
+       lambda model: _Subclass(_transfer(model)), False))
   def test_kinds(self, make, run_eagerly=True):
     model = _compiled(make(self.net), rate=0.0, run_eagerly=run_eagerly)
     self.assert_agreement(_fit(model, self.teacher))
@@ -135,7 +136,7 @@ class ModelsTest(_WaysTest):
 
   def test_a_quantized_core_in_a_subclass(self):
     model = _compiled(_Subclass(tiny.quantize(self.net)), run_eagerly=False)
-    before = [one.numpy() for one in model.trainable_variables]
+    before = [weight.numpy() for weight in model.trainable_variables]
     history = _fit(model, self.teacher, WCAM("act", weight=20.0), epochs=6)
     self.assertGreater(history["attr_agreement"][-1],
                        history["attr_agreement"][0] + 0.02)
@@ -155,7 +156,7 @@ class ModelsTest(_WaysTest):
       ("list", "list", "one"), ("list", "dict", "both"),
       ("dict", "dict", "one"))
   def test_several_outputs(self, kind, labels, teacher):
-    """By hand: its labels, weights and scores are those of its own name."""
+    """By hand: labels, weights and scores belong to the output's name."""
     model = _two_outputs(self.net, kind)
     model.compile(keras.optimizers.SGD(0.0), {
         "size": "mse", "logits": _cross_entropy()},
@@ -174,7 +175,7 @@ class ModelsTest(_WaysTest):
         distillation=Distillation(alpha=0.5, temperature=1.0))
     self.assertAlmostEqual(history["attr_loss"][0], 3 * np.mean(
         np.arange(COUNT) * distances), places=PLACES)
-    p, q = (tf.nn.log_softmax(one).numpy() for one in (
+    p, q = (tf.nn.log_softmax(logits).numpy() for logits in (
         self.teacher(self.pictures), self.net(self.pictures, training=True)))
     self.assertAlmostEqual(history["distill_loss"][0], np.mean(
         np.arange(COUNT) * (np.exp(p) * (p - q)).sum(1)), places=PLACES)
@@ -249,9 +250,9 @@ class SettingsTest(_WaysTest):
 
   @parameterized.named_parameters(
       ("by_norm", {"clipnorm": 0.01}, lambda gradients: [
-          tf.clip_by_norm(one, 0.01) for one in gradients]),
+          tf.clip_by_norm(value, 0.01) for value in gradients]),
       ("by_value", {"clipvalue": 0.001}, lambda gradients: [
-          tf.clip_by_value(one, -0.001, 0.001) for one in gradients]),
+          tf.clip_by_value(value, -0.001, 0.001) for value in gradients]),
       ("by_global_norm", {"global_clipnorm": 0.01}, lambda gradients: (
           tf.clip_by_global_norm(gradients, 0.01)[0])))
   def test_clipping(self, setting, clip):
@@ -262,16 +263,16 @@ class SettingsTest(_WaysTest):
       loss, _ = TrainStep(other, self.teacher, WCAM("act")).loss(
           self.pictures, self.labels)
     gradients = clip(tape.gradient(loss, other.trainable_variables))
-    want = [one - change for one, change in zip(
+    want = [weight - change for weight, change in zip(
         other.trainable_variables, gradients)]
     _fit(model, self.teacher, batch_size=COUNT)
-    for got, one in zip(model.trainable_variables, want):
+    for got, value in zip(model.trainable_variables, want):
       # Float32 sums in another order, in one step of 1e-3 to 1e-2 in size.
-      np.testing.assert_allclose(got, one, atol=1e-6)
+      np.testing.assert_allclose(got, value, atol=1e-6)
 
   def test_an_optimizer_with_everything(self):
     """Decay, averages, clipping: with a weight of 0 as if by Keras alone."""
-    found = []
+    weights = []
     for preserve in (False, True):
       model = tiny.copy_of(self.net)
       model.compile(keras.optimizers.AdamW(
@@ -281,11 +282,11 @@ class SettingsTest(_WaysTest):
           self.pictures, self.labels, batch_size=3, shuffle=False, verbose=0,
           epochs=2, callbacks=[PreserveAttribution(self.teacher, WCAM(
               "act", weight=0.0))] * preserve)
-      found.append(model.get_weights())
-    for one, other in zip(*found):
+      weights.append(model.get_weights())
+    for plain, observed in zip(*weights):
       # Four steps of 1e-2: AdamW divides by a gradient's size, which enlarges
       # float32 rounding.
-      np.testing.assert_allclose(one, other, atol=1e-5)
+      np.testing.assert_allclose(plain, observed, atol=1e-5)
 
   def test_partly_frozen(self):
     model = tiny.copy_of(self.net)
@@ -332,19 +333,19 @@ class SettingsTest(_WaysTest):
     student, teacher = net(1), net(0)
     if kind == "quantized":
       student = tiny.quantize(student)
-    weights, found = student.get_weights(), []
+    weights, histories = student.get_weights(), []
     for jit in (False, True):
       student.set_weights(weights)
       _compiled(student, rate=0.01, jit_compile=jit, run_eagerly=not jit)
       wcam = WCAM("act" if kind == "quantized" else "small", drop_rate=0.5,
                   student_layer="act")
-      found.append(_fit(
+      histories.append(_fit(
           student, teacher, wcam, epochs=2, batch_size=COUNT))
-    for name in found[0]:
+    for name in histories[0]:
       # XLA sums float32 in another order; a fake quantizer may then round to
       # the next step.
       np.testing.assert_allclose(
-          found[1][name], found[0][name], rtol=1e-3, err_msg=name)
+          histories[1][name], histories[0][name], rtol=1e-3, err_msg=name)
 
   def test_a_cache_cannot_be_compiled_by_xla(self):
     model = _compiled(self.net, jit_compile=True, run_eagerly=False)
@@ -410,34 +411,34 @@ class OwnLoopTest(_WaysTest):
           training=run == model.train_on_batch).mean(), places=PLACES)
 
   def test_accumulated_gradients(self):
-    """With an optimizer of its own, whose count is not the model's."""
+    """With a separate optimizer, whose count is not the model's."""
     model, optimizer = _compiled(self.net), keras.optimizers.SGD(0.5)
     schedule = keras.optimizers.schedules.PolynomialDecay(30.0, 20, 10.0)
     step = TrainStep(model, self.teacher, WCAM("act", weight=schedule))
 
     def update(number):
-      sums = [tf.zeros_like(one) for one in model.trainable_variables]
+      sums = [tf.zeros_like(weight) for weight in model.trainable_variables]
       for batch in BATCHES:
         with tf.GradientTape() as tape:
           loss, _ = step.loss(
               self.pictures[batch], self.labels[batch], step=number)
-        sums = [one + 0.5 * more for one, more in zip(
+        sums = [total + 0.5 * more for total, more in zip(
             sums, tape.gradient(loss, model.trainable_variables))]
       optimizer.apply_gradients(zip(sums, model.trainable_variables))
 
-    found = []
+    agreements = []
     for number in range(10):
       for metric in step.metrics:
         metric.reset_state()
       distance = 1 - self.cosines().mean()
       update(tf.constant(number))
       logs = {metric.name: float(metric.result()) for metric in step.metrics}
-      found.append(logs["attr_agreement"])
+      agreements.append(logs["attr_agreement"])
       # The weight, 30 to 10, times the float32 error of a distance. The next
       # step's weight is 1 less.
       self.assertAlmostEqual(
           logs["attr_loss"], float(schedule(number)) * distance, places=2)
-    self.assertGreater(found[-1], found[0] + 0.05)
+    self.assertGreater(agreements[-1], agreements[0] + 0.05)
     self.assertEqual(int(model.optimizer.iterations), 0)
 
 

@@ -1,4 +1,4 @@
-"""Tests of loss_weight.py: weights that move, and what they hold."""
+"""Tests of loss_weight.py: weights that move, and their targets."""
 
 import math
 from unittest import mock
@@ -96,7 +96,7 @@ class TaskScaleTest(absltest.TestCase):
     scale.update(tf.constant(1000.0))
     for _ in range(150):
       scale.update(tf.constant(0.5))
-    # What is left of the 1000 is 1e-5; a plain mean would be 7.1.
+    # The rest of the 1000 is 1e-5; a plain mean would be 7.1.
     self.assertAlmostEqual(float(scale.mean(tf.constant(0.0))), 0.5, places=2)
 
   def test_what_is_not_finite_is_left_out(self):
@@ -141,9 +141,10 @@ class AutomaticWeightTest(absltest.TestCase):
         logs["attr_weight"] * (1 - logs["attr_agreement"]), places=LOSS_PLACES)
 
   def test_another_unit_of_the_loss_changes_nothing(self):
-    one, ten = (self._run(self._step(factor)) for factor in (1.0, 10.0))
+    single, tenfold = (self._run(self._step(factor)) for factor in (1.0, 10.0))
     self.assertAlmostEqual(
-        ten["attr_loss"] / ten["loss"], one["attr_loss"] / one["loss"],
+        tenfold["attr_loss"] / tenfold["loss"],
+        single["attr_loss"] / single["loss"],
         places=LOSS_PLACES)
 
   def test_penalties_do_not_count(self):
@@ -221,7 +222,8 @@ class TrainingTest(parameterized.TestCase):
       for metric in step.metrics:
         metric.reset_state()
       logs.append(step((self.pictures, self.labels)))
-    return {name: [float(one[name]) for one in logs] for name in logs[0]}
+    return {name: [float(step_logs[name]) for step_logs in logs]
+            for name in logs[0]}
 
   @parameterized.parameters(0.9, 0.97)
   @pytest.mark.slow("training")
@@ -229,7 +231,7 @@ class TrainingTest(parameterized.TestCase):
     free = self._fit(WCAM("act", weight=0.0))
     self.assertLess(np.mean(free["attr_agreement"][-30:]), agreement - 0.03)
     held = self._fit(WCAM("act", weight=4.0, agreement=agreement))
-    # Within a fifth of what it allows, averaged over the last tenth.
+    # Within a fifth of the allowed distance, averaged over the last tenth.
     self.assertAlmostEqual(
         np.mean(held["attr_agreement"][-30:]), agreement,
         delta=0.2 * (1 - agreement))
@@ -252,7 +254,7 @@ class TrainingTest(parameterized.TestCase):
         weights * (1 - np.array(history["attr_agreement"])), rtol=1e-4)
 
   def _check_moves(self, history, agreement):
-    """Each step moves the weight by what its maps lack."""
+    """Each step moves the weight by its maps' missing agreement."""
     lack = (agreement - np.array(history["attr_agreement"])) / (1 - agreement)
     # Some are not cut off, or all that could be told were their sign.
     self.assertLess(abs(lack[:-1]).min(), 1)
@@ -263,15 +265,15 @@ class TrainingTest(parameterized.TestCase):
 
   @mock.patch.object(loss_weight, "SPAN", 1.05)  # Three steps to the ceiling.
   def test_an_agreement_out_of_reach_is_warned_of_once(self):
-    # Labels that only another map explains, and a net that cannot have both:
+    # Labels that only another map explains, and a model that cannot have both:
     # the step is too small to move the maps at all.
     wcam = WCAM("act", weight=4.0, agreement=0.999)
     with self.assertWarnsRegex(
         UserWarning, "agreement=0.999 is not held although the weight is at i"
     ) as caught:
       history = self._fit(wcam, epochs=5, rate=0.0, run_eagerly=True)
-    self.assertLen([one for one in caught.warnings
-                    if "is not held" in str(one.message)], 1)
+    self.assertLen([warning for warning in caught.warnings
+                    if "is not held" in str(warning.message)], 1)
     # It was at the ceiling long enough to be warned of a second time.
     self.assertLen(set(history["attr_weight"]), 4)
 

@@ -28,16 +28,18 @@ def _labels(classes):
 
 def _plain(student, teacher, images, explained):
   """The loss and its gradients by plain tapes, class by class."""
-  wide = [keras.Model(net.inputs, [net.get_layer("act").output, net.output])
-          for net in (teacher, student)]
+  wide = [
+      keras.Model(
+          model.inputs, [model.get_layer("act").output, model.output])
+      for model in (teacher, student)]
   with tf.GradientTape() as outer:
     total = 0.0
     for i, classes in enumerate(explained):
       for k in classes:
         units = []
-        for net in wide:
+        for model in wide:
           with tf.GradientTape() as tape:
-            features, logits = net(images[i:i + 1])
+            features, logits = model(images[i:i + 1])
             score = logits[0, k]
           weights = tf.reduce_sum(tape.gradient(score, features), [0, 1, 2])
           maps = tf.nn.relu(tf.reduce_sum(weights * features, -1))
@@ -51,7 +53,7 @@ def _plain(student, teacher, images, explained):
 class ManyClassesTest(parameterized.TestCase):
 
   def _differentiate(self, target, classes=4, **settings):
-    """Returns what computes the loss and its gradients, and the two nets."""
+    """Returns a function of the loss and gradients, and the two models."""
     student, teacher = tiny.compiled(_net(classes, 1)), _net(classes, 0)
     step = TrainStep(student, teacher, WCAM(
         "act", weight=WEIGHT, target=target, **settings))
@@ -82,20 +84,20 @@ class ManyClassesTest(parameterized.TestCase):
         "present": [np.flatnonzero(row) for row in labels],
         "all": [range(4)] * COUNT,
         "top_k": np.argsort(-teacher(images).numpy(), axis=1)[:, :2]}[target]
-    want, wanted = _plain(student, teacher, images, explained)
+    want, want_gradients = _plain(student, teacher, images, explained)
     got, gradients = wrap(differentiate)(
         tf.constant(images), tf.constant(labels))
     # Sums of float32 over a few positions and images.
     np.testing.assert_allclose(got, want, rtol=1e-5)
     # There is something to compare.
-    self.assertGreater(max(np.abs(one).max() for one in wanted
-                           if one is not None), 1e-3)
-    for variable, one, other in zip(
-        student.trainable_variables, gradients, wanted):
-      if other is not None:
+    self.assertGreater(max(np.abs(gradient).max() for gradient in want_gradients
+                           if gradient is not None), 1e-3)
+    for variable, gradient, expected in zip(
+        student.trainable_variables, gradients, want_gradients):
+      if expected is not None:
         # As above; the gradients are of size .01.
         np.testing.assert_allclose(
-            one, other, atol=1e-6, err_msg=variable.name)
+            gradient, expected, atol=1e-6, err_msg=variable.name)
 
   def test_the_graph_does_not_grow_with_the_labels(self):
     self.assertEqual(self._size("present", 3), self._size("present", 30))

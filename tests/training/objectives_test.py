@@ -41,8 +41,8 @@ class SoftmaxDivergenceTest(parameterized.TestCase):
   @parameterized.parameters(1.0, 4.0, 20.0)
   def test_against_scipy(self, temperature):
     teacher, student = _logits()
-    p, q = (special.softmax(np.float64(one) / temperature, axis=1)
-            for one in (teacher, student))
+    p, q = (special.softmax(np.float64(logits) / temperature, axis=1)
+            for logits in (teacher, student))
     want = temperature**2 * special.rel_entr(p, q).sum(1)
     # Differences of float32 logarithms of size 1, times T^2.
     np.testing.assert_allclose(
@@ -55,8 +55,8 @@ class SoftmaxDivergenceTest(parameterized.TestCase):
     with tf.GradientTape() as tape:
       tape.watch(student)
       loss = objectives.softmax_divergence(teacher, student, 4.0)
-    q, p = (special.softmax(np.asarray(one) / 4, axis=1)
-            for one in (student, teacher))
+    q, p = (special.softmax(np.asarray(logits) / 4, axis=1)
+            for logits in (student, teacher))
     # Float32 softmaxes of size 1, times 4.
     np.testing.assert_allclose(
         tape.gradient(loss, student), 4 * (q - p), atol=1e-5)
@@ -82,8 +82,8 @@ class SigmoidDivergenceTest(parameterized.TestCase):
   @parameterized.product(temperature=[1.0, 4.0], classes=[1, 4])
   def test_against_scipy(self, temperature, classes):
     teacher, student = _logits(classes=classes)
-    p, q = (special.expit(np.float64(one) / temperature)
-            for one in (teacher, student))
+    p, q = (special.expit(np.float64(logits) / temperature)
+            for logits in (teacher, student))
     want = temperature**2 * (
         special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q)).mean(1)
     # Differences of float32 logarithms of size 1, times T^2.
@@ -114,7 +114,7 @@ class DistillationTest(parameterized.TestCase):
                      (0.9, 4.0, "softmax"))
 
   def test_half_precision_is_computed_in_float32(self):
-    teacher, student = (one.astype(np.float16) for one in _logits())
+    teacher, student = (logits.astype(np.float16) for logits in _logits())
     got = objectives.Distillation().divergence(teacher, student)
     self.assertEqual(got.dtype, tf.float32)
 
@@ -131,23 +131,24 @@ class DistillationTest(parameterized.TestCase):
 
 
 def _nets(positive=True):
-  """Two nets and pictures, with features and head weights as arrays."""
+  """Two models and images, with features and head weights as arrays."""
   build = tiny.smooth_net if positive else tiny.conv_net
   nets = [build(seed=seed, width=3, size=5, activation="relu")
           for seed in (0, 1)]
   pictures = tiny.images(4, size=5)
-  found = []
-  for net in nets:
-    features = keras.Model(net.input, net.get_layer("act").output)(pictures)
-    found.append((features.numpy(), net.get_layer("logits").kernel.numpy()))
+  pairs = []
+  for model in nets:
+    features = keras.Model(model.input, model.get_layer("act").output)(pictures)
+    pairs.append((features.numpy(), model.get_layer("logits").kernel.numpy()))
   nets[1].compile("sgd", lambda labels, outputs: 0.0 * outputs[:, 0])
-  return nets, pictures, found
+  return nets, pictures, pairs
 
 
 def _loss(nets, pictures, rival):
   step = TrainStep(nets[1], nets[0], rival)
   loss, _ = step.loss(pictures, np.zeros(4), training=False)
-  return float(loss), {one.name: float(one.result()) for one in step.metrics}
+  return float(loss), {
+      metric.name: float(metric.result()) for metric in step.metrics}
 
 
 def _unit(maps):
@@ -160,48 +161,52 @@ class RivalsTest(parameterized.TestCase):
 
   def test_attention_transfer(self):
     nets, pictures, ((teacher, _), (student, _)) = _nets()
-    one, other = (_unit((each**2).mean(-1)) for each in (teacher, student))
-    want = 1000 / 2 * ((one - other)**2).mean(1).mean()
+    teacher_maps, student_maps = (
+        _unit((each**2).mean(-1)) for each in (teacher, student))
+    want = 1000 / 2 * ((teacher_maps - student_maps)**2).mean(1).mean()
     loss, logs = _loss(
         nets, pictures, objectives.AttentionTransfer("act"))
     self.assertAlmostEqual(loss / want, 1, places=PLACES)
     self.assertAlmostEqual(
-        logs["attr_agreement"], (one * other).sum(1).mean(), places=PLACES)
+        logs["attr_agreement"], (teacher_maps * student_maps).sum(1).mean(),
+        places=PLACES)
 
   def test_attention_transfer_sums_over_layers(self):
     nets, pictures, ((teacher, _), (student, _)) = _nets()
-    convs = [keras.Model(net.input, net.get_layer("conv").output)(
-        pictures).numpy() for net in nets]
+    convs = [keras.Model(model.input, model.get_layer("conv").output)(
+        pictures).numpy() for model in nets]
     want = 0
     for pair in ((teacher, student), convs):
-      one, other = (_unit((each**2).mean(-1)) for each in pair)
-      want += 6 / 2 * ((one - other)**2).mean(1).mean()
+      teacher_maps, student_maps = (_unit((each**2).mean(-1)) for each in pair)
+      want += 6 / 2 * ((teacher_maps - student_maps)**2).mean(1).mean()
     loss, _ = _loss(nets, pictures, objectives.AttentionTransfer(
         ["act", "conv"], weight=6.0))
     self.assertAlmostEqual(loss, want, places=PLACES)
 
   def test_e2kd_is_one_minus_the_cosine_of_grad_cam(self):
     nets, pictures, _ = _nets()
-    maps = [grad_cam(net, pictures, np.argmax(nets[0](pictures), 1), "act")
-            for net in nets]
-    one, other = map(_unit, maps)
+    maps = [grad_cam(model, pictures, np.argmax(nets[0](pictures), 1), "act")
+            for model in nets]
+    teacher_maps, student_maps = map(_unit, maps)
     loss, _ = _loss(nets, pictures, objectives.E2KD("act", weight=2.0))
     self.assertAlmostEqual(
-        loss, 2 * (1 - (one * other).sum(1)).mean(), places=PLACES)
+        loss, 2 * (1 - (teacher_maps * student_maps).sum(1)).mean(),
+        places=PLACES)
 
   def test_cat_kd_matches_signed_maps_of_every_class(self):
-    nets, pictures, found = _nets(positive=False)
+    nets, pictures, pairs = _nets(positive=False)
     pooled = []
-    for features, kernel in found:
+    for features, kernel in pairs:
       maps = np.einsum("bhwc,ck->bkhw", features, kernel)
       # Of 5 rows the middle one belongs to both windows.
       halves = [slice(0, 3), slice(2, 5)]
       pooled.append(np.stack([maps[:, :, rows, columns].mean((2, 3))
                               for rows in halves for columns in halves], -1))
     self.assertTrue((pooled[0] < 0).any())
-    one, other = (each / np.linalg.norm(each, axis=-1, keepdims=True)
-                  for each in pooled)
-    want = 3 * ((one - other)**2).sum(-1).mean()
+    teacher_maps, student_maps = (
+        each / np.linalg.norm(each, axis=-1, keepdims=True)
+        for each in pooled)
+    want = 3 * ((teacher_maps - student_maps)**2).sum(-1).mean()
     loss, _ = _loss(nets, pictures, objectives.CATKD("act", weight=3.0))
     # Float32 sums over channels and windows, of both signs: they cancel.
     self.assertAlmostEqual(loss, want, places=4)

@@ -75,7 +75,7 @@ class _CallbackTest(parameterized.TestCase):
     return model.fit(callbacks=list(callbacks), **settings).history
 
   def assert_clean(self, model=None, by_fit=False):
-    """The model trains and judges by steps of its own."""
+    """The model trains and judges by custom steps."""
     model = self.student if model is None else model
     self.assertEmpty({"train_step", "test_step"} & set(vars(model)))
     if by_fit:
@@ -109,9 +109,9 @@ class LogsTest(_CallbackTest):
     history = self.fit(epochs=2, batch_size=4, validation_data=(
         tiny.images(5, seed=9, size=4), tiny.labels(5)))
     self.assertEqual(set(history), {
-        name for one in {"loss", "accuracy"} | LOGS
-        for name in (one, f"val_{one}")})
-    for epoch in range(2):  # They start anew each epoch.
+        name for log in {"loss", "accuracy"} | LOGS
+        for name in (log, f"val_{log}")})
+    for epoch in range(2):  # They restart each epoch.
       self.assertAlmostEqual(
           history["attr_agreement"][epoch], np.mean(cosines), places=PLACES)
       # Agreement is a mean over images, a loss over batches, as Keras has it.
@@ -142,8 +142,8 @@ class LogsTest(_CallbackTest):
   def test_a_ragged_last_batch(self):
     self.student.optimizer.learning_rate = 0.0
     cosines = np.concatenate([
-        tiny.swa_cosines(self.student, self.teacher, part, training=True)
-        for part in (self.pictures[:4], self.pictures[4:])])
+        tiny.swa_cosines(self.student, self.teacher, batch, training=True)
+        for batch in (self.pictures[:4], self.pictures[4:])])
     history = self.fit(batch_size=4)
     self.assertAlmostEqual(
         history["attr_agreement"][0], cosines.mean(), places=PLACES)
@@ -176,7 +176,7 @@ class LogsTest(_CallbackTest):
         places=LOSS_PLACES)
     by_class = {0: 0.5, 1: 2.0, 2: 0.0}
     history = self.fit(class_weight=by_class)
-    weights = np.array([by_class[one] for one in self.labels])
+    weights = np.array([by_class[label] for label in self.labels])
     self.assertAlmostEqual(
         history["attr_loss"][0], 3 * (weights * distances).mean(),
         places=LOSS_PLACES)
@@ -197,13 +197,14 @@ class LogsTest(_CallbackTest):
 
   def test_stopping_and_saving_by_agreement(self):
     path = str(tiny.folder(self) / "best.h5")
-    kept = keras.callbacks.ModelCheckpoint(
+    checkpoint = keras.callbacks.ModelCheckpoint(
         path, monitor="val_attr_agreement", mode="max", save_best_only=True)
     stop = keras.callbacks.EarlyStopping(
         "val_attr_agreement", mode="max", min_delta=10, patience=2)
     # Before or after the callback that makes the figure.
     history = self.fit(
-        callbacks=[kept, PreserveAttribution(self.teacher, self.wcam), stop],
+        callbacks=[
+            checkpoint, PreserveAttribution(self.teacher, self.wcam), stop],
         preserve=False, epochs=9, batch_size=COUNT,
         validation_data=(self.pictures, self.labels))
     agreements = history["val_attr_agreement"]
@@ -218,17 +219,17 @@ class LogsTest(_CallbackTest):
 class TrainingTest(_CallbackTest):
 
   def test_maps_come_to_agree(self):
-    plain, kept = (_compiled(tiny.smooth_net(1), run_eagerly=False)
+    plain, held = (_compiled(tiny.smooth_net(1), run_eagerly=False)
                    for _ in range(2))
     self.wcam = WCAM("act", weight=20.0)
     self.fit(plain, preserve=False, epochs=25)
-    self.fit(kept, epochs=25)
-    without, ours = (
+    self.fit(held, epochs=25)
+    without, held_cosine = (
         tiny.swa_cosines(model, self.teacher, self.pictures).mean()
-        for model in (plain, kept))
+        for model in (plain, held))
     # Between two behaviours: maps that are held come to agree, ...
-    self.assertGreater(ours, 0.98)
-    # ... and those of a student that learns the task alone stay apart.
+    self.assertGreater(held_cosine, 0.98)
+    # ... and maps of a student that learns the task alone stay different.
     self.assertLess(without, 0.95)
 
   def test_weight_0_only_observes(self):
@@ -237,9 +238,10 @@ class TrainingTest(_CallbackTest):
     self.fit(plain, preserve=False, epochs=2)
     history = self.fit(observed, epochs=2)
     self.assertEqual(history["attr_loss"], [0, 0])
-    for one, other in zip(plain.get_weights(), observed.get_weights()):
+    for weight, observed_weight in zip(
+        plain.get_weights(), observed.get_weights()):
       # Four steps; only the order of float32 sums may differ.
-      np.testing.assert_allclose(one, other, atol=1e-6)
+      np.testing.assert_allclose(weight, observed_weight, atol=1e-6)
     self.wcam = WCAM("act", weight=0.0)
     self.student.optimizer.learning_rate = 0.0
     self.assertAlmostEqual(
@@ -261,7 +263,7 @@ class TrainingTest(_CallbackTest):
 
   @pytest.mark.slow("training")
   def test_ways_of_running(self):
-    """As graphs of several steps what they do eagerly."""
+    """Graphs of several steps give the same as eager steps."""
     other = _compiled(
         tiny.smooth_net(1), run_eagerly=False, steps_per_execution=2)
     validation = {"validation_data": (self.pictures, self.labels)}
@@ -270,10 +272,10 @@ class TrainingTest(_CallbackTest):
       # Eager ops sum float32 in another order, and two training steps amplify
       # that.
       self.assertAlmostEqual(got[name][0], want[name][0], places=3, msg=name)
-    for one, two in zip(other.get_weights(), self.student.get_weights()):
+    for value, expected in zip(other.get_weights(), self.student.get_weights()):
       # The same in weights, where momentum carries rounding from step to step.
-      np.testing.assert_allclose(one, two, atol=1e-4)
-    # Keras makes them anew then, by the model's own steps.
+      np.testing.assert_allclose(value, expected, atol=1e-4)
+    # Keras then makes them again, by the model's steps.
     self.assertIsNone(other.train_function)
     self.assertIsNone(other.test_function)
     self.assertEmpty({"train_step", "test_step"} & set(vars(other)))
@@ -303,7 +305,8 @@ class TrainingTest(_CallbackTest):
 
   def test_quantization(self):
     student = _compiled(tiny.quantize(tiny.smooth_net(1)))
-    before = {one.name: one.numpy() for one in student.trainable_variables}
+    before = {
+        weight.name: weight.numpy() for weight in student.trainable_variables}
     history = self.fit(student, epochs=2, batch_size=COUNT, validation_data=(
         self.pictures, self.labels))
     self.assertContainsSubset(LOGS, set(history))
@@ -315,16 +318,16 @@ class TrainingTest(_CallbackTest):
 
   def test_quantization_that_keeps_zeros(self):
     """Trap 12."""
-    net = tiny.smooth_net(1)
-    kernel = net.get_layer("conv").kernel
+    model = tiny.smooth_net(1)
+    kernel = model.get_layer("conv").kernel
     zeros = np.random.default_rng(0).uniform(size=kernel.shape) < 0.5
     kernel.assign(np.where(zeros, 0, kernel))
-    for wrap, kept in ((tiny.quantize_sparse, True), (tiny.quantize, False)):
-      student = _compiled(wrap(net))
+    for wrap, stays in ((tiny.quantize_sparse, True), (tiny.quantize, False)):
+      student = _compiled(wrap(model))
       self.fit(student)
-      now, = (one.numpy() for one in student.trainable_variables
-              if one.name == "conv/kernel:0")
-      self.assertEqual((now[zeros] == 0).all(), kept)
+      now, = (weight.numpy() for weight in student.trainable_variables
+              if weight.name == "conv/kernel:0")
+      self.assertEqual((now[zeros] == 0).all(), stays)
       self.assertGreater(np.abs(now[~zeros]).min(), 0)
 
   def test_the_teacher_stays_as_it_came(self):
@@ -332,13 +335,13 @@ class TrainingTest(_CallbackTest):
     self.fit(self.teacher, preserve=False)  # Gives its optimizer a momentum.
     self.teacher.get_layer("bn").trainable = False
     weights = self.teacher.get_weights()
-    slots = [one.numpy() for one in self.teacher.optimizer.variables]
+    slots = [slot.numpy() for slot in self.teacher.optimizer.variables]
     flags = [layer.trainable for layer in self.teacher.layers]
     state = set(vars(self.teacher))
     self.fit(self.student, validation_data=(self.pictures, self.labels))
     self.assertTrue(tiny.weights_equal(self.teacher.get_weights(), weights))
     self.assertTrue(tiny.weights_equal(
-        [one.numpy() for one in self.teacher.optimizer.variables], slots))
+        [slot.numpy() for slot in self.teacher.optimizer.variables], slots))
     self.assertEqual(
         [layer.trainable for layer in self.teacher.layers], flags)
     self.assertEqual(set(vars(self.teacher)), state)
@@ -348,7 +351,7 @@ class TrainingTest(_CallbackTest):
     """The official code's fault: each round began with a new optimizer."""
     self.fit()
     optimizer = self.student.optimizer
-    slots = [one.numpy() for one in optimizer.variables]
+    slots = [slot.numpy() for slot in optimizer.variables]
     self.assertEqual(int(optimizer.iterations), 2)
     self.fit()
     self.assertIs(self.student.optimizer, optimizer)
@@ -528,9 +531,9 @@ class InterruptedTest(_CallbackTest):
       ("on_train_end", True))
   def test_by_another_callback(self, moment, first):
     other = _Raise(moment, KeyboardInterrupt())
-    ours = PreserveAttribution(self.teacher, self.wcam)
+    callback = PreserveAttribution(self.teacher, self.wcam)
     with self.assertRaises(KeyboardInterrupt):
-      self.fit(callbacks=[other, ours] if first else [ours, other],
+      self.fit(callbacks=[other, callback] if first else [callback, other],
                preserve=False, validation_data=(self.pictures, self.labels))
     self.assert_clean(by_fit=True)
 
@@ -543,8 +546,8 @@ class InterruptedTest(_CallbackTest):
   def test_data_that_runs_out_is_no_failure(self):
     self.check_data_that_runs_out()
 
-  # That a graph ends a loop in an error of its own, a dataset without a known
-  # length shows as well.
+  # A dataset without a known length shows as well that a graph ends a loop in
+  # its own error.
   @pytest.mark.slow("training")
   def test_data_of_a_graph_that_runs_out_is_no_failure(self):
     _compiled(self.student, run_eagerly=False)
@@ -606,7 +609,7 @@ class RefusedTest(_CallbackTest):
 
   @parameterized.parameters("train_step", "test_step")
   def test_a_step_of_its_own(self, name):
-    """Replacing it would silently drop what it does."""
+    """Replacing it would silently drop its effect."""
     def step(self, data):
       del data
       return {"loss": tf.constant(0.0)}

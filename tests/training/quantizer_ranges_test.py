@@ -1,4 +1,4 @@
-"""Tests of the range monitor: a hand-worked net whose quantizers clip."""
+"""Tests of the range monitor: a hand-worked model whose quantizers clip."""
 
 import functools
 import json
@@ -21,20 +21,20 @@ from tests import tiny
 
 def set_range(model, layer, what, low, high):
   """Sets the range of a quantizer by its variables' names."""
-  found = 0
+  count = 0
   for weight in model.get_layer(layer).weights:
     name = weight.name.split("/")[-1]
     if name.startswith(what) and "_min" in name:
       weight.assign(np.full(weight.shape, low))
-      found += 1
+      count += 1
     if name.startswith(what) and "_max" in name:
       weight.assign(np.full(weight.shape, high))
-      found += 1
-  assert found == 2, [weight.name for weight in model.get_layer(layer).weights]
+      count += 1
+  assert count == 2, [weight.name for weight in model.get_layer(layer).weights]
 
 
 def one_to_one() -> keras.Model:
-  """A quantize-aware net of one pixel's two colours: scores = colours.
+  """A quantize-aware model of one pixel's two channels: scores = channels.
 
   The range of everything is -12.75..12.75 or 0..25.5, in steps of 0.1.
   """
@@ -43,10 +43,10 @@ def one_to_one() -> keras.Model:
       2, 1, use_bias=False, activation="relu", name="act")(inputs)
   x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
   x = keras.layers.Dense(2, use_bias=False, name="logits")(x)
-  net = keras.Model(inputs, x)
-  net.get_layer("act").kernel.assign(np.eye(2)[None, None])
-  net.get_layer("logits").kernel.assign(np.eye(2))
-  model = tfmot.quantization.keras.quantize_model(net)
+  plain = keras.Model(inputs, x)
+  plain.get_layer("act").kernel.assign(np.eye(2)[None, None])
+  plain.get_layer("logits").kernel.assign(np.eye(2))
+  model = tfmot.quantization.keras.quantize_model(plain)
   first = model.layers[1].name
   set_range(model, first, first, 0.0, 25.5)
   set_range(model, "quant_act", "kernel", -1.27, 1.27)
@@ -76,19 +76,20 @@ def _watch(wcam):
 
 
 def look(model, images, wcam=None, batch_size=32):
-  """What `quantizer_ranges` gives, traced once for the shared model."""
+  """The result of `quantizer_ranges`, traced once for the shared model."""
   assert model is _shared()[0]
   return _watch(wcam).look(images, batch_size)
 
 
 def row(table, layer, kind="activation"):
-  found = [one for one in table.rows if (one.layer, one.kind) == (layer, kind)]
-  assert len(found) == 1, (layer, kind, table)
-  return found[0]
+  rows = [entry for entry in table.rows
+          if (entry.layer, entry.kind) == (layer, kind)]
+  assert len(rows) == 1, (layer, kind, table)
+  return rows[0]
 
 
 def plain(values) -> np.ndarray:
-  """Pictures of one colour pair each: `[images, 2]` to `[images, 2, 2, 2]`."""
+  """Images of one colour pair each: `[images, 2]` to `[images, 2, 2, 2]`."""
   return np.tile(np.asarray(values, np.float32)[:, None, None], (1, 2, 2, 1))
 
 
@@ -102,8 +103,8 @@ class ByHandTest(parameterized.TestCase):
   def test_every_quantizer_has_a_row(self):
     table = quantizer_ranges(shared(), TEN, WCAM)
     self.assertCountEqual(
-        [("" if one.kind == "input" else one.layer, one.kind, one.role)
-         for one in table.rows],
+        [("" if entry.kind == "input" else entry.layer, entry.kind, entry.role)
+         for entry in table.rows],
         [("", "input", ""),
          ("act", "weights", ""), ("act", "activation", "features"),
          ("pool", "activation", ""),
@@ -115,9 +116,9 @@ class ByHandTest(parameterized.TestCase):
   def test_nothing_is_clipped_inside(self):
     table = look(shared(), TEN, WCAM)
     self.assertLen(table.rows, 6)
-    for one in table.rows:
-      self.assertEqual(one.clipped, 0)
-      self.assertEqual(one.fault, "")
+    for entry in table.rows:
+      self.assertEqual(entry.clipped, 0)
+      self.assertEqual(entry.fault, "")
     act = row(table, "act")
     self.assertAlmostEqual(act.low, 0)
     self.assertAlmostEqual(act.high, 25.5, 5)
@@ -190,7 +191,7 @@ class ByHandTest(parameterized.TestCase):
     set_range(model, "quant_act", "post_activation", 0.0, 7.5)
     set_range(model, "quant_logits", "post_activation", 0.0, 3.0)
     table = look(model, TEN, WCAM)
-    self.assertEqual([(one.layer, one.role) for one in table.rows[:3]],
+    self.assertEqual([(entry.layer, entry.role) for entry in table.rows[:3]],
                      [("logits", "scores"), ("act", "features"), ("pool", "")])
 
   def test_batches_add_up(self):
@@ -220,15 +221,15 @@ class FaultsTest(parameterized.TestCase):
     self.assertEqual(first.clipped, 1)
     self.assertTrue(str(table).startswith("!! quantize_layer"))
     self.assertIn("EMPTY RANGE 0..0, the model sees black", str(table))
-    # All others are as tfmot made them.
-    self.assertEqual({one.fault for one in table.rows[1:]}, {"untrained"})
+    # All others are unchanged from tfmot.
+    self.assertEqual({entry.fault for entry in table.rows[1:]}, {"untrained"})
     self.assertLen(table.warnings, len(table.rows))
 
   def test_training_takes_the_faults_away(self):
     model = tfmot.quantization.keras.quantize_model(tiny.conv_net())
     model(tiny.images(), training=True)
     table = quantizer_ranges(model, tiny.images(), WCAM)
-    self.assertEqual({one.fault for one in table.rows}, {""})
+    self.assertEqual({entry.fault for entry in table.rows}, {""})
 
   def test_nan(self):
     model = one_to_one()
@@ -290,7 +291,7 @@ class KindsOfModelTest(parameterized.TestCase):
   def test_features_are_found_in_any_net(self, tail):
     model = tiny.quantize(tiny.conv_net(tail=tail))
     table = quantizer_ranges(model, tiny.images(), WCAM)
-    self.assertEqual([one.layer for one in table.of("features")], ["act"])
+    self.assertEqual([entry.layer for entry in table.of("features")], ["act"])
     self.assertEmpty(table.unquantized)
 
   def test_a_layer_without_a_quantizer_is_marked_by_the_next(self):
@@ -298,7 +299,7 @@ class KindsOfModelTest(parameterized.TestCase):
     model = tiny.quantize(tiny.conv_net())
     features = quantizer_ranges(
         model, tiny.images(), kap.WCAM("conv")).of("features")
-    self.assertEqual([one.layer for one in features], ["act"])
+    self.assertEqual([entry.layer for entry in features], ["act"])
 
   def test_weights_that_tfmot_leaves_out(self):
     # A trap of tfmot 0.8.1: a convolution followed by a ReLU layer.
@@ -320,7 +321,7 @@ class KindsOfModelTest(parameterized.TestCase):
     model(tiny.images(), training=True)
     table = quantizer_ranges(model, tiny.images(), WCAM)
     self.assertLen(table.of("scores"), 1)
-    self.assertEqual(sum(one.kind == "weights" for one in table.rows), 2)
+    self.assertEqual(sum(entry.kind == "weights" for entry in table.rows), 2)
 
   def test_nested_model(self):
     inner = tiny.quantize(tiny.conv_net())
@@ -329,7 +330,7 @@ class KindsOfModelTest(parameterized.TestCase):
         keras.Model(inputs, inner(inputs)), tiny.images(), WCAM)
     self.assertLen(table.of("scores"), 1)
     self.assertLen(table.of("features"), 1)
-    self.assertEqual(sum(one.kind == "input" for one in table.rows), 1)
+    self.assertEqual(sum(entry.kind == "input" for entry in table.rows), 1)
 
   def test_the_model_is_left_as_it_came(self):
     model = tiny.quantize(tiny.conv_net())

@@ -14,8 +14,8 @@ from absl.testing import absltest, parameterized
 from keras_attr_preserve import WCAM, PreserveAttribution
 from tests import tiny
 
-# What is trained, killed and resumed: a name, whether pruned, what is matched,
-# and when a backup is made.
+# The runs that are killed and resumed: a name, whether pruned, the settings to
+# match, and the moment of a backup.
 _RUNS = (
     ("schedule", False, {"drop_rate": 0.5, "weight": keras.optimizers.schedules
                          .PolynomialDecay(4.0, 12, 8.0)}, "epoch"),
@@ -42,8 +42,8 @@ class _Die(keras.callbacks.Callback):
 def _run(
     folder, name, pruned, settings, frequency, callbacks=(), eager=False):
   """Trains one of the runs, on from its backup where there is one."""
-  net = tiny.smooth_net(1, width=6)
-  model = tiny.prune(net) if pruned else net
+  plain = tiny.smooth_net(1, width=6)
+  model = tiny.prune(plain) if pruned else plain
   model.compile(keras.optimizers.SGD(0.05, momentum=0.9),
                 tiny.cross_entropy(), run_eagerly=eager)
   backup = keras.callbacks.BackupAndRestore(
@@ -76,7 +76,7 @@ class ResumedTest(parameterized.TestCase):
     # Two whole epochs were behind it.
     self.assertLen(got["loss"], _EPOCHS - 2)
     if "agreement" in run[2]:  # The weight has long left its start.
-      # By .005 or more, or a weight that begins anew would go unnoticed.
+      # By .005 or more, or a weight that restarts would go unnoticed.
       self.assertNotAlmostEqual(want["attr_weight"][2], 4.0, places=2)
     for name in want:
       whole = want[name][2 if run[3] == "epoch" else 3:]
@@ -84,14 +84,14 @@ class ResumedTest(parameterized.TestCase):
       # order.
       np.testing.assert_allclose(
           got[name][-len(whole):], whole, rtol=1e-5, err_msg=name)
-    for one, other in zip(got_weights, want_weights):
+    for weight, expected in zip(got_weights, want_weights):
       # The same rounding, after twelve steps with momentum.
-      np.testing.assert_allclose(one, other, atol=1e-6)
+      np.testing.assert_allclose(weight, expected, atol=1e-6)
 
   @parameterized.parameters(*_RUNS)
   @pytest.mark.slow("training")
   def test_a_fit_that_died(self, *run):
-    # In eager steps: what is resumed is not how they run.
+    # In eager steps: resuming does not depend on how steps run.
     folder = tiny.folder(self)
     with self.assertRaises(ZeroDivisionError):
       _run(folder / "killed", *run, [_Die(False)], eager=True)

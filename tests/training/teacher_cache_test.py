@@ -1,7 +1,7 @@
-"""Tests of teacher_cache.py and teacher.py: a teacher asked but once.
+"""Tests of teacher_cache.py and teacher.py: a teacher that runs once.
 
-Students are trained eagerly, which takes a few steps in a fifth of the time
-that tracing them does, but where a test says that Keras makes a graph.
+Students are trained eagerly: a few eager steps take a fifth of the time of
+tracing. Where Keras makes a graph, the test says so.
 """
 
 from unittest import mock
@@ -109,8 +109,8 @@ class TeacherCacheTest(parameterized.TestCase):
         again.load("me")
 
   def test_identity(self):
-    one, other = tiny.conv_net(seed=0), tiny.conv_net(seed=1)
-    names = [identify(one, "a"), identify(other, "a"), identify(one, "b")]
+    first, second = tiny.conv_net(seed=0), tiny.conv_net(seed=1)
+    names = [identify(first, "a"), identify(second, "a"), identify(first, "b")]
     self.assertLen(set(names), 3)
     self.assertEqual(identify(tiny.conv_net(seed=0), "a"), names[0])
 
@@ -160,7 +160,7 @@ class CachedTrainingTest(parameterized.TestCase):
     got = self._fit(wcam, True, run_eagerly=run_eagerly, **settings)
     self.assertEqual(set(got), set(want))
     for name, values in want.items():
-      # The teacher's float32 sums were kept from batches of other images; four
+      # The teacher's float32 sums are cached from batches of other images; four
       # steps carry that on.
       np.testing.assert_allclose(got[name], values, rtol=1e-4, err_msg=name)
 
@@ -173,9 +173,9 @@ class CachedTrainingTest(parameterized.TestCase):
     np.testing.assert_allclose(got["attr_loss"], want["attr_loss"], rtol=1e-4)
 
   def test_the_teacher_runs_once_for_a_picture(self):
-    """Counted inside the model; what it says is the same.
+    """Counted inside the model; its outputs are the same.
 
-    Keras makes a graph, in which one must be able to leave the teacher out.
+    Keras makes a graph, which must be able to skip the teacher.
     """
     class Count(keras.layers.Layer):
       def build(self, _):
@@ -196,7 +196,7 @@ class CachedTrainingTest(parameterized.TestCase):
     pictures, labels = self.pictures[:6], self.labels[:6]
     got = self._fit(WCAM("act"), True, 3, pictures, labels, teacher,
                     run_eagerly=False)
-    # Batches are drawn anew each epoch, but all are known after the first.
+    # Batches are drawn again each epoch, but all are known after the first.
     self.assertEqual(float(count), 6)
     count.assign(0.0)
     want = self._fit(WCAM("act"), False, 3, pictures, labels, teacher)
@@ -211,7 +211,7 @@ class CachedTrainingTest(parameterized.TestCase):
     # One flag, three logits and 16 positions of 4 bytes, and a key of 8.
     self.assertBetween(size, COUNT * (8 + 4 * 20), COUNT * (8 + 4 * 20) + 200)
     got = self._fit(WCAM("act"), path)
-    # The file keeps float32 as it is; the steps' own sums may vary in order.
+    # The file keeps float32 as it is; the steps' sums may vary in order.
     np.testing.assert_allclose(got["attr_loss"], want["attr_loss"], rtol=1e-5)
     for wcam, teacher in ((WCAM("conv"), self.teacher),
                           (WCAM("act"), tiny.smooth_net(3))):
@@ -248,8 +248,8 @@ class CachedTrainingTest(parameterized.TestCase):
     ) as caught:
       student.fit(data, epochs=4, steps_per_epoch=1, verbose=0, callbacks=[
           PreserveAttribution(self.teacher, WCAM("act"), cache=True)])
-    self.assertLen([one for one in caught.warnings
-                    if "the cache" in str(one.message)], 1)
+    self.assertLen([warning for warning in caught.warnings
+                    if "the cache" in str(warning.message)], 1)
 
   def test_what_it_forbids(self):
     student = tiny.smooth_net(1)

@@ -1,4 +1,4 @@
-"""Tests of train_step.py: what a step sums, trains and reports."""
+"""Tests of train_step.py: the sums, training and logs of a step."""
 
 import contextlib
 
@@ -129,18 +129,18 @@ class SumsTest(parameterized.TestCase):
     loss, _ = step.loss(*self.data, training=False)
     self.student = student
     kernel, logits = student.layers[1].kernel.numpy(), student(self.pictures)
-    # Keras divides what layers add to the loss by the batch.
+    # Keras divides the losses of layers by the batch.
     penalty = (0.1 * (kernel**2).sum()
                + 0.2 * (logits.numpy()**2).sum() / COUNT)
     task = _entropies(student, self.pictures, self.labels).mean()
-    # Thousands of times what five places allow: a scaled penalty shows.
+    # Thousands of times the error of five places: a scaled penalty shows.
     self.assertGreater(penalty, 0.05)
     self.assertAlmostEqual(
         float(loss), (1 - alpha) * task + penalty
         + alpha * self._divergence(4.0).mean(), places=PLACES)
 
   def test_what_a_model_adds_to_its_loss_is_counted_once(self):
-    """Through `add_loss` on its own tensors, which makes a layer of it."""
+    """Through `add_loss` on the model's tensors, which adds a layer."""
     want = (_entropies(self.student, self.pictures, self.labels).mean()
             + 0.5 * np.mean(self.student(self.pictures).numpy()**2))
     student = _net(1)
@@ -225,7 +225,7 @@ class StepTest(parameterized.TestCase):
 
   def test_one_step_is_one_step_of_the_optimizer(self):
     step = TrainStep(self.student, self.teacher, WCAM("act", weight=3.0))
-    before = [one.numpy() for one in self.student.trainable_variables]
+    before = [weight.numpy() for weight in self.student.trainable_variables]
     with tf.GradientTape() as tape:
       loss, _ = step.loss(*self.data)
     gradients = tape.gradient(loss, self.student.trainable_variables)
@@ -265,7 +265,7 @@ class StepTest(parameterized.TestCase):
     self.check_a_normalization_behind_the_map(tiny.quantize)
 
   def check_a_normalization_behind_the_map(self, wrap):
-    """In training mode it mixes the images; the net is judged without it."""
+    """In training mode it mixes the images; the model is judged without it."""
     teacher = tiny.conv_net(seed=0, tail="block", size=4)
     student = wrap(tiny.conv_net(seed=1, tail="block", size=4))
     for layer in student.layers:
@@ -281,7 +281,7 @@ class StepTest(parameterized.TestCase):
       run(self.data)
     for metric in step.metrics:
       metric.reset_state()
-    # The two are far apart at the start.
+    # The two differ a lot at the start.
     self.assertLess(start, 0.7)
     # Matching through a batch's statistics would not reach inference.
     self.assertGreater(float(step.test(self.data)["attr_agreement"]), 0.85)
@@ -301,7 +301,7 @@ class StepTest(parameterized.TestCase):
         places=PLACES)
     self.assertAlmostEqual(
         float(logs["attr_loss"]),
-        np.mean([3 * (1 - one.mean()) for one in cosines]), places=PLACES)
+        np.mean([3 * (1 - values.mean()) for values in cosines]), places=PLACES)
     self.assertEqual(float(logs["attr_dead"]), 0)
     self.assertIn("accuracy", logs)
     self.assertEqual(set(logs), {
@@ -315,7 +315,7 @@ class StepTest(parameterized.TestCase):
         (None, None, set())):
       step = TrainStep(
           self.student, self.teacher, wcam, distillation=distillation)
-      self.assertContainsSubset(names, {one.name for one in step.metrics})
+      self.assertContainsSubset(names, {metric.name for metric in step.metrics})
       self.assertEqual(set(step(self.data)), {"loss", "accuracy"} | names)
 
   def test_dead_maps_are_counted(self):
@@ -342,12 +342,12 @@ class StepTest(parameterized.TestCase):
       self.student.optimizer.iterations.assign(0)
       step = TrainStep(
           self.student, self.teacher, WCAM("act", drop_rate=0.7, weight=4.0))
-      found = []
+      values = []
       for _ in range(12):
         for metric in step.metrics:
           metric.reset_state()
-        found.append(round(float(step(self.data)["attr_loss"]), 5))
-      return found
+        values.append(round(float(step(self.data)["attr_loss"]), 5))
+      return values
     first = losses()
     self.assertLen(set(first), 3)  # Two of three channels: three pairs.
     self.assertEqual(losses(), first)
@@ -382,11 +382,11 @@ class StepTest(parameterized.TestCase):
     step = TrainStep(
         student, teacher, WCAM("act", weight=4.0), distillation=Distillation())
     counts = [model.get_layer("count").count for model in (student, teacher)]
-    before = [float(one) for one in counts]
+    before = [float(count) for count in counts]
     for _ in range(3):
       step(self.data)
     self.assertEqual(
-        [float(one) - start for one, start in zip(counts, before)], [3, 3])
+        [float(count) - start for count, start in zip(counts, before)], [3, 3])
 
   def test_pruning_counts_steps(self):
     student = tiny.prune(_net(1))

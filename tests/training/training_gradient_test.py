@@ -26,15 +26,16 @@ class _Objective:
   def __init__(self, step, labels=None, training=True, traced=False):
     self._model = model = step.model
     self.variables = model.trainable_variables
-    trainable = {one.ref() for one in self.variables}
-    state = [one for one in model.variables if one.ref() not in trainable]
-    home = [one.numpy() for one in state]
+    trainable = {variable.ref() for variable in self.variables}
+    state = [variable for variable in model.variables
+             if variable.ref() not in trainable]
+    home = [variable.numpy() for variable in state]
     pictures = tf.constant(tiny.images(COUNT, size=4))
     labels = tf.constant(tiny.labels(COUNT) if labels is None else labels)
 
     def loss():
-      for one, value in zip(state, home):
-        one.assign(value)
+      for variable, value in zip(state, home):
+        variable.assign(value)
       return step.loss(pictures, labels, training=training)[0]
 
     def gradients():
@@ -43,7 +44,7 @@ class _Objective:
       return tape.gradient(value, self.variables)
 
     self.loss = tf.function(loss)
-    # Asked for once: to trace it takes ten times as long as to run it.
+    # Traced once: tracing takes ten times as long as running.
     self.gradients = tf.function(gradients) if traced else gradients
 
   def draw_alike(self):
@@ -57,7 +58,7 @@ class _Objective:
 
 
 def _pooled(kind, seed, activation="softplus"):
-  """A net with a pooling or a dropout between the map and the score."""
+  """A model with a pooling or a dropout between the map and the score."""
   layers = keras.layers
   inputs = keras.Input((4, 4, 2))
   x = layers.Conv2D(3, 3, padding="same", name="conv")(inputs)
@@ -87,7 +88,7 @@ class GradientTest(parameterized.TestCase):
       if name in unused:
         # Round-off: 1e-7 of a float32 loss of size 1 over a step of 5e-3.
         self.assertLess(np.abs(want).max(), 1e-4, name)
-        # What cancels leaves float32 rounding.
+        # Terms that cancel leave float32 rounding.
         self.assertTrue(got is None or np.abs(got).max() < 1e-4, name)
         continue
       self.assertIsNotNone(got, name)
@@ -238,10 +239,10 @@ class GradientTest(parameterized.TestCase):
       self._check(_Objective(step, traced=True), 1e-5, 1e-5, unused=())
 
   def test_under_quantization(self):
-    """tfmot's own wrappers, with 16 bits in place of 8 (trap 1).
+    """tfmot's wrappers, with 16 bits in place of 8 (trap 1).
 
     The quantizers round in both passes; only their steps are fine enough for
-    differences to see through. Their second gradients are those of 8 bits.
+    differences to see through. Their second gradients are as with 8 bits.
     """
     self._check_quantized("depthwise", True, traced=True)
 
@@ -273,16 +274,16 @@ class GradientTest(parameterized.TestCase):
     self._check_reached(tail, "quantize")
 
   def _check_reached(self, tail, wrap):
-    net = _net(1, tail, "relu")
+    model = _net(1, tail, "relu")
     reached = {}
-    for name, student in (("float", net), (wrap, getattr(tiny, wrap)(net))):
+    for name, student in (("float", model), (wrap, getattr(tiny, wrap)(model))):
       step = TrainStep(
           _compiled(student), _net(0, tail, "relu"), WCAM("act", weight=4.0))
       objective = _Objective(step)
       reached[name] = {
-          variable.name for variable, one in zip(
+          variable.name for variable, gradient in zip(
               objective.variables, objective.gradients())
-          if one is not None and np.abs(one).max() > 1e-6}
+          if gradient is not None and np.abs(gradient).max() > 1e-6}
     self.assertIn("logits/kernel:0", reached["float"])
     self.assertContainsSubset(reached["float"], reached[wrap])
 
@@ -306,7 +307,7 @@ class GradientTest(parameterized.TestCase):
 
   def test_pruning_wrappers_change_no_gradient(self):
     gradients = []
-    for wrap in (tiny.copy_of, lambda net: tiny.prune(net, sparsity=0.0)):
+    for wrap in (tiny.copy_of, lambda model: tiny.prune(model, sparsity=0.0)):
       student = _compiled(wrap(_net(1, "block")))
       for layer in student.layers:
         if hasattr(layer, "pruning_step"):
@@ -314,16 +315,17 @@ class GradientTest(parameterized.TestCase):
       objective = _Objective(
           TrainStep(student, _net(0, "block"), WCAM("act", weight=4.0)))
       gradients.append({
-          variable.name.split("/")[-1] + str(variable.shape): one
-          for variable, one in zip(
-              objective.variables, objective.gradients()) if one is not None})
+          variable.name.split("/")[-1] + str(variable.shape): gradient
+          for variable, gradient in zip(
+              objective.variables, objective.gradients())
+          if gradient is not None})
     self.assertEqual(gradients[0].keys(), gradients[1].keys())
-    for name, one in gradients[0].items():
+    for name, gradient in gradients[0].items():
       # The same float32 sums in another graph: masks of ones change none.
-      np.testing.assert_allclose(one, gradients[1][name], atol=1e-5)
+      np.testing.assert_allclose(gradient, gradients[1][name], atol=1e-5)
 
   def test_without_the_rules_quantization_kills_the_second_gradient(self):
-    """What the tests above would see if the library fell into trap 1."""
+    """The error that the tests above would see if the library had trap 1."""
     student = tiny.quantize(_net(1, "flatten", "relu"))
     pictures = tf.constant(tiny.images(COUNT, size=4))
     tap = Tap(student, ["act"])
@@ -334,8 +336,8 @@ class GradientTest(parameterized.TestCase):
             tapped.logits * top_class_seed(tapped.logits))
       gradient = tape.gradient(score, tapped.features[0])
       total = tf.reduce_sum(tf.square(tf.reduce_sum(gradient, [1, 2])))
-    kernel, = (one for one in student.trainable_variables
-               if one.name == "logits/kernel:0")
+    kernel, = (weight for weight in student.trainable_variables
+               if weight.name == "logits/kernel:0")
     self.assertIsNone(outer.gradient(total, kernel),
                       "TensorFlow mended it: see trap 1.")
 
@@ -344,10 +346,10 @@ class GradientTest(parameterized.TestCase):
 
     A plain gradient through the quantized score is zero there.
     """
-    net = _net(1, "gap", "relu")
-    net.get_layer("logits").bias.assign([50.0, 0.0, 0.0])
+    float_model = _net(1, "gap", "relu")
+    float_model.get_layer("logits").bias.assign([50.0, 0.0, 0.0])
     teacher = _net(0, "gap", "relu")
-    student = _compiled(tiny.quantize(net))
+    student = _compiled(tiny.quantize(float_model))
     pictures = tf.constant(tiny.images(COUNT, size=4))
     with tf.GradientTape(persistent=True) as tape:
       tapped = Tap(student, ["act"])(pictures)
@@ -357,14 +359,14 @@ class GradientTest(parameterized.TestCase):
     plain = tape.gradient(score, tapped.features[0])
     self.assertEqual(np.abs(plain).max(), 0)  # The trap is real.
     seed = top_class_seed(tapped.logits)
-    ours, = sensitivities(tape, tapped, seed)
+    sensitivity, = sensitivities(tape, tapped, seed)
     # A plain gradient is 0; a live one is a kernel's entry over 16 positions.
-    self.assertGreater(np.abs(ours).max(axis=(1, 2, 3)).min(), 1e-2)
+    self.assertGreater(np.abs(sensitivity).max(axis=(1, 2, 3)).min(), 1e-2)
 
     step = TrainStep(student, teacher, WCAM("act", target="label", weight=4.0))
     labels = np.zeros(COUNT, np.int32)
     gradients = _Objective(step, labels).gradients()
-    reached = {variable.name: one for variable, one in zip(
+    reached = {variable.name: gradient for variable, gradient in zip(
         student.trainable_variables, gradients)}
     for name in ("conv/kernel:0", "bn/gamma:0", "logits/kernel:0"):
       # A gradient that dies on the bound is 0.
@@ -377,24 +379,25 @@ class GradientTest(parameterized.TestCase):
     self.assertGreater(logs["attr_agreement"], 0.3)
 
   def test_clipping_does_not_bend_the_gradient(self):
-    """The gradient of the clipped net is that of the net it stands for.
+    """The gradient of the clipped model is the unclipped model's gradient.
 
     Under SWA the bias of the logits does not matter, clipped or not.
     """
     gradients = []
     for bias in (0.0, 50.0):
-      net = _net(1, "gap", "relu")
-      net.get_layer("logits").bias.assign([bias, 0.0, 0.0])
+      model = _net(1, "gap", "relu")
+      model.get_layer("logits").bias.assign([bias, 0.0, 0.0])
       with tiny.fine_quantizers():
-        step = TrainStep(_compiled(tiny.quantize(net)), _net(0, "gap", "relu"),
-                         WCAM("act", target="label", weight=4.0))
+        step = TrainStep(
+            _compiled(tiny.quantize(model)), _net(0, "gap", "relu"),
+            WCAM("act", target="label", weight=4.0))
         gradients.append(_Objective(
             step, np.zeros(COUNT, np.int32)).gradients())
-    for one, other in zip(*gradients):
-      if one is not None:
+    for plain, clipped in zip(*gradients):
+      if plain is not None:
         # Features are quantized alike, so that only float32 rounding is left;
         # at the bound a plain gradient is 0.
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(plain, clipped, rtol=1e-3, atol=1e-5)
 
 
 if __name__ == "__main__":

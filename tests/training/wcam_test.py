@@ -16,23 +16,23 @@ COSINE = 1e-6
 
 
 def _tapped(features, kernel):
-  """A net whose logits are the sum over positions of features @ kernel."""
-  features = [tf.constant(one, tf.float32) for one in features]
+  """A model whose logits are the sum over positions of features @ kernel."""
+  features = [tf.constant(tensor, tf.float32) for tensor in features]
   with tf.GradientTape(persistent=True) as tape:
     tape.watch(features)
     logits = tf.add_n([
-        tf.reduce_sum(one, [1, 2]) @ tf.constant(kernel, tf.float32)
-        for one in features])
+        tf.reduce_sum(tensor, [1, 2]) @ tf.constant(kernel, tf.float32)
+        for tensor in features])
   return tape, Tapped(features, logits, logits)
 
 
 def _match(wcam, teacher_tape, teacher, student_tape, student, labels=None,
            drop_seed=None):
-  """A match of both nets, the layers weighed by their shares."""
+  """A match of both models, the layers weighed by their shares."""
   guide = wcam.guide(teacher_tape, teacher, labels, drop_seed)
   match = wcam.match(guide, student_tape, student, labels)
-  return Match(*(tf.reduce_sum(one * tf.constant(wcam.layer_weights), -1)
-                 for one in match))
+  return Match(*(tf.reduce_sum(value * tf.constant(wcam.layer_weights), -1)
+                 for value in match))
 
 
 def _random(seed, batch=3, channels=4, classes=3, size=(2, 3)):
@@ -48,10 +48,10 @@ def _swa(features, kernel, classes):
   return np.maximum((features * weights).sum(-1), 0)
 
 
-def _cosine(one, other):
-  one, other = (each.reshape(len(each), -1) for each in (one, other))
-  norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-  return (one * other).sum(1) / norms
+def _cosine(first, second):
+  first, second = (each.reshape(len(each), -1) for each in (first, second))
+  norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+  return (first * second).sum(1) / norms
 
 
 class SettingsTest(parameterized.TestCase):
@@ -165,14 +165,14 @@ class SeedsTest(parameterized.TestCase):
 
   def test_present(self):
     """Marked classes in the first slots; in the others nothing."""
-    one, two, three = self.seeds(
+    first, second, third = self.seeds(
         WCAM("a", target="present"),
         # One half is less than a mark, as in Keras's binary accuracy.
         [[0, 1, 1], [0, 0.5, 1]])
-    np.testing.assert_array_equal(one[0], [[0, 1, 0], [0, 0, 1]])
-    np.testing.assert_array_equal(two[0], [[0, 0, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(three[0], np.zeros((2, 3)))
-    for (_, has), want in zip((one, two, three), ([1, 1], [1, 0], [0, 0])):
+    np.testing.assert_array_equal(first[0], [[0, 1, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(second[0], [[0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(third[0], np.zeros((2, 3)))
+    for (_, has), want in zip((first, second, third), ([1, 1], [1, 0], [0, 0])):
       np.testing.assert_array_equal(has, want)
 
   def test_only_filled_slots_are_gone_through(self):
@@ -186,10 +186,10 @@ class SeedsTest(parameterized.TestCase):
           got, [seeds.seed(k) for k in range(want)])
 
   def test_top_k(self):
-    one, two = self.seeds(WCAM("a", target="top_k", top_k=2))
-    np.testing.assert_array_equal(one[0], [[0, 1, 0], [1, 0, 0]])
-    np.testing.assert_array_equal(two[0], [[0, 0, 1], [0, 0, 1]])
-    np.testing.assert_array_equal(two[1], [1, 1])
+    first, second = self.seeds(WCAM("a", target="top_k", top_k=2))
+    np.testing.assert_array_equal(first[0], [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(second[0], [[0, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(second[1], [1, 1])
     self.assertLen(self.seeds(WCAM("a", target="top_k", top_k=3)), 3)
     with self.assertRaisesRegex(
         ValueError, "top_k must be at most the model's 3 classes; got 4"):
@@ -300,23 +300,27 @@ class MatchTest(parameterized.TestCase):
         _cosine((teacher**2).mean(-1), (student**2).mean(-1)), atol=COSINE)
 
   def test_several_layers_count_alike(self):
-    (one, kernel), (two, _) = _random(0), _random(2, size=(4, 4))
-    (other_one, other), (other_two, _) = _random(1), _random(3, size=(4, 4))
+    (first, kernel), (second, _) = _random(0), _random(2, size=(4, 4))
+    (other_first, other), (other_second, _) = (
+        _random(1), _random(3, size=(4, 4)))
     got = _match(WCAM(["a", "b"], method="ewa"),
-        *_tapped([one, two], kernel), *_tapped([other_one, other_two], other))
-    want = (_cosine((one**2).mean(-1), (other_one**2).mean(-1))
-            + _cosine((two**2).mean(-1), (other_two**2).mean(-1))) / 2
+        *_tapped([first, second], kernel),
+        *_tapped([other_first, other_second], other))
+    want = (_cosine((first**2).mean(-1), (other_first**2).mean(-1))
+            + _cosine((second**2).mean(-1), (other_second**2).mean(-1))) / 2
     np.testing.assert_allclose(got.agreement, want, atol=COSINE)
     np.testing.assert_allclose(got.distance, 1 - want, atol=COSINE)
 
   def test_layers_with_weights_of_their_own(self):
-    (one, kernel), (two, _) = _random(0), _random(2, size=(4, 4))
-    (other_one, other), (other_two, _) = _random(1), _random(3, size=(4, 4))
+    (first, kernel), (second, _) = _random(0), _random(2, size=(4, 4))
+    (other_first, other), (other_second, _) = (
+        _random(1), _random(3, size=(4, 4)))
     got = _match(
         WCAM(["a", "b"], method="ewa", layer_weights=[3, 1]),
-        *_tapped([one, two], kernel), *_tapped([other_one, other_two], other))
-    want = (3 * _cosine((one**2).mean(-1), (other_one**2).mean(-1))
-            + _cosine((two**2).mean(-1), (other_two**2).mean(-1))) / 4
+        *_tapped([first, second], kernel),
+        *_tapped([other_first, other_second], other))
+    want = (3 * _cosine((first**2).mean(-1), (other_first**2).mean(-1))
+            + _cosine((second**2).mean(-1), (other_second**2).mean(-1))) / 4
     np.testing.assert_allclose(got.distance, 1 - want, atol=COSINE)
 
   @parameterized.parameters(("all", [0, 1, 2]), ("top_k", None))
@@ -333,7 +337,7 @@ class MatchTest(parameterized.TestCase):
                _swa(student, other, [k] * 3)[i:i + 1]) for k in chosen]
       self.assertTrue(all(a.any() and b.any() for a, b in maps))
       want.append(np.mean([_cosine(*pair) for pair in maps]))
-    # Float32 sums of both signs cancel, and the maps keep what is above 0:
+    # Float32 sums of both signs cancel, and the maps keep only values above 0:
     # fewer digits than COSINE allows for.
     np.testing.assert_allclose(got.agreement, want, atol=1e-5)
 
@@ -453,9 +457,9 @@ class MatchTest(parameterized.TestCase):
     tapped = _tapped([features, features], kernel)
     seed = tf.constant([3, 0])
     both = _match(wcam, *tapped, *tapped, None, seed).agreement
-    one = _tapped([features], kernel)
+    single = _tapped([features], kernel)
     alone = _match(WCAM("a", method="ewa", drop_rate=0.5),
-        *one, *one, None, seed).agreement
+        *single, *single, None, seed).agreement
     # Were one draw used for both layers, float32 rounding alone would remain.
     self.assertGreater(np.abs(both - alone).max(), 1e-4)
     # By the step and the layer's number, so that no two draws have one seed.

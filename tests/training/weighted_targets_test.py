@@ -1,9 +1,9 @@
 """Weights of the logits as targets: several classes at once, or one less one.
 
-A score that is a weighted sum of logits is the logit of another net, whose head
-has the columns of the first one's summed up; so every method has to give of
-both the same map. Methods that are linear in the score give, of two classes,
-the sum of their maps.
+A weighted sum of logits is the logit of another model, whose head has the
+weighted sum of the first head's columns. Every method must give both the same
+map. Methods that are linear in the score give, of two classes, the sum of their
+maps.
 """
 
 import functools
@@ -42,13 +42,13 @@ def _net(tail="block"):
 
 @functools.cache
 def _summed(tail):
-  """The net whose logits are the weighted sums of the given one's, a row each.
-  """
-  net, twin = _net(tail), tiny.conv_net(tail=tail, classes=len(WEIGHTS))
+  """The model of the weighted sums of the given model's logits, a row each."""
+  model, twin = _net(tail), tiny.conv_net(tail=tail, classes=len(WEIGHTS))
   for layer in twin.layers:
-    layer.set_weights(net.get_layer(layer.name).get_weights()
+    layer.set_weights(model.get_layer(layer.name).get_weights()
                       if layer.name != "logits" else [
-        one @ WEIGHTS.T for one in net.get_layer("logits").get_weights()])
+        weight @ WEIGHTS.T
+        for weight in model.get_layer("logits").get_weights()])
   return twin
 
 
@@ -61,10 +61,10 @@ class WeightedTargetsTest(parameterized.TestCase):
 
   @parameterized.parameters(*LINEAR)
   def test_two_classes_are_the_sum_of_their_maps(self, name):
-    net, pictures = _net(), tiny.images(4)
+    model, pictures = _net(), tiny.images(4)
     method = _method(name)
-    single = np.stack([method(net, pictures, k) for k in range(3)])
-    got = method(net, pictures, WEIGHTS)
+    single = np.stack([method(model, pictures, k) for k in range(3)])
+    got = method(model, pictures, WEIGHTS)
     want = np.einsum("kihw,ik->ihw", single, WEIGHTS)
     # Maps as small as rounding would agree whatever they are.
     self.assertGreater(np.abs(want).max(), 1e-3)
@@ -75,7 +75,7 @@ class WeightedTargetsTest(parameterized.TestCase):
   def test_the_sum_of_logits_is_a_logit(self, name):
     pictures, method = tiny.images(4), _method(name)
     got = method(_net("flatten"), pictures, WEIGHTS)
-    # A pathway of few units may not reach the picture.
+    # A pathway of few units may not reach the image.
     self.assertGreater(got.any((1, 2)).sum(), 2)
     self.assert_same(got, method(_summed("flatten"), pictures, range(4)))
 
@@ -88,19 +88,20 @@ class WeightedTargetsTest(parameterized.TestCase):
   @parameterized.parameters("saliency", "grad_cam", "score_cam", "lrp",
                             "relative_attributing_propagation")
   def test_one_hot_is_the_class(self, name):
-    net, pictures = _net(), tiny.images(4)
+    model, pictures = _net(), tiny.images(4)
     classes = np.array([2, 0, 1, 1])
     method = _method(name)
     np.testing.assert_array_equal(
-        method(net, pictures, np.eye(3, dtype=np.float32)[classes]),
-        method(net, pictures, classes))
+        method(model, pictures, np.eye(3, dtype=np.float32)[classes]),
+        method(model, pictures, classes))
 
   def test_linearize_has_every_class(self):
-    net, pictures = _net(), tiny.images(4)
-    parts = attribution.linearize(net, pictures).contributions(pictures)
+    model, pictures = _net(), tiny.images(4)
+    contributions = attribution.linearize(
+        model, pictures).contributions(pictures)
     self.assert_same(
-        attribution.gradient_x_input(net, pictures, WEIGHTS),
-        np.einsum("ikhw,ik->ihw", parts, WEIGHTS))
+        attribution.gradient_x_input(model, pictures, WEIGHTS),
+        np.einsum("ikhw,ik->ihw", contributions, WEIGHTS))
 
 
 if __name__ == "__main__":

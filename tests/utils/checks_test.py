@@ -1,4 +1,4 @@
-"""Tests of checks.py: pictures are checked before anything is computed."""
+"""Tests of checks.py: images are checked before anything is computed."""
 
 import numpy as np
 from absl.testing import absltest, parameterized

@@ -1,4 +1,4 @@
-"""Tests of drawing.py: pictures beside maps, and the labelled PNG."""
+"""Tests of drawing.py: images beside maps, and the labelled PNG."""
 
 import numpy as np
 import tensorflow as tf
@@ -38,7 +38,7 @@ class SideBySideTest(parameterized.TestCase):
     np.testing.assert_allclose(drawn[:, :, :90], scaled, atol=0.51)
 
   def test_colours_by_hand(self):
-    # A grey half-bright picture; a map of one live column, and a dead one.
+    # A grey half-bright image; a map of one live column, and a dead one.
     images = np.full((2, 65, 65, 1), 5.0)
     maps = np.zeros((2, 65, 65))
     maps[0, :, 40] = 7e-9
@@ -110,10 +110,10 @@ class LabelledTest(parameterized.TestCase):
 
   def test_text_says_what_is_asked(self):
     image = np.zeros((1, 64, 64, 3))
-    one, same, other = (drawn(image, labels=[text])
-                        for text in ("0.51", "0.51", "0.52"))
-    np.testing.assert_array_equal(one, same)
-    self.assertFalse(np.array_equal(one, other))
+    first, same, other = (drawn(image, labels=[text])
+                          for text in ("0.51", "0.51", "0.52"))
+    np.testing.assert_array_equal(first, same)
+    self.assertFalse(np.array_equal(first, other))
 
   def test_long_text_is_not_cut(self):
     image = np.zeros((1, 128, 128, 3))

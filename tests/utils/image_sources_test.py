@@ -27,8 +27,8 @@ class _Sequence(keras.utils.Sequence):
     return IMAGES[batch], LABELS[batch]
 
 
-def _dataset(*parts):
-  return tf.data.Dataset.from_tensor_slices(parts if parts[1:] else parts[0])
+def _dataset(*arrays):
+  return tf.data.Dataset.from_tensor_slices(arrays if arrays[1:] else arrays[0])
 
 
 # Each gives IMAGES, in the ways that public code does.
@@ -39,14 +39,14 @@ SOURCES = {
     "tensor": lambda: tf.constant(IMAGES),
     "list_of_batches": lambda: [IMAGES[:3], IMAGES[3:]],
     "list_of_tensors": lambda: [tf.constant(IMAGES[:3]), IMAGES[3:]],
-    "list_of_lists": lambda: [[one[None]] for one in IMAGES],
+    "list_of_lists": lambda: [[image[None]] for image in IMAGES],
     "list_of_pairs": lambda: [(IMAGES[:2], LABELS[:2]),
                               (IMAGES[2:], LABELS[2:])],
     # TensorFlow Lite's own convention, with and without signatures.
-    "function": lambda: lambda: ([one[None]] for one in IMAGES),
+    "function": lambda: lambda: ([image[None]] for image in IMAGES),
     "function_of_mappings": lambda: lambda: (
-        {"input_1": one[None]} for one in IMAGES),
-    "generator": lambda: ([one[None]] for one in IMAGES),
+        {"input_1": image[None]} for image in IMAGES),
+    "generator": lambda: ([image[None]] for image in IMAGES),
     "generator_of_images": lambda: iter(IMAGES),
     "keras_generator": lambda: (
         [IMAGES[i:i + 2], LABELS[i:i + 2]] for i in (0, 2)),
@@ -94,7 +94,7 @@ class GatheredTest(parameterized.TestCase):
 
 
 class UsersTest(parameterized.TestCase):
-  """What takes representative images takes all their forms."""
+  """Functions with representative images take all their forms."""
 
   def test_convert(self):
     images = helpers.calibration()
@@ -102,7 +102,7 @@ class UsersTest(parameterized.TestCase):
         helpers.net(), helpers.wcam(), representative_images=images)
     # The converter names tensors by number: equal but for that.
     want = kap.export.Interpreter(want)
-    for source in (lambda: ([one[None]] for one in images),
+    for source in (lambda: ([image[None]] for image in images),
                    tf.data.Dataset.from_tensor_slices(
                        (images, np.zeros(32))).batch(5)):
       got = kap.export.Interpreter(kap.export.convert(
@@ -122,7 +122,7 @@ class UsersTest(parameterized.TestCase):
       raise KeyboardInterrupt  # It was asked; what follows is slow.
     with mock.patch("keras_attr_preserve.models.inputs.check_images", check), (
         self.assertRaises(KeyboardInterrupt)):
-      source = ([one[None]] for one in images)
+      source = ([image[None]] for image in images)
       if name == "selective":
         kap.export.selective(helpers.net(), helpers.wcam(), source)
       else:

@@ -1,4 +1,4 @@
-"""Tests of left_whole.py and notices.py: what is left is said, and where."""
+"""Tests of left_whole.py and notices.py: layers left are named, and where."""
 
 import contextlib
 import inspect
@@ -59,19 +59,19 @@ class ToldTest(parameterized.TestCase):
 
   @contextlib.contextmanager
   def told(self, want):
-    """What is left in the block, by name, with the weights; and where."""
+    """Layers left in the block, by name, with the weights; and where."""
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter("always")
       yield
-    caught = [one for one in caught
-              if isinstance(one.message, kap.LayersLeftWhole)]
-    self.assertEqual({name: left.weights for one in caught
-                      for name, left in one.message.layers.items()}, want)
-    for one in caught:
-      self.assertEqual(one.filename, __file__)
-      for name, left in one.message.layers.items():
+    caught = [warning for warning in caught
+              if isinstance(warning.message, kap.LayersLeftWhole)]
+    self.assertEqual({name: left.weights for warning in caught
+                      for name, left in warning.message.layers.items()}, want)
+    for warning in caught:
+      self.assertEqual(warning.filename, __file__)
+      for name, left in warning.message.layers.items():
         self.assertIn(f"{name!r} ({left.kind}, {left.weights}: {left.why})",
-                      str(one.message))
+                      str(warning.message))
 
   def test_layer_sparsities(self):
     with self.told({"apart": 20, "memory": 32}):
@@ -116,12 +116,12 @@ class ToldTest(parameterized.TestCase):
           [kernel * (abs(kernel) > np.median(abs(kernel))), bias])
       self.assertEqual(
           np.mean(student.get_layer(name).get_weights()[0] == 0), 0.5)
-    wanted, refitted, plain = (
-        keras.Model(one.inputs, one.get_layer("second").output)(signals)
-        for one in (model, student, cut))
+    expected, refitted, plain = (
+        keras.Model(version.inputs, version.get_layer("second").output)(signals)
+        for version in (model, student, cut))
     # Measured: .20. At 1 nothing would be won.
-    self.assertLess(tiny.relative_error(refitted, wanted),
-                    0.5 * tiny.relative_error(plain, wanted))
+    self.assertLess(tiny.relative_error(refitted, expected),
+                    0.5 * tiny.relative_error(plain, expected))
     with self.told({}):
       kap.prune_with_reconstruction(
           model, {"apart": 0, "memory": 0}, signals[:1])
@@ -174,8 +174,8 @@ class ToldTest(parameterized.TestCase):
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter("always")
       kap.recalibrate_batch_norm(model, tiny.images(4))
-    self.assertEqual([str(one.message).endswith("not trainable: bn")
-                      for one in caught], [True] * (not trainable))
+    self.assertEqual([str(warning.message).endswith("not trainable: bn")
+                      for warning in caught], [True] * (not trainable))
 
   def test_what_tfmot_prunes(self):
     """The table of kinds is tfmot's own."""
@@ -206,10 +206,11 @@ class PlaceTest(absltest.TestCase):
       warnings.simplefilter("always")
       line = inspect.currentframe().f_lineno + 1
       kap.filter_sparsities(model, 0.5, tiny.images(2))
-    caught = [one for one in caught if "positions" in str(one.message)]
+    caught = [warning for warning in caught
+              if "positions" in str(warning.message)]
     self.assertNotEmpty(caught)
-    for one in caught:
-      self.assertEqual((one.filename, one.lineno), (__file__, line))
+    for warning in caught:
+      self.assertEqual((warning.filename, warning.lineno), (__file__, line))
 
   def test_a_warning_inside_fit(self):
     model = tiny.smooth_net(1)

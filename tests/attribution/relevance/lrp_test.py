@@ -102,7 +102,7 @@ def _chain(seed=0, strides=2, depthwise=False):
   return tiny.shake(keras.Model(inputs, x), seed)
 
 
-# What each is made of, on pictures [8, 8, 2].
+# The layers of each model, for images [8, 8, 2].
 _SHAPES = {
     "residual": lambda x: _layers.ReLU()(_layers.Add()([
         channel_nets.conv(x, 4, "a"), channel_nets.conv(x, 4, "b")])),
@@ -171,7 +171,7 @@ class LrpTest(parameterized.TestCase):
   @parameterized.parameters("z_plus", "epsilon_plus", "epsilon_plus_flat",
                             "epsilon_plus_box")
   def test_nothing_is_lost(self, preset):
-    # Wide enough for every neuron that speaks to hear something positive.
+    # Wide enough for every active neuron to have a positive input.
     model = channel_nets.net(lambda x: _layers.MaxPool2D(2)(
         channel_nets.conv(channel_nets.conv(x, 16, "a"), 16, "b")))
     pictures = np.abs(tiny.images(5, size=8))
@@ -193,8 +193,8 @@ class LrpTest(parameterized.TestCase):
     self._check_padding(preset)
 
   def _check_padding(self, preset):
-    # One net in two spellings. The border's relevance was once lost to zeros
-    # that a layer of its own had put around the picture, under flat and box.
+    # One model in two spellings. The border's relevance was once lost to zeros
+    # that a layer of its own had put around the image, under flat and box.
     inputs = keras.Input([5, 5, 2])
     nets = []
     for before, how in ((lambda x: x, "same"),
@@ -203,10 +203,10 @@ class LrpTest(parameterized.TestCase):
       x = _layers.Dense(3)(_layers.GlobalAveragePooling2D()(x))
       nets.append(tiny.shake(keras.Model(inputs, x)))
     pictures = 1 + np.abs(tiny.images(3, size=5))
-    one, other = (lrp(net, pictures, preset=preset) for net in nets)
+    first, second = (lrp(model, pictures, preset=preset) for model in nets)
     # Float32 sums over the same pixels in another order.
     np.testing.assert_allclose(
-        other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+        second, first, rtol=1e-4, atol=1e-5 * np.abs(first).max())
 
   def test_gamma_by_hand(self):
     # Contributions 1*2 = 2, 2*(-3) = -6, -1*(-5) = 5, bias 1: score 2, positive
@@ -217,18 +217,18 @@ class LrpTest(parameterized.TestCase):
         _layers.Flatten(input_shape=(1, 3, 1)), _layers.Dense(2)])
     model.set_weights([np.float32([[2, -2], [-3, 1], [-5, 3]]),
                        np.float32([1, -1])])
-    picture = np.float32([[[[1], [2], [-1]]]])
+    image = np.float32([[[[1], [2], [-1]]]])
     for target, want in ((0, [0.8, -1.2, 2]), (1, [-1.6, 0.8, -2.4])):
-      got = lrp(model, picture, target, preset="gamma", gamma=1.0)
+      got = lrp(model, image, target, preset="gamma", gamma=1.0)
       np.testing.assert_allclose(got, [[want]], rtol=BY_HAND)
     # Without the bias: 2 / (4 - 6 + 10) = .25 of 1, and all of it arrives.
-    got = lrp(model, picture, 0, preset="gamma", gamma=1.0, bias=False)
+    got = lrp(model, image, 0, preset="gamma", gamma=1.0, bias=False)
     np.testing.assert_allclose(got, [[[1, -1.5, 2.5]]], rtol=BY_HAND)
 
   def test_gamma_lies_between_epsilon_and_z_plus(self):
     model = _chain()
     kernel, bias = model.layers[-1].get_weights()
-    # Positive scores: of a negative one, gamma favours what is negative.
+    # Positive scores: of a negative one, gamma favours negative relevance.
     model.layers[-1].set_weights([np.abs(kernel), np.abs(bias)])
     pictures = np.abs(tiny.images(4, size=6))
     def maps(preset, gamma=0.25):
@@ -246,11 +246,11 @@ class LrpTest(parameterized.TestCase):
     model = keras.Sequential([
         _layers.Flatten(input_shape=(1, 2, 1)), _layers.Dense(1)])
     model.set_weights([np.float32([[1], [2]]), np.float32([3])])
-    picture = np.float32([[[[1], [1]]]])
+    image = np.float32([[[[1], [1]]]])
     np.testing.assert_allclose(
-        lrp(model, picture, 1, preset="epsilon"), [[[1, 2]]], rtol=BY_HAND)
+        lrp(model, image, 1, preset="epsilon"), [[[1, 2]]], rtol=BY_HAND)
     np.testing.assert_allclose(
-        lrp(model, picture, 1, preset="epsilon", bias=False),
+        lrp(model, image, 1, preset="epsilon", bias=False),
         [[[2, 4]]], rtol=BY_HAND)
 
   @parameterized.parameters(*_SHAPES)
@@ -328,17 +328,17 @@ class LrpTest(parameterized.TestCase):
 class ExcitationBackpropTest(absltest.TestCase):
 
   def test_by_hand(self):
-    # Class 0 hears pixels 1 and 2 by 1*2 and 3*1, not the third, negative one.
+    # Class 0 reads pixels 1 and 2 by 1*2 and 3*1, not the third, negative one.
     model = keras.Sequential([
         _layers.Flatten(input_shape=(1, 3, 1)), _layers.Dense(2)])
     model.set_weights([np.float32([[2, 0], [1, 0], [-4, 1]]),
                        np.float32([9, 9])])
-    picture = np.float32([[[[1], [3], [2]]]])
+    image = np.float32([[[[1], [3], [2]]]])
     # Float32 rounding of three terms; the stabilizer is 1e-9.
     np.testing.assert_allclose(
-        excitation_backprop(model, picture, 0), [[[0.4, 0.6, 0]]], atol=1e-6)
+        excitation_backprop(model, image, 0), [[[0.4, 0.6, 0]]], atol=1e-6)
     np.testing.assert_allclose(
-        excitation_backprop(model, picture, np.float32([[1, -1]])),
+        excitation_backprop(model, image, np.float32([[1, -1]])),
         [[[0.4, 0.6, -1]]], atol=1e-6)
 
   def test_equals_matrices(self):

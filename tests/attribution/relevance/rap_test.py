@@ -19,12 +19,12 @@ class RapTest(absltest.TestCase):
     model = keras.Sequential([
         _layers.Flatten(input_shape=(1, 2, 1)), _layers.Dense(1)])
     model.set_weights([np.float32([[2], [-2]]), np.float32([5])])
-    picture = np.float32([[[[3], [1]]]])
+    image = np.float32([[[[3], [1]]]])
     # Float32 products and quotients of a few small numbers.
-    np.testing.assert_allclose(rap(model, picture, 1), [[[3, 1]]], rtol=1e-5)
+    np.testing.assert_allclose(rap(model, image, 1), [[[3, 1]]], rtol=1e-5)
 
   def test_a_middle_layer_by_hand(self):
-    # Features of the first layer: 1, 2, 1 and 0. A hidden neuron hears them
+    # Features of the first layer: 1, 2, 1 and 0. A hidden neuron reads them
     # by 2, 1, -1 and 5: contributions 2, 2, -1 and 0, of 5 in all. It holds 3,
     # all of it the score's. Positive: 3 (2, 2) / 4; negative: 3 (1) / 5; that
     # is 3.6, of which .2 is taken from each of the three that got any.
@@ -35,10 +35,10 @@ class RapTest(absltest.TestCase):
     model = keras.Model(inputs, _layers.Dense(1, use_bias=False)(x))
     model.set_weights([np.ones([1, 1, 1, 1], np.float32),
                        np.float32([[2], [1], [-1], [5]]), np.float32([[1]])])
-    picture = np.float32([1, 2, 1, 0]).reshape(1, 1, 4, 1)
+    image = np.float32([1, 2, 1, 0]).reshape(1, 1, 4, 1)
     # Float32 products and quotients of a few small numbers.
     np.testing.assert_allclose(
-        rap(model, picture, 1, "features"), [[[1.3, 1.3, 0.4, 0]]], rtol=1e-5)
+        rap(model, image, 1, "features"), [[[1.3, 1.3, 0.4, 0]]], rtol=1e-5)
 
   def test_relevance_is_kept(self):
     model = channel_nets.net(lambda x: _layers.MaxPool2D(2)(

@@ -1,6 +1,6 @@
-"""Relevance and linearization of small nets with what larger ones are made of.
+"""Relevance and linearization of small models with blocks of larger ones.
 
-The blocks are those of the nets in tf_keras.applications and their kin, cut
+The blocks come from the models in tf_keras.applications and their kin, cut
 down until a test is cheap.
 """
 
@@ -42,8 +42,8 @@ def _pool_of_negative_numbers(x):
 
 
 def _split(x):
-  one, other = _layers.Lambda(lambda x: tf.split(x, 2, -1))(_conv(x, "a"))
-  return _layers.Concatenate()([other, _conv(one, "b", 3)])
+  first, second = _layers.Lambda(lambda x: tf.split(x, 2, -1))(_conv(x, "a"))
+  return _layers.Concatenate()([second, _conv(first, "b", 3)])
 
 
 def _depthwise(x):
@@ -91,7 +91,7 @@ _NETS = {
     "convolutional_head": lambda x: _layers.Conv2D(4, 1)(
         _layers.GlobalAveragePooling2D(keepdims=True)(_conv(x, "a"))),
 }
-# Piecewise linear: the affine form is the net.
+# Piecewise linear: the affine form is the model.
 _LINEAR = ("depthwise", "bottleneck", "norm_first", "pool_of_negative_numbers",
            "global_maximum", "upsampled", "split", "clipped", "threshold",
            "prelu", "maximum", "positions", "dilated", "convolutional_head")
@@ -129,15 +129,16 @@ class ConservationTest(parameterized.TestCase):
   def test_even_presets_lose_nothing_of_others(self, net, preset):
     self._check_even(net, preset)
 
-  def _check_even(self, net, preset):
-    report = lrp_conservation(_net(net), _pictures(), preset=preset, bias=False)
+  def _check_even(self, name, preset):
+    report = lrp_conservation(
+        _net(name), _pictures(), preset=preset, bias=False)
     # A score near 0 would make rounding a large share of itself.
     self.assertGreater(np.abs(report.sent).min(), 1e-3)
     # Float32 sums through several layers, over scores of 1e-3 and more.
     np.testing.assert_allclose(report.share, 1, atol=1e-3)
 
   def test_what_z_plus_loses(self):
-    # What this net was made for. Measured: .96 at most.
+    # This model was made to lose relevance. Measured: .96 at most.
     share = lrp_conservation(_net("depthwise"), _pictures(),
                              preset="z_plus").share
     # The even presets keep 1.
@@ -147,11 +148,11 @@ class ConservationTest(parameterized.TestCase):
     model = channel_nets.net(lambda x: _layers.MaxPool2D(2)(
         channel_nets.conv(channel_nets.conv(x, 16, "a"), 16, "b")))
     pictures = np.abs(_pictures())
-    for one, other in zip(("z_plus", "epsilon_plus_flat"), _EVEN):
+    for preset, even_preset in zip(("z_plus", "epsilon_plus_flat"), _EVEN):
       # Float32 divisions and sums; the even rules spread what these leave.
       np.testing.assert_allclose(
-          lrp(model, pictures, preset=one), lrp(model, pictures, preset=other),
-          rtol=1e-4, atol=1e-5)
+          lrp(model, pictures, preset=preset),
+          lrp(model, pictures, preset=even_preset), rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters("depthwise", "gate")
   def test_rap_loses_the_last_bias_alone(self, net):
@@ -163,23 +164,23 @@ class ConservationTest(parameterized.TestCase):
   def test_rap_loses_the_last_bias_of_others(self, net):
     self._check_rap(net)
 
-  def _check_rap(self, net):
-    model = _net(net)
-    kept = lrp_conservation(model, _pictures(), preset="z_plus_even").sent
+  def _check_rap(self, name):
+    model = _net(name)
+    sent = lrp_conservation(model, _pictures(), preset="z_plus_even").sent
     bias = model.get_layer("logits").bias.numpy()[
         model(_pictures()).numpy().argmax(1)]
     # Float32 sums of relevance of both signs, larger than the score.
     np.testing.assert_allclose(
-        rap(model, _pictures()).sum((1, 2)), kept - bias, atol=2e-3)
+        rap(model, _pictures()).sum((1, 2)), sent - bias, atol=2e-3)
 
   def test_epsilon_is_gradient_times_input(self):
-    # So it is for ReLU nets; a normalization ahead of its layer is one, too.
-    for net in ("norm_first", "bottleneck", "split"):
+    # So it is for ReLU models; a normalization ahead of its layer is one, too.
+    for name in ("norm_first", "bottleneck", "split"):
       # Float32 divisions by sums that may be near 0, which only cancel but for
       # rounding.
       np.testing.assert_allclose(
-          lrp(_net(net), _pictures(), preset="epsilon", epsilon=1e-9),
-          gradient_x_input(_net(net), _pictures()), rtol=1e-3, atol=1e-4)
+          lrp(_net(name), _pictures(), preset="epsilon", epsilon=1e-9),
+          gradient_x_input(_net(name), _pictures()), rtol=1e-3, atol=1e-4)
 
   def test_a_head_that_is_a_convolution_of_one_place_follows_its_rule(self):
     # As MobileNet's does: a convolution, to which a preset gives z+.
@@ -267,8 +268,8 @@ class LinearizationTest(parameterized.TestCase):
   def test_the_affine_form_is_the_net_of_others(self, net):
     self._check_affine(net)
 
-  def _check_affine(self, net):
-    model = _net(net)
+  def _check_affine(self, name):
+    model = _net(name)
     form = linearize(model, _pictures())
     self.assertLess(np.abs(form.residual).max(),
                     1e-5 * max(1, np.abs(form.offset).max()))
@@ -276,8 +277,8 @@ class LinearizationTest(parameterized.TestCase):
     np.testing.assert_allclose(form.scores, model(_pictures()), atol=1e-5)
 
   def test_weights_are_slopes(self):
-    for net in ("depthwise", "clipped", "prelu"):
-      model, pictures = _net(net), _pictures()[:1]
+    for name in ("depthwise", "clipped", "prelu"):
+      model, pictures = _net(name), _pictures()[:1]
       form, way = linearize(model, pictures), tiny.images(1, 9, 8)
       for step in (1e-4, -1e-4):
         slope = (model(pictures + step * way).numpy() - form.scores) / step

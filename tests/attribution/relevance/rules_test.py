@@ -17,7 +17,7 @@ def _dense(inputs, kernel, bias):
   return Linear(
       tf.constant(inputs, tf.float32), tf.constant(kernel, tf.float32),
       tf.constant(bias, tf.float32), True, False, False, tf.matmul,
-      lambda one, weights: tf.matmul(one, weights, transpose_b=True))
+      lambda share, weights: tf.matmul(share, weights, transpose_b=True))
 
 
 def _drawn(seed=0):
@@ -100,7 +100,7 @@ class RulesTest(parameterized.TestCase):
           rule(block, tf.constant([[5.0]])), [[2.5, 2.5]], rtol=RTOL)
 
   def test_z_plus_even_by_hand(self):
-    # The first output hears 2 and 3, as under z+; the second hears no good.
+    # The first output reads 2 and 3, as under z+; the second none above 0.
     block = _dense([[1, 1, -1]], [[2.0, -1.0], [-1.0, -3.0], [-3.0, 0.0]],
                    [0.0, 9.0])
     np.testing.assert_allclose(

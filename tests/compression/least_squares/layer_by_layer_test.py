@@ -1,4 +1,4 @@
-"""Tests of what layers take, computed from the last bottleneck on."""
+"""Tests of layer inputs, computed from the last bottleneck on."""
 
 import collections
 from typing import ClassVar
@@ -36,10 +36,10 @@ def residual(x):
 
 
 def across(x):
-  """A short cut from the pictures themselves, and one over two others."""
-  one = conv("a", x, 3)
-  two = _layers.Add()([x, conv("b", one, 3)])
-  both = _layers.Concatenate()([one, conv("c", two), two])
+  """A short cut from the images themselves, and one over two others."""
+  first = conv("a", x, 3)
+  second = _layers.Add()([x, conv("b", first, 3)])
+  both = _layers.Concatenate()([first, conv("c", second), second])
   return conv("e", conv("d", both) * 0.5 + tf.nn.relu(1.0))
 
 
@@ -80,35 +80,35 @@ class StagedInputsTest(parameterized.TestCase):
       build=(plain, residual, across, shared, nested, attended),
       kept=(0, layer_by_layer.KEPT))
   def test_as_from_the_start(self, build, kept):
-    """While each layer is changed once it was asked for."""
+    """Each layer changes after its inputs were read."""
     self.enter_context(mock.patch.object(layer_by_layer, "KEPT", kept))
-    net = self.net(build)
-    before = net.get_weights()
-    changed, inputs = clone_model(net), StagedInputs(net, IMAGES, 2)
+    model = self.net(build)
+    before = model.get_weights()
+    changed, inputs = clone_model(model), StagedInputs(model, IMAGES, 2)
     random = np.random.default_rng(1)
     for layer in changed.layers:
       if layer.name not in "abcde":
         continue
       want = keras.Model(changed.inputs, layer.input)(IMAGES).numpy()
       got = [*inputs.batches(layer.name)]
-      self.assertEqual([len(one) for one in got], [2, 2, 1])
+      self.assertEqual([len(batch) for batch in got], [2, 2, 1])
       # Float32 sums in another order: batches of two images, not all five.
       np.testing.assert_allclose(np.concatenate(got), want, atol=1e-5)
-      weights = [0.2 * random.normal(size=one.shape)
-                 for one in layer.get_weights()]
+      weights = [0.2 * random.normal(size=weight.shape)
+                 for weight in layer.get_weights()]
       layer.set_weights(weights)
       inputs.set_weights(layer.name, weights)
-    for one, other in zip(before, net.get_weights(), strict=True):
-      np.testing.assert_array_equal(one, other)
-    for layer in net.layers:
+    for old, new in zip(before, model.get_weights(), strict=True):
+      np.testing.assert_array_equal(old, new)
+    for layer in model.layers:
       self.assertLen(layer.inbound_nodes, 2 if layer.name == "twice" else 1)
 
   def test_one_image(self):
-    net = self.net(plain)
-    (taken,) = StagedInputs(net, IMAGES[:1], 4).batches("b")
+    model = self.net(plain)
+    (taken,) = StagedInputs(model, IMAGES[:1], 4).batches("b")
     # Float32 sums in another order.
     np.testing.assert_allclose(taken, keras.Model(
-        net.inputs, net.get_layer("b").input)(IMAGES[:1]), atol=1e-5)
+        model.inputs, model.get_layer("b").input)(IMAGES[:1]), atol=1e-5)
 
   def test_a_gigabyte_is_kept(self):
     self.assertEqual(4 * layer_by_layer.KEPT, 1024 ** 3)  # Values of float32.
@@ -117,7 +117,7 @@ class StagedInputsTest(parameterized.TestCase):
       (3, 0, [1, 1, 1]), (4, 0, [3, 2, 1]), (4, 4 * 64 * 5, [1, 1, 1]),
       (4, 4 * 64 * 5 - 1, [3, 2, 1]))
   def test_what_lies_before_a_bottleneck_runs_once(self, filters, kept, want):
-    """But for maps of more values than the pictures, and all than are kept."""
+    """Except maps of more values than the images, and than are kept in all."""
     self.enter_context(mock.patch.object(layer_by_layer, "KEPT", kept))
     def build(x):
       for name in "abc":

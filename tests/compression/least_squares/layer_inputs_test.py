@@ -32,13 +32,13 @@ def _places(tall, wide):
 
 
 def _own(moments):
-  """Reads the sums of products of what the student's layer takes."""
+  """Reads the sums of products of the student layer's inputs."""
   unit = np.eye(len(moments.diagonal))
   return moments.left(unit) - moments.damping * unit
 
 
 def _cross(moments, teachers):
-  """Reads those of the student's and the teacher's, of so many inputs."""
+  """Reads the sums of student inputs times `teachers` teacher inputs."""
   return moments.right(
       np.eye(teachers), np.zeros([len(moments.diagonal), teachers]))
 
@@ -110,22 +110,23 @@ class SmallMapTest(parameterized.TestCase):
     layer = _layers.Conv2D(4, span, **settings)
     students = [_whole(4, 11, 9, 2, seed=1), _whole(3, 11, 9, 2, seed=2)]
     teachers = [_whole(4, 11, 9, 3, seed=3), _whole(3, 11, 9, 3, seed=4)]
-    own, other = (np.concatenate([_rows(batch, layer) for batch in batches])
-                  for batches in (students, teachers))
+    student_rows, teacher_rows = (
+        np.concatenate([_rows(batch, layer) for batch in batches])
+        for batches in (students, teachers))
     moments = input_moments(students, teachers, layer)
     np.testing.assert_allclose(
-        _own(moments), own.T @ own, rtol=SUMS, atol=SUMS)
+        _own(moments), student_rows.T @ student_rows, rtol=SUMS, atol=SUMS)
     np.testing.assert_array_equal(
-        _cross(moments, other.shape[1]), own.T @ other)
+        _cross(moments, teacher_rows.shape[1]), student_rows.T @ teacher_rows)
 
   @parameterized.parameters((4,), (9, 4), (10, 10, 4))
   def test_dense(self, *shape):
-    own, other = _whole(5, *shape, seed=1), _whole(5, *shape, seed=2)
-    moments = input_moments([own], [other], _layers.Dense(3))
-    own, other = own.reshape(-1, 4), other.reshape(-1, 4)
+    inputs, other = _whole(5, *shape, seed=1), _whole(5, *shape, seed=2)
+    moments = input_moments([inputs], [other], _layers.Dense(3))
+    inputs, other = inputs.reshape(-1, 4), other.reshape(-1, 4)
     np.testing.assert_allclose(
-        _own(moments), own.T @ own, rtol=SUMS, atol=SUMS)
-    np.testing.assert_array_equal(_cross(moments, 4), own.T @ other)
+        _own(moments), inputs.T @ inputs, rtol=SUMS, atol=SUMS)
+    np.testing.assert_array_equal(_cross(moments, 4), inputs.T @ other)
 
   def test_a_hundred_positions_are_all_of_them(self):
     np.testing.assert_array_equal(
@@ -177,7 +178,7 @@ class LargeMapTest(parameterized.TestCase):
   def test_the_same_in_the_teacher(self):
     layer = _layers.Conv2D(1, 2, padding="same")
     batches = [_whole(2, 12, 12, 3, seed=seed) for seed in range(4)]
-    moments = input_moments(batches, [2 * one for one in batches], layer)
+    moments = input_moments(batches, [2 * batch for batch in batches], layer)
     once = _cross(input_moments(batches, batches, layer), 12)
     np.testing.assert_array_equal(_cross(moments, 12), 2 * once)
     # At other positions they would not be the student's own.
@@ -200,10 +201,10 @@ class LargeMapTest(parameterized.TestCase):
     model = keras.Model(inputs, _layers.Add()(
         [layer(inputs) for layer in both]))
     images = np.repeat(_places(12, 12), 5, axis=0)
-    one, other = own_moments(model, both, images, 2)
+    first, second = own_moments(model, both, images, 2)
     counts = _counts([images[:2], images[2:4], images[4:]])
     self.assertEqual(counts.sum(), 5 * 100)
-    for moments in (one, other):
+    for moments in (first, second):
       np.testing.assert_allclose(
           _own(moments), np.diag(counts), rtol=SUMS, atol=SUMS)
 

@@ -21,20 +21,20 @@ _layers = keras.layers
 _INPUTS, _ALL, _OUTPUTS = 9, 11, 4
 
 
-def _collected(own, other, size=3):
+def _collected(inputs, other, size=3):
   rows = MomentsOfRows()
-  for start in range(0, len(own), size):
-    rows.add(own[start:start + size],
+  for start in range(0, len(inputs), size):
+    rows.add(inputs[start:start + size],
              None if other is None else other[start:start + size])
-  assert rows.count == len(own)
+  assert rows.count == len(inputs)
   return rows.moments()
 
 
 def _summed():
   """Has rows be summed however few they are."""
   return mock.patch.object(
-      layer_moments, "_Listed", lambda own, other: layer_moments._Summed(
-          own.T @ own, own.T @ other))
+      layer_moments, "_Listed", lambda inputs, other: layer_moments._Summed(
+          inputs.T @ inputs, inputs.T @ other))
 
 
 class MomentsTest(parameterized.TestCase):
@@ -71,24 +71,24 @@ class MomentsTest(parameterized.TestCase):
     close(moments.left(fitted), right)
     inverse = np.linalg.inv(self.damped)
     close(moments.inverse_diagonal(), np.diag(inverse))
-    some = np.array([4, 0, 7])
-    close(moments.inverse().block(some), inverse[np.ix_(some, some)])
+    rows = np.array([4, 0, 7])
+    close(moments.inverse().block(rows), inverse[np.ix_(rows, rows)])
 
   @parameterized.parameters(3, 8, 40)
   def test_those_that_stay_take_over_from_those_that_go(self, count):
     moments = self.draw(count)
-    inverse, weights, kept = moments.inverse(), self.start, np.arange(_INPUTS)
+    inverse, weights, left = moments.inverse(), self.start, np.arange(_INPUTS)
     for gone in ([2], [0, 5, 6]):  # One lot after another.
-      there = np.isin(np.arange(len(kept)), gone)
+      there = np.isin(np.arange(len(left)), gone)
       inverse, weights = inverse.without(there, weights)
-      kept = kept[~there]
-    damped = self.damped[np.ix_(kept, kept)]
+      left = left[~there]
+    damped = self.damped[np.ix_(left, left)]
     # Float64 solves of a condition of 901 at most, one after another.
     np.testing.assert_allclose(
-        inverse.block(np.arange(len(kept))), np.linalg.inv(damped), rtol=1e-8)
-    # What all gave, damping held to, by those that are left.
+        inverse.block(np.arange(len(left))), np.linalg.inv(damped), rtol=1e-8)
+    # The remaining inputs fit the output of all of them, with damping.
     np.testing.assert_allclose(weights, np.linalg.solve(
-        damped, self.damped[kept] @ self.start), rtol=1e-8)
+        damped, self.damped[left] @ self.start), rtol=1e-8)
 
   @parameterized.parameters(5, 40)
   def test_a_student_that_is_its_own_teacher(self, count):
@@ -110,8 +110,8 @@ class MomentsTest(parameterized.TestCase):
     self.draw(8)
     first, *others = (_collected(self.own, self.other, size).refitted(
         self.weights, self.start) for size in (1, 3, 8))
-    for one in others:
-      np.testing.assert_array_equal(one, first)
+    for fitted in others:
+      np.testing.assert_array_equal(fitted, first)
 
   @parameterized.parameters((3, True), (3, False), (20, True), (20, False))
   def test_finds_what_is_not_finite(self, count, own):
@@ -146,20 +146,20 @@ class FewRowsTest(parameterized.TestCase):
 
   def test_prune_linear(self):
     random = np.random.default_rng(0)
-    own, other = random.normal(size=(2, 12, 30))
+    inputs, other = random.normal(size=(2, 12, 30))
     weights = random.normal(size=(30, 7))
-    listed = _collected(own, other)
-    summed = layer_moments._Summed(own.T @ own, own.T @ other)
-    one, two = (prune_linear(weights, moments, kept=50)
-                for moments in (listed, summed))
-    self.assertEqual(np.count_nonzero(one), 50)
+    listed = _collected(inputs, other)
+    summed = layer_moments._Summed(inputs.T @ inputs, inputs.T @ other)
+    first, second = (prune_linear(weights, moments, kept=50)
+                     for moments in (listed, summed))
+    self.assertEqual(np.count_nonzero(first), 50)
     # Both end their conjugate gradients at 1e-9 of the right side.
-    np.testing.assert_allclose(one, two, atol=1e-6)
+    np.testing.assert_allclose(first, second, atol=1e-6)
 
   @parameterized.parameters("weights", "filters")
   def test_a_dense_behind_a_flatten(self, what):
     model = _flattened()
-    # "fc1" reads more than there are pictures.
+    # "fc1" reads more than there are images.
     images = nets.pictures(model, 12)
     self.assertGreater(model.get_layer("fc1").input_shape[-1], 12)
 
@@ -172,18 +172,18 @@ class FewRowsTest(parameterized.TestCase):
                                reconstruct=True, images=images)
 
     with self.assertWarnsRegex(UserWarning, "'fc1' has .* inputs and sees 12"):
-      one = prune()
+      listed = prune()
     with _summed(), self.assertWarns(UserWarning):
-      two = prune()
+      summed = prune()
     for first, second in zip(
-        one.get_weights(), two.get_weights(), strict=True):
+        listed.get_weights(), summed.get_weights(), strict=True):
       # Weights are rounded to float32 layer by layer; later layers are fitted
       # to features of those before them.
       np.testing.assert_allclose(first, second, atol=1e-4)
     unseen = nets.pictures(model, 4, 1)
     # A model that nothing was taken from would give the same scores but for
     # float32. Measured: .08 and .15.
-    self.assertGreater(np.abs(one(unseen) - model(unseen)).max(), 0.01)
+    self.assertGreater(np.abs(listed(unseen) - model(unseen)).max(), 0.01)
 
 
 if __name__ == "__main__":

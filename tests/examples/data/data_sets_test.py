@@ -35,9 +35,9 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(data_sets.class_names, tuple("0123456789"))
     np.testing.assert_array_equal(data_sets.class_ids, np.arange(1, 11))
     self.assertTrue(data_sets.multi_label)
-    for part in PARTS:
-      images, labels, label_maps = getattr(data_sets, part)
-      want = digit_scenes.make_scenes(part, 12, seed=3)
+    for name in PARTS:
+      images, labels, label_maps = getattr(data_sets, name)
+      want = digit_scenes.make_scenes(name, 12, seed=3)
       self.assertEqual((images.dtype, labels.dtype, label_maps.dtype),
                        (np.uint8, np.float32, np.uint8))
       self.assertTrue(helpers.same_pictures(
@@ -66,21 +66,21 @@ class LoadTest(parameterized.TestCase):
         data_sets.SCENES, {"train": 5000, "validation": 600, "test": 1000})
 
   def test_equal_calls_are_equal(self):
-    one, other, third = (
+    first, second, third = (
         load("digits", size=16, limit=6, seed=seed) for seed in (0, 0, 1))
-    for a, b in zip(itertools.chain(*one[:3]), itertools.chain(*other[:3])):
+    for a, b in zip(itertools.chain(*first[:3]), itertools.chain(*second[:3])):
       np.testing.assert_array_equal(a, b)
-    self.assertFalse(np.array_equal(one.train.images, third.train.images))
+    self.assertFalse(np.array_equal(first.train.images, third.train.images))
 
   def test_chosen_classes_in_their_order(self):
     every = load("digits", size=16, limit=20)
-    some = load("digits", size=16, limit=20, classes=["7", "2"])
-    self.assertEqual(some.class_names, ("7", "2"))
-    np.testing.assert_array_equal(some.class_ids, [8, 3])
+    chosen = load("digits", size=16, limit=20, classes=["7", "2"])
+    self.assertEqual(chosen.class_names, ("7", "2"))
+    np.testing.assert_array_equal(chosen.class_ids, [8, 3])
     # Scenes of other digits stay: they are what these are told from.
     np.testing.assert_array_equal(
-        some.train.labels, every.train.labels[:, [7, 2]])
-    np.testing.assert_array_equal(some.train.images, every.train.images)
+        chosen.train.labels, every.train.labels[:, [7, 2]])
+    np.testing.assert_array_equal(chosen.train.images, every.train.images)
 
   def test_the_absence_of_a_class_as_a_class(self):
     every = load("digits", size=16, limit=20)
@@ -151,12 +151,12 @@ class RepeatsTest(absltest.TestCase):
 
   def test_more_than_a_block(self):
     images = helpers.noises(2100, size=4)
-    found = repeats(images, images[[5, 1000, 2099]])
-    self.assertEqual(list(np.flatnonzero(found)), [5, 1000, 2099])
+    repeated = repeats(images, images[[5, 1000, 2099]])
+    self.assertEqual(list(np.flatnonzero(repeated)), [5, 1000, 2099])
 
 
 class RealFileTest(parameterized.TestCase):
-  """PASCAL VOC 2012 pictures of animals, where they are at hand."""
+  """PASCAL VOC 2012 images of animals, where they are at hand."""
 
   @pytest.mark.slow("experiments")
   def test_animals(self):
@@ -169,7 +169,7 @@ class RealFileTest(parameterized.TestCase):
     self.assertLen(data_sets.class_names, 12)
     ids = dict(zip(data_sets.class_names, data_sets.class_ids))
     self.assertEqual((ids["bottle"], ids["tvmonitor"]), (5, 20))
-    # A class's mask is in the pictures that have its label, and in no other.
+    # A class's mask is in the images that have its label, and in no other.
     _, labels, label_maps = data_sets.test
     masks = (label_maps[..., None] == data_sets.class_ids).any((1, 2))
     np.testing.assert_array_equal(masks, labels == 1)

@@ -28,30 +28,30 @@ class PartsTest(parameterized.TestCase):
     # Together the parts are the data set, each digit once; so what one has no
     # other has.
     images, classes = map(np.concatenate, zip(
-        *(digit_scenes._digits(part) for part in PARTS)))
+        *(digit_scenes._digits(name) for name in PARTS)))
     self.assertLen(images, len(whole.images))
     rows = np.column_stack([images.reshape(len(images), -1) * 16, classes])
     want = np.column_stack([whole.data, whole.target])
     np.testing.assert_array_equal(
         rows[np.lexsort(rows.T)], want[np.lexsort(want.T)])
     # Nor does a copy of one stand in another.
-    for one, other in itertools.combinations(PARTS, 2):
+    for first, second in itertools.combinations(PARTS, 2):
       self.assertNoCommonElements(
-          *({digit.tobytes() for digit in digit_scenes._digits(part)[0]}
-            for part in (one, other)))
+          *({digit.tobytes() for digit in digit_scenes._digits(name)[0]}
+            for name in (first, second)))
 
   def test_every_part_has_every_digit(self):
-    for part in PARTS:
-      _, classes = digit_scenes._digits(part)
+    for name in PARTS:
+      _, classes = digit_scenes._digits(name)
       self.assertGreater(np.bincount(classes, minlength=10).min(), 15)
 
   def test_no_photo_region_is_in_two_parts(self):
-    strips = zip(*(digit_scenes._photos(part) for part in PARTS))
-    for photo, parts in zip(datasets.load_sample_images().images, strips):
+    strips = zip(*(digit_scenes._photos(name) for name in PARTS))
+    for photo, regions in zip(datasets.load_sample_images().images, strips):
       # Side by side the strips are the photograph.
       np.testing.assert_array_equal(
-          np.round(np.concatenate(parts, axis=1) * 255), photo)
-      for strip in parts:
+          np.round(np.concatenate(regions, axis=1) * 255), photo)
+      for strip in regions:
         self.assertGreaterEqual(min(strip.shape[:2]), digit_scenes.SIZE)
 
 
@@ -60,8 +60,8 @@ class ScenesTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.scenes = {part: digit_scenes.make_scenes(part, COUNT, seed=3)
-                  for part in PARTS}
+    cls.scenes = {name: digit_scenes.make_scenes(name, COUNT, seed=3)
+                  for name in PARTS}
 
   @parameterized.parameters(*PARTS)
   def test_shapes_types_and_ranges(self, part):
@@ -119,20 +119,20 @@ class ScenesTest(parameterized.TestCase):
   @parameterized.parameters(*PARTS)
   def test_equal_seeds_draw_equal_scenes(self, part):
     np.random.seed(int(part == "test"))  # noqa: NPY002  Must not matter.
-    for one, other in zip(
+    for array, again in zip(
         self.scenes[part], digit_scenes.make_scenes(part, COUNT, seed=3)):
-      np.testing.assert_array_equal(one, other)
+      np.testing.assert_array_equal(array, again)
 
   def test_other_seeds_and_parts_draw_others(self):
     images = [scenes.images for scenes in self.scenes.values()]
     images.append(digit_scenes.make_scenes("train", COUNT, seed=4).images)
-    for one, other in itertools.combinations(images, 2):
-      self.assertFalse(np.array_equal(one, other))
+    for first, second in itertools.combinations(images, 2):
+      self.assertFalse(np.array_equal(first, second))
 
   def test_a_longer_set_begins_with_the_shorter(self):
-    for one, other in zip(
+    for longer, shorter in zip(
         self.scenes["test"], digit_scenes.make_scenes("test", 7, seed=3)):
-      np.testing.assert_array_equal(one[:7], other)
+      np.testing.assert_array_equal(longer[:7], shorter)
 
   def test_drawing_changes_no_global_state(self):
     np.random.seed(0)  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Tests of image_folder.py, and of reading pictures of every kind."""
+"""Tests of image_folder.py, and of reading images of every kind."""
 
 import contextlib
 import shutil
@@ -40,7 +40,7 @@ class _FolderTest(parameterized.TestCase):
     helpers.refuses(self, message, self.root, **options)
 
   def seeds(self, split):
-    """Which `helpers.noise` each picture of a split is."""
+    """Which `helpers.noise` each image of a split is."""
     every = np.stack([
         np.asarray(Image.fromarray(helpers.noise(i)).resize(
             (16, 16), Image.Resampling.BILINEAR)) for i in range(100)])
@@ -56,12 +56,12 @@ class PartsTest(_FolderTest):
     super().setUp()
     self.numbers = {}
     seed = 0
-    for part, count in zip(PARTS, (5, 2, 3)):
-      for one in CLASSES:
+    for name, count in zip(PARTS, (5, 2, 3)):
+      for class_name in CLASSES:
         for i in range(count):
-          helpers.save(self.root / part / one / f"{part}{i}.png",
+          helpers.save(self.root / name / class_name / f"{name}{i}.png",
                        helpers.noise(seed))
-          self.numbers[part, one, i] = seed
+          self.numbers[name, class_name, i] = seed
           seed += 1
 
   def numbers_of(self, part):
@@ -72,15 +72,15 @@ class PartsTest(_FolderTest):
     self.assertEqual(data.class_names, CLASSES)
     np.testing.assert_array_equal(data.class_ids, 0)
     self.assertFalse(data.multi_label)
-    for part in PARTS:
-      split = getattr(data, part)
+    for name in PARTS:
+      split = getattr(data, name)
       self.assertIsNone(split.label_maps)
       seeds = self.seeds(split)
-      self.assertCountEqual(seeds, self.numbers_of(part))
+      self.assertCountEqual(seeds, self.numbers_of(name))
       for seed, row in zip(seeds, split.labels):
-        one = next(key[1] for key, number in self.numbers.items()
-                   if number == seed)
-        np.testing.assert_array_equal(row, np.eye(2)[CLASSES.index(one)])
+        class_name = next(key[1] for key, number in self.numbers.items()
+                          if number == seed)
+        np.testing.assert_array_equal(row, np.eye(2)[CLASSES.index(class_name)])
 
   def test_val_is_validation(self):
     (self.root / "validation").rename(self.root / "val")
@@ -102,11 +102,11 @@ class PartsTest(_FolderTest):
     self.assertLen(self.load().train.images, 11)
 
   def test_masks(self):
-    for part in ("validation", "test"):
-      for one in CLASSES:
-        for path in (self.root / part / one).iterdir():
-          values = (0, 7) if one == "ant" else (0, 255)
-          helpers.save(self.root / "masks" / one / path.name,
+    for name in ("validation", "test"):
+      for class_name in CLASSES:
+        for path in (self.root / name / class_name).iterdir():
+          values = (0, 7) if class_name == "ant" else (0, 255)
+          helpers.save(self.root / "masks" / class_name / path.name,
                        mask(*values))
     data = self.load()
     np.testing.assert_array_equal(data.class_ids, [1, 2])
@@ -117,9 +117,9 @@ class PartsTest(_FolderTest):
         np.testing.assert_array_equal(label_map[8:], 1 + row.argmax())
 
   def test_what_a_mask_s_255_is(self):
-    for one in CLASSES:
-      for path in (self.root / "test" / one).iterdir():
-        helpers.save(self.root / "masks" / one / path.name,
+    for class_name in CLASSES:
+      for path in (self.root / "test" / class_name).iterdir():
+        helpers.save(self.root / "masks" / class_name / path.name,
                      mask(0, 255, 1))
     for label_map, row in zip(self.load(12).test.label_maps,
                               self.load(12).test.labels):
@@ -133,9 +133,9 @@ class PartsTest(_FolderTest):
           label_map[:, 0], np.repeat([0, 1 + row.argmax()], 6))
 
   def test_a_missing_mask(self):
-    for one in CLASSES:
-      for path in (self.root / "test" / one).iterdir():
-        helpers.save(self.root / "masks" / one / path.name, mask(0, 1))
+    for class_name in CLASSES:
+      for path in (self.root / "test" / class_name).iterdir():
+        helpers.save(self.root / "masks" / class_name / path.name, mask(0, 1))
     path = self.root / "masks/bee/test1.png"
     path.unlink()
     self.check("test: all pictures or none must have a mask; 1 of 6 have none, "
@@ -202,7 +202,7 @@ class PartsTest(_FolderTest):
     with self.assertLogs("examples.experiment.data.parts", "WARNING") as logs:
       data = self.load()
     self.assertIn("no picture for test; train is divided", logs.output[0])
-    # 15 % of 10 pictures, then 15 / 85 of the 8 others, each rounded.
+    # 15 % of 10 images, then 15 / 85 of the 8 others, each rounded.
     self.assertEqual([len(split.images) for split in data[:3]], [7, 1, 2])
     self.assertCountEqual([seed for split in data[:3]
                            for seed in self.seeds(split)],
@@ -217,9 +217,9 @@ class PartsTest(_FolderTest):
     """Whole pieces beside defects, as in MVTec: nothing to mark in them."""
     shutil.rmtree(self.root / "validation")
     shutil.rmtree(self.root / "train/bee")  # Learned from whole ones alone.
-    for one in CLASSES:  # Of one name in each part.
-      (self.root / "test" / one / "test0.png").rename(
-          self.root / "test" / one / "train0.png")
+    for class_name in CLASSES:  # Of one name in each part.
+      (self.root / "test" / class_name / "test0.png").rename(
+          self.root / "test" / class_name / "train0.png")
     for path in (self.root / "test/bee").iterdir():
       helpers.save(self.root / folder / "bee" / f"{path.stem}{end}.png",
                    mask(0, 1))
@@ -263,9 +263,9 @@ class DividedTest(_FolderTest):
     self.write(20)
 
   def write(self, count):
-    for number, one in enumerate(CLASSES):
+    for number, class_name in enumerate(CLASSES):
       for i in range(count):
-        helpers.save(self.root / one / f"{i}.png",
+        helpers.save(self.root / class_name / f"{i}.png",
                      helpers.noise(50 * number + i))
 
   def test_shares_of_every_class(self):
@@ -278,9 +278,9 @@ class DividedTest(_FolderTest):
                    40)
 
   def test_it_depends_on_names_alone(self):
-    one = self.load()
-    other = self.load(seed=9)
-    for split, same in zip(one[:3], other[:3]):
+    first = self.load()
+    second = self.load(seed=9)
+    for split, same in zip(first[:3], second[:3]):
       np.testing.assert_array_equal(split.images, same.images)
     # The same names elsewhere, written in another order.
     self.root = helpers.new_folder(self)
@@ -288,7 +288,7 @@ class DividedTest(_FolderTest):
       for i in reversed(range(20)):
         helpers.save(self.root / name / f"{i}.png",
                      helpers.noise(50 * number + i))
-    np.testing.assert_array_equal(self.load().test.images, one.test.images)
+    np.testing.assert_array_equal(self.load().test.images, first.test.images)
 
   def test_few_pictures(self):
     shutil.rmtree(self.root)
@@ -317,9 +317,9 @@ class DividedTest(_FolderTest):
     self.assertNoCommonElements(which[0] | which[1], which[2])
 
   def test_masks(self):
-    for number, one in enumerate(CLASSES):
+    for number, class_name in enumerate(CLASSES):
       for i in range(20):
-        helpers.save(self.root / "masks" / one / f"{i}.png",
+        helpers.save(self.root / "masks" / class_name / f"{i}.png",
                      mask(0, number + 1))
     data = self.load()
     self.assertEqual(data.class_names, CLASSES)  # Masks are no class.
@@ -340,7 +340,7 @@ class DividedTest(_FolderTest):
 
 
 class ReadTest(parameterized.TestCase):
-  """Pictures of every kind, alone."""
+  """Images of every kind, alone."""
 
   def read(self, *contents, size=8, **options):
     return read([Picture(f"picture {i}", content, **options)
@@ -395,11 +395,11 @@ class ReadTest(parameterized.TestCase):
         4: lambda x: x[::-1], 5: lambda x: x.swapaxes(0, 1),
         6: lambda x: np.rot90(x, -1),
         7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: lambda x: np.rot90(x)}
-    picture = helpers.noise(1, 8, 8)
+    image = helpers.noise(1, 8, 8)
     exif = Image.Exif()
     exif[0x0112] = orientation
     np.testing.assert_array_equal(
-        self.one(picture, exif=exif), turned[orientation](picture))
+        self.one(image, exif=exif), turned[orientation](image))
 
   def test_a_mask_is_of_the_picture_as_it_is_shown(self):
     exif = Image.Exif()

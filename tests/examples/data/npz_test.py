@@ -1,4 +1,4 @@
-"""Tests of npz.py: pictures from .npz files in their three forms."""
+"""Tests of npz.py: images from .npz files in their three forms."""
 
 import contextlib
 import itertools
@@ -42,8 +42,8 @@ class NpzTest(parameterized.TestCase):
     self.assertEqual(data.class_names, ("0", "1", "2"))
     np.testing.assert_array_equal(data.class_ids, 0)
     self.assertFalse(data.multi_label)
-    for number, part in enumerate(PARTS):
-      images, rows, label_maps = getattr(data, part)
+    for number, name in enumerate(PARTS):
+      images, rows, label_maps = getattr(data, name)
       self.assertIsNone(label_maps)
       self.assertTrue(helpers.same_pictures(
           images, self.images[self.split == number]))
@@ -95,7 +95,7 @@ class NpzTest(parameterized.TestCase):
     np.testing.assert_array_equal(data.train.labels.sum(0), 2)
     helpers.refuses(self, "classes must be two or more .*or one with "
                     r"background_class; got \['1'\]", self.path, classes=["1"])
-    # With its absence beside it, one will do, and all pictures stay.
+    # With its absence beside it, one will do, and all images stay.
     data = load(self.path, size=16, classes=["1"], background_class="other")
     self.assertLen(data.train.images, 6)
 
@@ -137,8 +137,8 @@ class NpzTest(parameterized.TestCase):
     np.testing.assert_array_equal(data.train.label_maps[:, 6], 255)
 
   @parameterized.parameters(
-      # Pictures 0 to 5 are in part 0, the next three in each of the others; a
-      # tenth of train at least is validation, or 15 %.
+      # Images 0 to 5 are in part 0, the next three in each other part. At
+      # least a tenth of train is validation, or 15 %.
       ([0, 0, 2], [8, 1, 3]), ([0, 1, 1], [5, 1, 6]), ([0, 0, 0], [8, 2, 2]))
   def test_a_part_without_a_picture(self, into, want):
     data = self.load(images=self.images, labels=np.arange(12) % 2,
@@ -155,15 +155,15 @@ class NpzTest(parameterized.TestCase):
   def test_without_a_split(self):
     images = helpers.noises(100)
     arrays = {"images": images, "labels": np.arange(100) % 4}
-    one, other = (self.load(**arrays), load(self.path, size=16, seed=5))
-    for data in (one, other):
+    first, second = (self.load(**arrays), load(self.path, size=16, seed=5))
+    for data in (first, second):
       self.assertEqual([len(split.images) for split in data[:3]], [70, 15, 15])
       self.assertTrue(helpers.same_pictures(
           np.concatenate([split.images for split in data[:3]]), images))
-    # The seed moves validation, and never what is reported on.
-    np.testing.assert_array_equal(one.test.images, other.test.images)
+    # The seed moves validation, and never the reported part.
+    np.testing.assert_array_equal(first.test.images, second.test.images)
     self.assertFalse(helpers.same_pictures(
-        one.validation.images, other.validation.images))
+        first.validation.images, second.validation.images))
 
   def test_no_picture_repeats_one_of_another_part(self):
     images = helpers.noises(60)
@@ -175,9 +175,9 @@ class NpzTest(parameterized.TestCase):
       data = self.load(**arrays)
     self.assertIn("pictures of train are left out: they nearly repeat one of "
                   "test.", "".join(logs.output))
-    for one, other in itertools.combinations(data[:3], 2):
-      self.assertFalse(repeats(one.images, other.images).any())
-      self.assertEqual(len(one.images), len(one.labels))
+    for first, second in itertools.combinations(data[:3], 2):
+      self.assertFalse(repeats(first.images, second.images).any())
+      self.assertEqual(len(first.images), len(first.labels))
     self.assertLen(data.test.images, 9)
     # The file's own split is kept as it is.
     data = self.load(split=np.arange(60) % 3, **arrays)
@@ -215,10 +215,10 @@ class NpzTest(parameterized.TestCase):
     arrays = {"images": images, "labels": np.repeat([0, 1], 30),
               "split": np.tile([0, 1, 2], 20)}
     full = self.load(**arrays)
-    some = load(self.path, size=16, limit=8)
-    np.testing.assert_array_equal(some.train.images, full.train.images[:8])
-    np.testing.assert_array_equal(some.test.labels, full.test.labels[:8])
-    self.assertEqual(set(some.train.labels.argmax(1)), {0, 1})
+    limited = load(self.path, size=16, limit=8)
+    np.testing.assert_array_equal(limited.train.images, full.train.images[:8])
+    np.testing.assert_array_equal(limited.test.labels, full.test.labels[:8])
+    self.assertEqual(set(limited.train.labels.argmax(1)), {0, 1})
 
   def jpegs(self, count=12):
     files = [helpers.encoded(helpers.noise(i), "JPEG") for i in range(count)]

@@ -77,7 +77,7 @@ class TfdsTest(parameterized.TestCase):
         for split, count in counts.items()})
 
   def voc(self, key="labels_no_difficult", test_labels=False):
-    """Two classes a picture, the second of them difficult."""
+    """Two classes per image, the second of them difficult."""
     def examples(split):
       for i, image in enumerate(pictures(9, len(split))):
         told = split != "test" or test_labels
@@ -103,9 +103,9 @@ class TfdsTest(parameterized.TestCase):
       self.assertEqual(split.images.shape, (count, 16, 16, 3))
       np.testing.assert_array_equal(split.labels.sum(1), 1)
       self.assertIsNone(split.label_maps)
-    # Each picture with its own label.
+    # Each image with its own label.
     every, _ = read([
-        Picture("", one) for one in pictures(12, len("train"))], 16)
+        Picture("", pixels) for pixels in pictures(12, len("train"))], 16)
     for image, row in zip(*data.train[:2]):
       which = (every == image).all((1, 2, 3)).argmax()
       np.testing.assert_array_equal(row, np.eye(3)[which % 3])

@@ -1,4 +1,4 @@
-"""Tests of voc.py, on a devkit of a dozen tiny pictures."""
+"""Tests of voc.py, on a devkit of a dozen tiny images."""
 
 import contextlib
 import shutil
@@ -19,7 +19,7 @@ VAL = [f"2009_{i:06}" for i in range(6, 12)]
 JUDGED = VAL[:4]
 MASKED = TRAIN[:4]  # Of the others, those with masks.
 NAMES = TRAIN + VAL
-# Every picture: classes, and whether each is difficult.
+# Every image: classes, and whether each is difficult.
 OBJECTS = {name: [("cat", False)] if i % 2 else [("dog", False), ("cat", True)]
            for i, name in enumerate(NAMES)}
 OBJECTS[NAMES[3]] += [("person", True), ("person", False)]
@@ -31,10 +31,10 @@ def setUpModule():
 
 
 def mask(name: str) -> Image.Image:
-  """A palette picture: the objects side by side, with a void border."""
+  """A palette image: the objects side by side, with a void border."""
   labels = np.zeros([HEIGHT, WIDTH], np.uint8)
-  for i, (one, _) in enumerate(OBJECTS[name]):
-    labels[2:8, 4 * i:4 * i + 4] = 1 + voc.CLASSES.index(one)
+  for i, (class_name, _) in enumerate(OBJECTS[name]):
+    labels[2:8, 4 * i:4 * i + 4] = 1 + voc.CLASSES.index(class_name)
   labels[8] = 255
   image = Image.fromarray(labels)
   image.putpalette([*range(256)] * 3)
@@ -43,14 +43,14 @@ def mask(name: str) -> Image.Image:
 
 def annotation(name: str) -> list[str]:
   return ["<annotation>", f"<filename>{name}.jpg</filename>", *(
-      f"<object><name>{one}</name><difficult>{int(hard)}</difficult>"
+      f"<object><name>{class_name}</name><difficult>{int(hard)}</difficult>"
       # A part of a body has a name too.
       "<part><name>head</name></part></object>"
-      for one, hard in OBJECTS[name]), "</annotation>"]
+      for class_name, hard in OBJECTS[name]), "</annotation>"]
 
 
 def write_devkit(folder: Path, year: int = 2012) -> Path:
-  """Writes what the official archive holds, and gives its year's folder."""
+  """Writes the official archive's files, and returns its year's folder."""
   root = folder / f"VOC{year}"
   for i, name in enumerate(NAMES):
     helpers.save(root / "JPEGImages" / f"{name}.jpg",
@@ -63,10 +63,10 @@ def write_devkit(folder: Path, year: int = 2012) -> Path:
   helpers.write_text(lists / "Main/val.txt", VAL)
   helpers.write_text(lists / "Segmentation/train.txt", MASKED)
   helpers.write_text(lists / "Segmentation/val.txt", JUDGED)
-  for one in voc.CLASSES:
-    for part, names in (("train", TRAIN), ("val", VAL)):
-      helpers.write_text(lists / "Main" / f"{one}_{part}.txt", [
-          f"{name} {label(name, one):2}" for name in names])
+  for class_name in voc.CLASSES:
+    for split, names in (("train", TRAIN), ("val", VAL)):
+      helpers.write_text(lists / "Main" / f"{class_name}_{split}.txt", [
+          f"{name} {label(name, class_name):2}" for name in names])
   return root
 
 
@@ -84,7 +84,7 @@ class VocTest(parameterized.TestCase):
     self.root = write_devkit(self.folder)
 
   def whose(self, images):
-    """The names of pictures, by their content."""
+    """The names of images, by their content."""
     every = np.stack([
         np.asarray(Image.open(self.root / "JPEGImages" / f"{name}.jpg").resize(
             images.shape[2:0:-1], Image.Resampling.BILINEAR))
@@ -107,8 +107,8 @@ class VocTest(parameterized.TestCase):
       for name, row in zip(names, split.labels):
         self.assertEqual(
             {data.class_names[i] for i in np.flatnonzero(row)},
-            {one for one, hard in OBJECTS[name]
-             if not hard and one in data.class_names})
+            {class_name for class_name, hard in OBJECTS[name]
+             if not hard and class_name in data.class_names})
     return train, held, test
 
   def test_parts_labels_and_masks(self):
@@ -136,12 +136,12 @@ class VocTest(parameterized.TestCase):
     want = load(str(self.folder), size=12)
     shutil.rmtree(self.root / "Annotations")
     data = load(str(self.folder), size=12)
-    for one, other in zip(want[:3], data[:3]):
-      np.testing.assert_array_equal(one.images, other.images)
-      np.testing.assert_array_equal(one.labels, other.labels)
+    for item, split in zip(want[:3], data[:3]):
+      np.testing.assert_array_equal(item.images, split.images)
+      np.testing.assert_array_equal(item.labels, split.labels)
     # No more lists than are asked for.
-    for one in set(voc.CLASSES) - {"cat", "person"}:
-      (self.root / f"ImageSets/Main/{one}_val.txt").unlink()
+    for item in set(voc.CLASSES) - {"cat", "person"}:
+      (self.root / f"ImageSets/Main/{item}_val.txt").unlink()
     data = load(str(self.folder), size=12, classes=["person", "cat"])
     self.assertEqual(data.class_names, ("person", "cat"))
     np.testing.assert_array_equal(data.class_ids, [15, 8])
@@ -278,8 +278,8 @@ class VocTest(parameterized.TestCase):
     helpers.write_text(self.root / "ImageSets/Segmentation/val.txt", [])
     self.check("the part test of .* is empty")
     helpers.write_text(self.root / "ImageSets/Segmentation/val.txt", JUDGED)
-    for part in ("train", "val"):
-      helpers.write_text(self.root / f"ImageSets/Main/{part}.txt", JUDGED)
+    for split in ("train", "val"):
+      helpers.write_text(self.root / f"ImageSets/Main/{split}.txt", JUDGED)
     self.check("the part train of .* is empty")
 
 

@@ -1,4 +1,4 @@
-"""Tests of picture_grids.py: the rule that chooses, and what is drawn."""
+"""Tests of picture_grids.py: the rule of choice, and the drawing."""
 
 import warnings
 from unittest import mock
@@ -29,22 +29,23 @@ def arguments(count=7, **changes):
 class ChoiceTest(parameterized.TestCase):
 
   def test_by_hand(self):
-    ours = np.array([0.5, 0.9, 0.1, np.nan, 0.6, 0.4, 0.7])
-    got = choose_pictures(ours, np.full(7, 0.5), each=1)
-    self.assertEqual([(one.index, one.reason) for one in got], [
+    preserved = np.array([0.5, 0.9, 0.1, np.nan, 0.6, 0.4, 0.7])
+    got = choose_pictures(preserved, np.full(7, 0.5), each=1)
+    self.assertEqual([(choice.index, choice.reason) for choice in got], [
         (1, "most gained"), (4, "middle"), (2, "most lost")])
-    np.testing.assert_allclose([one.gain for one in got], [0.4, 0.1, -0.4])
-    got = choose_pictures(ours, np.full(7, 0.5), each=2)
-    self.assertEqual([one.index for one in got], [1, 6, 4, 0, 5, 2])
+    np.testing.assert_allclose(
+        [choice.gain for choice in got], [0.4, 0.1, -0.4])
+    got = choose_pictures(preserved, np.full(7, 0.5), each=2)
+    self.assertEqual([choice.index for choice in got], [1, 6, 4, 0, 5, 2])
 
   def test_a_loss_is_called_one_only_where_it_is_one(self):
     got = choose_pictures(np.array([0.9, 0.8, 0.7]), np.full(3, 0.5))
-    self.assertEqual([one.reason for one in got],
+    self.assertEqual([choice.reason for choice in got],
                      ["most gained", "middle", "least gained"])
 
   def test_ties_go_by_order_and_none_comes_twice(self):
     got = choose_pictures(np.ones(8), np.ones(8), each=9)
-    self.assertEqual([one.index for one in got], [0, 1, 3, 4, 6, 7])
+    self.assertEqual([choice.index for choice in got], [0, 1, 3, 4, 6, 7])
 
   @parameterized.parameters(
       (np.ones(4), np.ones(5), 1, r"one length; got \[4\] and \[5\]"),

@@ -17,12 +17,12 @@ SOME = ("plain", "distillation", "swa")
 
 def curves(axes):
   """Heights and reaches of the bars, by arm; places too."""
-  found = {}
-  for one in axes.containers:
-    line, _, bars = one.lines
+  places = {}
+  for container in axes.containers:
+    line, _, bars = container.lines
     reach = [(end[1] - start[1]) / 2 for start, end in bars[0].get_segments()]
-    found[one.get_label()] = (*line.get_data(), reach)
-  return found
+    places[container.get_label()] = (*line.get_data(), reach)
+  return places
 
 
 def legend(drawing):
@@ -138,7 +138,8 @@ class ClosedTest(absltest.TestCase):
             row("ewa", cosine_mean=0.9)]
     axes, = closed_curves(rows, "prune").axes
     self.assertGreaterEqual(axes.get_ylim()[0], -100)
-    self.assertIn("1 outside the view", [one.get_text() for one in axes.texts])
+    self.assertIn(
+        "1 outside the view", [text.get_text() for text in axes.texts])
 
   def test_where_nothing_was_lost(self):
     rows = [row("teacher", roc_auc=0.7), row("plain", roc_auc=0.75),
@@ -152,14 +153,16 @@ class ClassBarsTest(absltest.TestCase):
     rows = sweep(arms=SOME, strengths=(0.9,), seeds=(1, 2))
     drawing = class_bars(rows, "prune", 0.9, "ap")
     axes, = drawing.axes
-    bars = [one for one in axes.containers if hasattr(one, "patches")]
-    self.assertEqual([one.get_label() for one in bars], [*SOME])
-    want = np.mean([one["per_class"]["cow"]["ap"] for one in rows
-                    if one["arm"] == "swa"])
+    bars = [container for container in axes.containers
+            if hasattr(container, "patches")]
+    self.assertEqual([bar.get_label() for bar in bars], [*SOME])
+    want = np.mean([line["per_class"]["cow"]["ap"] for line in rows
+                    if line["arm"] == "swa"])
     self.assertAlmostEqual(bars[2].datavalues[CLASSES.index("cow")], want)
     self.assertEqual([text.get_text() for text in axes.get_yticklabels()],
                      [*CLASSES])
-    lines = {one.get_label() for one in axes.collections} & LINES.keys()
+    lines = {collection.get_label()
+             for collection in axes.collections} & LINES.keys()
     self.assertEqual(lines, {"teacher", "fine_tune"})
     self.assertEqual(tf.io.decode_png(png(drawing)).shape[1], 1200)
 
@@ -173,7 +176,7 @@ class ClassBarsTest(absltest.TestCase):
   def test_order_of_the_legend(self):
     rows = sweep(strengths=(0.9,), seeds=(1,))
     self.assertLen(legend(class_bars(rows, "prune", 0.9, "ap")),
-                   len(in_order({one["arm"] for one in rows})) - 1)
+                   len(in_order({line["arm"] for line in rows})) - 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tests of results_page.py: the page, and that it shows what is there."""
+"""Tests of results_page.py: the page, and that it shows all results."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.experiment_rows import row, sweep
 
 def save(folder, rows):
   (folder / "results.jsonl").write_text(
-      "".join(json.dumps(one) + "\n" for one in rows))
+      "".join(json.dumps(line) + "\n" for line in rows))
 
 
 class ReportTest(parameterized.TestCase):
@@ -46,15 +46,16 @@ class ReportTest(parameterized.TestCase):
       self.assertIn(text, page)
     self.assertNotIn("Not all has run", page)
     self.assertNotIn("Left out here", page)
-    linked = {unquote(one) for one in re.findall(r"\]\((.+?)\)", page)}
+    linked = {unquote(link) for link in re.findall(r"\]\((.+?)\)", page)}
     self.assertEqual(
-        {str(one.relative_to(self.output)) for one in files[1:]}, linked)
-    self.assertEqual({one.name for one in (self.output / "made_up").iterdir()},
-                     {one.name for one in files[1:]})
+        {str(file.relative_to(self.output)) for file in files[1:]}, linked)
+    self.assertEqual(
+        {file.name for file in (self.output / "made_up").iterdir()},
+        {file.name for file in files[1:]})
     self.assertIn("made_up/picture-grid one.png", linked)
-    for one in files[1:]:
-      if one.suffix == ".png" and not one.name.startswith("picture-"):
-        self.assertStartsWith(one.read_bytes(), b"\x89PNG")
+    for path in files[1:]:
+      if path.suffix == ".png" and not path.name.startswith("picture-"):
+        self.assertStartsWith(path.read_bytes(), b"\x89PNG")
 
   def test_maps_that_the_file_s_integers_did_not_make_are_told(self):
     rows = [row("plain", 1, map=0.5, road="whole"),
@@ -99,7 +100,7 @@ class ReportTest(parameterized.TestCase):
     self.assertIn("| plain | 1 | 0.900 |", page)
     self.assertNotIn("0.100", page)
     self.assertLen(files[1].read_text().splitlines(), 4)
-    self.assertIn("a_b_c-strength.png", {one.name for one in files})
+    self.assertIn("a_b_c-strength.png", {file.name for file in files})
 
   def test_a_page_again_leaves_nothing_old(self):
     self.report([row(map=0.5), row(compression="ptq", strength=8, map=0.5)])

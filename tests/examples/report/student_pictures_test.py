@@ -90,7 +90,7 @@ class StudentPicturesTest(parameterized.TestCase):
               picture_grids, "map_grid", return_value=b"drawn") as grid):
       files.return_value.explain.return_value.maps = maps
       self.assertEqual(draw_students(experiment, 1), ["pictures-prune-0.9.png"])
-      # Fewer pictures than a grid needs: told, and the report goes on.
+      # Fewer images than a grid needs: told, and the report goes on.
       experiment.judge.shown.return_value = (
           np.zeros([1, 4, 4, 3]), np.array([0]),
           masks[:1] if masked else None)

@@ -46,13 +46,13 @@ class ResultsTableTest(absltest.TestCase):
         self.assertEqual(cell.startswith("**"), line[0] == "SWA", line)
 
   def test_a_collapsed_arm_is_marked_and_never_bold(self):
-    """Chance .2, teacher .7: below .2 + .2 * .5 = .3 a net has collapsed."""
+    """Chance .2, teacher .7: below .2 + .2 * .5 = .3 a model has collapsed."""
     values = {"plain": (0.31, 0.32), "ewa": (0.5, 0.29), "swa": (0.5, 0.49)}
     rows = [row("teacher", 0, map=0.7, map_chance=0.2)] + [
         row(arm, seed, map=value, map_chance=0.2, float_map=0.6,
             roc_auc={"plain": 0.6, "ewa": 0.9, "swa": 0.7}[arm] + 0.01 * seed)
-        for arm, theirs in values.items()
-        for seed, value in enumerate(theirs)]
+        for arm, figures in values.items()
+        for seed, value in enumerate(figures)]
     lines = cells(tables.results_table(rows, "prune", 0.9))
     self.assertEqual([line[0] for line in lines[2:]],
                      ["plain", "EWA ‡ 1 of 2", "SWA"])
@@ -62,8 +62,8 @@ class ResultsTableTest(absltest.TestCase):
         rows, "prune", 0.9, prefix="float_"))
     self.assertIn("less than 20 %", tables.RESULTS_CAPTION)
     # Rows that do not say what chance is are compared as ever.
-    for one in rows:
-      del one["map_chance"]
+    for entry in rows:
+      del entry["map_chance"]
     self.assertNotIn("‡", tables.results_table(rows, "prune", 0.9))
 
   def test_the_float_student(self):
@@ -150,23 +150,23 @@ class CsvTest(absltest.TestCase):
 
   def test_values_come_back_exactly(self):
     rows = sweep(arms=("plain", "swa"), seeds=(1, 2))
-    found = [*csv.DictReader(io.StringIO(results_csv(rows)))]
-    self.assertLen(found, len(rows))
-    for one, line in zip(rows, found):
-      self.assertEqual(line["arm"], one["arm"])
+    csv_rows = [*csv.DictReader(io.StringIO(results_csv(rows)))]
+    self.assertLen(csv_rows, len(rows))
+    for entry, line in zip(rows, csv_rows):
+      self.assertEqual(line["arm"], entry["arm"])
       for key in ("roc_auc", "bytes_gzipped", "strength", "float_cosine_mean"):
-        if key in one:
-          self.assertEqual(float(line[key]), one[key])
+        if key in entry:
+          self.assertEqual(float(line[key]), entry[key])
         else:
           self.assertEqual(line[key], "")
-      if "settings" in one:
-        self.assertEqual(json.loads(line["settings"]), one["settings"])
+      if "settings" in entry:
+        self.assertEqual(json.loads(line["settings"]), entry["settings"])
 
   def test_classes_have_a_line_each(self):
     rows = sweep(arms=("swa",), strengths=(0.9,), seeds=(4,))
-    found = [*csv.DictReader(io.StringIO(per_class_csv(rows)))]
-    self.assertLen(found, 3 * len(CLASSES))  # Not the centre prior.
-    last = found[-1]
+    csv_rows = [*csv.DictReader(io.StringIO(per_class_csv(rows)))]
+    self.assertLen(csv_rows, 3 * len(CLASSES))  # Not the centre prior.
+    last = csv_rows[-1]
     self.assertEqual((last["arm"], last["seed"], last["class"]),
                      ("swa", "4", CLASSES[-1]))
     self.assertEqual(float(last["ap"]),

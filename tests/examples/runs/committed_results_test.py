@@ -1,4 +1,4 @@
-"""Tests of docs/results: what a page's command makes is what the page shows."""
+"""Tests of docs/results: a page shows the results of its command."""
 
 import re
 import shlex
@@ -11,23 +11,24 @@ from examples.experiment.runs.variants import ARMS
 from tests.places import ROOT
 
 PLACE = ROOT / "docs" / "results"
-PAGES = sorted(one.stem for one in PLACE.glob("*.md") if one.stem != "README")
+PAGES = sorted(
+    path.stem for path in PLACE.glob("*.md") if path.stem != "README")
 COMMAND = re.compile(r"^python -m examples\.sweep .*$", re.MULTILINE)
 
 
 def flags_of(arguments: list[str]) -> dict[str, list[str]]:
   """The flags of a command line and of the files it names, in order."""
-  found = {}
-  for one in arguments:
-    name, _, value = one.removeprefix("--").partition("=")
+  flags = {}
+  for argument in arguments:
+    name, _, value = argument.removeprefix("--").partition("=")
     if name == "flagfile":
       lines = (ROOT / value).read_text().splitlines()
       for key, values in flags_of(
           [line for line in lines if line.startswith("--")]).items():
-        found.setdefault(key, []).extend(values)
+        flags.setdefault(key, []).extend(values)
     else:
-      found.setdefault(name, []).append(value)
-  return found
+      flags.setdefault(name, []).append(value)
+  return flags
 
 
 class PagesTest(parameterized.TestCase):
@@ -41,16 +42,17 @@ class PagesTest(parameterized.TestCase):
     self.assertEqual(flags["experiment"][-1], name)
     runs = set(read_grid(
         flags["grid"][-1], flags.get("arm", ARMS),
-        [int(one) for one in flags.get("seed", (1, 2, 3))]))
+        [int(seed) for seed in flags.get("seed", (1, 2, 3))]))
     rows = current_rows(
         read_rows(PLACE / "rows" / name / "results.jsonl"))
     self.assertEqual({row["experiment"] for row in rows}, {name})
-    made = {(row["compression"], row["strength"], row["arm"], row["seed"])
-            for row in rows if row["arm"] not in ("teacher", "centre_prior")}
+    reported = {(row["compression"], row["strength"], row["arm"], row["seed"])
+                for row in rows
+                if row["arm"] not in ("teacher", "centre_prior")}
     asked = {(run.compression, run.strength, run.arm, run.seed)
              for run in runs}
-    self.assertEmpty(made - asked)
-    self.assertEqual(bool(asked - made), "Not all has run" in page)
+    self.assertEmpty(reported - asked)
+    self.assertEqual(bool(asked - reported), "Not all has run" in page)
 
 
 if __name__ == "__main__":

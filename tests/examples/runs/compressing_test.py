@@ -1,4 +1,4 @@
-"""Tests of the grid's text, and of every compression on a tiny net."""
+"""Tests of the grid's text, and of every compression on a tiny model."""
 
 import numpy as np
 import pytest
@@ -85,8 +85,8 @@ class CompressTest(parameterized.TestCase):
     cls.before = cls.teacher.get_weights()
 
   def tearDown(self):
-    for one, other in zip(self.before, self.teacher.get_weights()):
-      np.testing.assert_array_equal(one, other)
+    for expected, weight in zip(self.before, self.teacher.get_weights()):
+      np.testing.assert_array_equal(expected, weight)
     super().tearDown()
 
   def test_pruned_in_rounds_but_for_the_first_and_the_last_layer(self):
@@ -107,8 +107,8 @@ class CompressTest(parameterized.TestCase):
 
   def test_nothing_at_all_is_a_copy(self):
     student = compress("ptq", 8, self.teacher, fit, pictures)
-    for one, other in zip(self.before, student.get_weights()):
-      np.testing.assert_array_equal(one, other)
+    for expected, weight in zip(self.before, student.get_weights()):
+      np.testing.assert_array_equal(expected, weight)
 
   def test_clusters(self):
     student = compress("cluster", 16, self.teacher, fit, pictures)
@@ -128,7 +128,7 @@ class CompressTest(parameterized.TestCase):
         self.assertLen(channels[layer],
                        find_layer(student, layer).output_shape[-1])
       self.assertEqual(bool(channels), any(
-          one in name for one in ("filters", "macs", "obs_narrow")))
+          word in name for word in ("filters", "macs", "obs_narrow")))
       return student
 
     compress(name, 0.5 if "narrow" not in name else 2, self.teacher, listed,
@@ -155,22 +155,22 @@ class CompressTest(parameterized.TestCase):
     self.assertGreater(kap.export.file_sizes(content)["bytes"], 0)
 
   def check_statistics(self, name, moved):
-    # The teacher's are of no pictures; the arm says whether they stay as they
-    # are where the teacher itself is quantized.
+    # The teacher's statistics come from no images. Where the teacher itself is
+    # quantized, the arm says whether they stay.
     def others():
       return pictures() + 3
 
     student = compress(name, 0.5 if "+" in name else 8, self.teacher, untrained,
                        others)
-    means = [one for one in find_layer(student, "bn0").weights
-             if "moving_mean" in one.name]
+    means = [weight for weight in find_layer(student, "bn0").weights
+             if "moving_mean" in weight.name]
     self.assertLen(means, 1)
-    found = float(np.abs(means[0].numpy()).max())
+    largest = float(np.abs(means[0].numpy()).max())
     if moved:
-      # A mean that stayed is 0; pictures about 3 move it by far more.
-      self.assertGreater(found, 0.1)
+      # A mean that stayed is 0; images about 3 move it by far more.
+      self.assertGreater(largest, 0.1)
     else:
-      self.assertEqual(found, 0)
+      self.assertEqual(largest, 0)
 
   @parameterized.parameters(
       ("lamp+calibrated_qat", True), ("calibrated_qat", False))
@@ -201,8 +201,8 @@ class CompressTest(parameterized.TestCase):
                for name in ("conv1", "conv2")]
     # Shares are rounded to whole weights: 8 of 864 are allowed.
     self.assertAlmostEqual(
-        sum(np.sum(one == 0) for one in kernels)
-        / sum(one.size for one in kernels), 0.75, delta=0.01)
+        sum(np.sum(array == 0) for array in kernels)
+        / sum(array.size for array in kernels), 0.75, delta=0.01)
     self.assertEqual(zeros(student.get_layer("conv0")), 0)
     refined = compress(
         "obs+refine", 0.75, self.teacher, fit, pictures, self.starts)
@@ -226,12 +226,12 @@ class CompressTest(parameterized.TestCase):
     for _ in range(2):
       refined = compress(
           f"{name}+refine", 0.5, self.teacher, fit, counted, starts)
-      for one, other in zip(
+      for expected, weight in zip(
           alone.get_weights(), refined.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(expected, weight)
     self.assertLen(asked, 3)  # For what comes after, but not to start again.
-    for one, other in zip(before, start.get_weights(), strict=True):
-      np.testing.assert_array_equal(one, other)
+    for expected, weight in zip(before, start.get_weights(), strict=True):
+      np.testing.assert_array_equal(expected, weight)
     compress(name, 0.75, self.teacher, fit, counted, starts)
     self.assertLen(asked, 4)
     self.assertLen(starts, 2)
@@ -258,9 +258,9 @@ class CompressTest(parameterized.TestCase):
   def test_filters_are_removed_and_then_refined(self):
     student = compress(
         "obs_filters", 0.5, self.teacher, fit, pictures, self.starts)
-    widths = [sum(layer.filters for layer in net.layers
+    widths = [sum(layer.filters for layer in model.layers
                   if isinstance(layer, keras.layers.Conv2D))
-              for net in (self.teacher, student)]
+              for model in (self.teacher, student)]
     self.assertEqual(widths[1], widths[0] // 2)
     refined = compress(
         "obs_filters+refine", 0.5, self.teacher, fit, pictures, self.starts)
@@ -290,9 +290,9 @@ class CompressTest(parameterized.TestCase):
       self.assertEqual(student.get_layer(layer.name).output_shape,
                        layer.output_shape)
     kernel = self.teacher.get_layer("conv0").get_weights()[0]
-    kept = student.get_layer("conv0").get_weights()[0]
-    for one in range(kept.shape[-1]):
-      self.assertIn(kept[..., one].tolist(), [
+    narrowed = student.get_layer("conv0").get_weights()[0]
+    for filter_index in range(narrowed.shape[-1]):
+      self.assertIn(narrowed[..., filter_index].tolist(), [
           kernel[..., other].tolist() for other in range(kernel.shape[-1])])
 
   @parameterized.parameters(

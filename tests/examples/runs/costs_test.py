@@ -1,4 +1,4 @@
-"""What nets cost: by hand, and as published."""
+"""Costs of models: by hand, and as published."""
 
 import numpy as np
 import pytest

@@ -53,11 +53,11 @@ class ArmsTest(parameterized.TestCase):
     teacher = net()
     before = teacher.get_weights()
     student = kap.clone_model(teacher)
-    student.set_weights([1.1 * one for one in student.get_weights()])
-    own = {name: value for name, value in {
+    student.set_weights([1.1 * array for array in student.get_weights()])
+    settings = {name: value for name, value in {
         "layers": ["relu1", "relu2"], "target": "present"}.items()
         if name in ARM_SETTINGS[arm]}
-    callbacks = arm_callbacks(arm, teacher, multi_label=True, **own)
+    callbacks = arm_callbacks(arm, teacher, multi_label=True, **settings)
     self.assertEqual(recalibrates(arm), arm.endswith("_bn"))
     arm = arm.removesuffix("_bn")
     self.assertEqual(bool(callbacks), arm != "plain")
@@ -70,8 +70,8 @@ class ArmsTest(parameterized.TestCase):
                      "hints", "swa_hints_distillation")
     self.assertEqual("distill_loss" in logs, taught)
     self.assertEqual("hint_loss" in logs, "hints" in arm)
-    for one, other in zip(before, teacher.get_weights()):
-      np.testing.assert_array_equal(one, other)
+    for expected, weight in zip(before, teacher.get_weights()):
+      np.testing.assert_array_equal(expected, weight)
 
   @parameterized.parameters(*SOME_ARMS)
   def test_an_arm_fits(self, arm):
@@ -115,7 +115,7 @@ class RunTest(parameterized.TestCase):
 
 
 class _NoJudge:
-  """Finds nothing: for tests of what runs make, not of what it is worth."""
+  """Finds nothing: for tests of a run's output, not of its quality."""
 
   def __init__(self, *args, **settings):
     del args, settings
@@ -143,8 +143,8 @@ class ExperimentTest(parameterized.TestCase):
 
   def tearDown(self):
     # Whatever was made of the teacher.
-    for one, other in zip(self.before, self.teacher.get_weights()):
-      np.testing.assert_array_equal(one, other)
+    for expected, weight in zip(self.before, self.teacher.get_weights()):
+      np.testing.assert_array_equal(expected, weight)
     super().tearDown()
 
   def leave_unjudged(self):
@@ -188,9 +188,9 @@ class ExperimentTest(parameterized.TestCase):
 
   @pytest.mark.slow("experiments")
   def test_a_run_is_written_down_once(self):
-    one = self.open(keep=True)
-    one.references()
-    row = one.run(RUN)
+    experiment = self.open(keep=True)
+    experiment.references()
+    row = experiment.run(RUN)
     for key in ("map", "cosine_mean", "roc_auc", "gradient_cosine_mean",
                 "occlusion_cosine_mean", "float_cosine_mean", "bytes_gzipped",
                 "parameters", "macs", "same_top_class", "dead"):
@@ -202,10 +202,10 @@ class ExperimentTest(parameterized.TestCase):
     with mock.patch.object(module, "compress", side_effect=AssertionError):
       self.assertEqual(again.run(RUN), row)
     again.references()
-    self.assertLen(read_rows(one.path), 3)
-    file = one.kept(RUN)
+    self.assertLen(read_rows(experiment.path), 3)
+    file = experiment.kept(RUN)
     self.assertEqual(kap.export.file_sizes(file)["bytes"], row["bytes"])
-    student = kap.load_model(one.folder / "students" / f"{RUN.name}.h5")
+    student = kap.load_model(experiment.folder / "students" / f"{RUN.name}.h5")
     self.assertEqual(student.get_layer("conv1").filters, 4)
 
   @pytest.mark.slow("experiments")
@@ -235,8 +235,8 @@ class ExperimentTest(parameterized.TestCase):
 
   def test_other_pictures_are_another_run(self):
     self.leave_unjudged()
-    one = self.open()
-    row = one.run(Run("ptq", 8, "plain", 1))
+    experiment = self.open()
+    row = experiment.run(Run("ptq", 8, "plain", 1))
     others = data()
     others.test.images[0, 0, 0, 0] ^= 1
     with mock.patch(f"{__name__}.data", return_value=others):
@@ -256,13 +256,13 @@ class ExperimentTest(parameterized.TestCase):
           self.teacher, fits._replace(train=large), "--teacher")
 
   def test_a_run_that_fails_leaves_no_row(self):
-    one = self.open()
+    experiment = self.open()
     stopped = mock.patch.object(
         module.kap.export, "convert", side_effect=KeyboardInterrupt)
     unjudged = mock.patch.object(module, "Judge", _NoJudge)
     with stopped, unjudged, self.assertRaises(KeyboardInterrupt):
-      one.run(Run("ptq", 8, "plain", 1))
-    self.assertEmpty(read_rows(one.path))
+      experiment.run(Run("ptq", 8, "plain", 1))
+    self.assertEmpty(read_rows(experiment.path))
 
   def test_too_few_steps_for_the_rounds(self):
     self.leave_unjudged()

@@ -26,7 +26,7 @@ def split(count: int = 8) -> Split:
 
 
 def drawn(recipe: Recipe, count: int) -> list:
-  return [one for one, _ in zip(
+  return [batch for batch, _ in zip(
       batches(split(), recipe).as_numpy_iterator(), range(count))]
 
 
@@ -45,12 +45,12 @@ class BatchesTest(absltest.TestCase):
   def test_a_seed_draws_the_same_batches(self):
     for flip in (False, True):
       recipe = RECIPE._replace(flip=flip)
-      for one, other in zip(drawn(recipe, 5), drawn(recipe, 5)):
-        np.testing.assert_array_equal(one[0], other[0])
-        np.testing.assert_array_equal(one[1], other[1])
-    other = drawn(RECIPE._replace(seed=4), 2)
+      for first, second in zip(drawn(recipe, 5), drawn(recipe, 5)):
+        np.testing.assert_array_equal(first[0], second[0])
+        np.testing.assert_array_equal(first[1], second[1])
+    second = drawn(RECIPE._replace(seed=4), 2)
     self.assertFalse(all(np.array_equal(a[0], b[0]) for a, b in zip(
-        drawn(RECIPE, 2), other)))
+        drawn(RECIPE, 2), second)))
 
   def test_every_picture_comes_once_an_epoch(self):
     labels = np.concatenate([images for images, _ in drawn(RECIPE, 2)])
@@ -59,8 +59,8 @@ class BatchesTest(absltest.TestCase):
         np.sort(labels.reshape(8, -1), 0), np.sort(want.reshape(8, -1), 0))
 
   def test_about_half_are_mirrored_and_labels_stay_theirs(self):
-    found = drawn(RECIPE._replace(flip=True), 50)
-    images, labels = (np.concatenate(one) for one in zip(*found))
+    drawn_batches = drawn(RECIPE._replace(flip=True), 50)
+    images, labels = (np.concatenate(arrays) for arrays in zip(*drawn_batches))
     plain = in_range(split().images, (-1, 1))
     mirrored = 0
     for image, label in zip(images, labels):
@@ -88,16 +88,16 @@ class FitTest(absltest.TestCase):
         for model in (logits, softmax)), places=5)
 
   def test_a_seed_fits_the_same_net(self):
-    found = []
+    fitted = []
     for _ in range(2):
       model = net()
       with eager():
         fit(model, split(), RECIPE, epochs=2)
-      found.append(model.get_weights())
-    for one, other in zip(*found):
+      fitted.append(model.get_weights())
+    for first, second in zip(*fitted):
       # Threads may sum float32 in another order. Another seed's batches would
       # part weights by some of Adam's steps, 1e-3 each.
-      np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+      np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
 
   def test_steps_are_counted_over_all_epochs(self):
     counted = []

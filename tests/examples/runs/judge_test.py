@@ -37,45 +37,45 @@ class TaskFiguresTest(absltest.TestCase):
   def test_multi_label_by_hand(self):
     labels = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
     logits = np.array([[2, -1], [-1, 3], [1, 2], [-2, -3]])
-    found = task_figures(labels, logits, True)
-    # Class 0: found pictures 0 and 2, of which 0 is right; 1 is missed.
+    figures = task_figures(labels, logits, True)
+    # Class 0: found images 0 and 2, of which 0 is right; 1 is missed.
     # Class 1: found 1 and 2, both right.
-    self.assertAlmostEqual(found["f1"], (0.5 + 1.0) / 2)
-    self.assertAlmostEqual(found["accuracy"], 6 / 8)
-    self.assertAlmostEqual(found["map"], np.mean([
-        metrics.average_precision_score(labels[:, one], logits[:, one])
-        for one in range(2)]))
+    self.assertAlmostEqual(figures["f1"], (0.5 + 1.0) / 2)
+    self.assertAlmostEqual(figures["accuracy"], 6 / 8)
+    self.assertAlmostEqual(figures["map"], np.mean([
+        metrics.average_precision_score(labels[:, number], logits[:, number])
+        for number in range(2)]))
 
   def test_exclusive_classes_rank_by_what_a_softmax_says(self):
     rng = np.random.default_rng(1)
     labels = np.eye(3)[rng.integers(0, 3, 40)]
     logits = rng.normal(size=[40, 3]) * 3
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found = task_figures(labels, logits, False)
-    self.assertAlmostEqual(found["map"], np.mean([
-        metrics.average_precision_score(labels[:, one], softmax[:, one])
-        for one in range(3)]))
-    self.assertAlmostEqual(found["f1"], metrics.f1_score(
+    figures = task_figures(labels, logits, False)
+    self.assertAlmostEqual(figures["map"], np.mean([
+        metrics.average_precision_score(labels[:, number], softmax[:, number])
+        for number in range(3)]))
+    self.assertAlmostEqual(figures["f1"], metrics.f1_score(
         labels.argmax(1), logits.argmax(1), average="macro"))
-    self.assertAlmostEqual(found["accuracy"], metrics.accuracy_score(
+    self.assertAlmostEqual(figures["accuracy"], metrics.accuracy_score(
         labels.argmax(1), logits.argmax(1)))
 
   def test_a_class_without_pictures_does_not_count(self):
     labels = np.array([[1, 0], [1, 0]])
-    found = task_figures(labels, np.array([[1, -1], [1, -1]]), True)
-    self.assertEqual(found, {
+    figures = task_figures(labels, np.array([[1, -1], [1, -1]]), True)
+    self.assertEqual(figures, {
         "map": 1.0, "map_chance": 1.0, "accuracy": 1.0, "f1": 1.0})
 
   def test_chance_is_the_mean_over_all_orders(self):
     labels = np.array([[1, 0], [0, 1], [0, 1], [0, 0], [0, 0]])
     orders = [*itertools.permutations(range(5))]
-    found = task_figures(labels, np.zeros([5, 2]), True)["map_chance"]
-    self.assertAlmostEqual(found, np.mean([
-        metrics.average_precision_score(labels[:, one], order)
-        for order in orders for one in range(2)]))
+    figures = task_figures(labels, np.zeros([5, 2]), True)["map_chance"]
+    self.assertAlmostEqual(figures, np.mean([
+        metrics.average_precision_score(labels[:, number], order)
+        for order in orders for number in range(2)]))
     # By hand: first of two half of the time, else second.
-    found = task_figures(np.eye(2), np.zeros([2, 2]), False)["map_chance"]
-    self.assertAlmostEqual(found, 0.75)
+    figures = task_figures(np.eye(2), np.zeros([2, 2]), False)["map_chance"]
+    self.assertAlmostEqual(figures, 0.75)
 
 
 class JudgeTest(absltest.TestCase):
@@ -100,13 +100,13 @@ class JudgeTest(absltest.TestCase):
     images = in_range(self.part.images, (-1, 1))
     classes = self.part.label_maps[:, 3, 4] - 1
     maps = kap.attribution.grad_cam(self.teacher, images, classes, "relu2")
-    found = kap.evaluation.localization(
+    scores = kap.evaluation.localization(
         maps, self.part.label_maps == (classes + 1)[:, None, None],
         self.part.label_maps != 255)
     for key in ("roc_auc", "pointing", "energy_inside"):
       # The same maps: all that is left is the rounding of a mean over images.
       self.assertAlmostEqual(
-          self.judge.teacher_row[key], found[key].mean(), places=6)
+          self.judge.teacher_row[key], scores[key].mean(), places=6)
 
   def test_a_file_is_judged_by_its_own_maps_and_scores(self):
     content = kap.export.convert(
@@ -126,20 +126,20 @@ class JudgeTest(absltest.TestCase):
 
   def test_another_net_does_not_agree(self):
     other = net()
-    other.set_weights([one[..., ::-1] for one in other.get_weights()])
+    other.set_weights([weight[..., ::-1] for weight in other.get_weights()])
     row = self.judge.judge_model(other)
     # Below the 1 of a judge that holds the teacher against itself.
     self.assertLess(row["cosine_mean"], 0.99)
 
   def test_a_class_without_a_mask_is_not_judged_against_one(self):
-    one = judge(self.teacher, self.part, class_ids=np.array([0, 2, 0]))
-    self.assertEqual({*one.classes}, {1})
+    judged = judge(self.teacher, self.part, class_ids=np.array([0, 2, 0]))
+    self.assertEqual({*judged.classes}, {1})
 
   def test_pictures_without_masks_have_no_localization(self):
     bare = self.part._replace(label_maps=None)
-    one = judge(self.teacher, bare)
-    self.assertNotIn("roc_auc", one.teacher_row)
-    row = one.judge_model(self.teacher)
+    judged = judge(self.teacher, bare)
+    self.assertNotIn("roc_auc", judged.teacher_row)
+    row = judged.judge_model(self.teacher)
     self.assertAlmostEqual(row["cosine_mean"], 1, places=PLACES)
     self.assertNotIn("roc_auc", row)
 

@@ -1,4 +1,4 @@
-"""Tests of what the experiments' programs read beside a net."""
+"""Tests of the files that the experiments' programs read beside a model."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ class KnownTest(parameterized.TestCase):
     net().save(self.folder / "teacher.h5")
 
   def beside(self, **changes):
-    """What `train_teacher` writes, of a net that knows nothing."""
+    """Writes `train_teacher`'s report for a model that knows nothing."""
     (self.folder / "teacher.json").write_text(json.dumps({
         "pixel_range": [-1, 1], "class_names": NAMES, "layer": "relu3",
         "settings": {"data": "digits", "size": 32, "classes": None},

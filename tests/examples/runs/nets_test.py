@@ -1,4 +1,4 @@
-"""The nets of the experiments: shapes, weights, and what is done to them."""
+"""The models of the experiments: shapes, weights and uses."""
 
 import numpy as np
 import pytest
@@ -28,28 +28,31 @@ def little(name):
 class BuildTest(parameterized.TestCase):
 
   def check(self, name):
-    """Builds a net and does to it all that experiments do."""
+    """Builds a model and takes it through every step of the experiments."""
     size = LEAST[name]
-    net = little(name)
+    original = little(name)
     images = pictures(size, *nets.PIXEL_RANGES[name])
-    logits = net(images).numpy()
+    logits = original(images).numpy()
     self.assertEqual(logits.shape, (2, 3))
-    self.assertEqual(net.layers[-1].name, "logits")
+    self.assertEqual(original.layers[-1].name, "logits")
     self.assertTrue(np.isfinite(logits).all())
-    # Of two pictures; measured: .7 and more. A deep net whose norms do not fit
-    # what they see gives one answer to every picture.
+    # For two images, .7 and more was measured. A deep model whose norms do not
+    # fit their inputs gives one answer to every image.
     self.assertGreater(np.ptp(logits, axis=0).max(), 0.1)
 
     layer = nets.layer_of(name, size)
-    maps = kap.attribution.grad_cam(net, images, [0, 1], layer)
-    self.assertEqual(maps.shape[1:], net.get_layer(layer).output.shape[1:3])
-    narrowed, fewer = kap.narrow(net, 0.5), kap.prune_filters(net, 0.5)
+    maps = kap.attribution.grad_cam(original, images, [0, 1], layer)
+    self.assertEqual(
+        maps.shape[1:], original.get_layer(layer).output.shape[1:3])
+    narrowed, fewer = (
+        kap.narrow(original, 0.5), kap.prune_filters(original, 0.5))
     for model in (narrowed, fewer):
-      self.assertLess(model.count_params(), 0.7 * net.count_params())
-    for model in (narrowed, fewer, tiny.prune(net),
-                  tfmot.quantization.keras.quantize_model(tiny.copy_of(net))):
+      self.assertLess(model.count_params(), 0.7 * original.count_params())
+    for model in (narrowed, fewer, tiny.prune(original),
+                  tfmot.quantization.keras.quantize_model(
+                      tiny.copy_of(original))):
       self.assertEqual(model(images).shape, (2, 3))
-      kap.TrainStep(model, net, kap.WCAM(layer))  # Finds layer and head.
+      kap.TrainStep(model, original, kap.WCAM(layer))  # Finds layer and head.
 
   def test_a_small_net(self):
     self.check("small")
@@ -60,23 +63,24 @@ class BuildTest(parameterized.TestCase):
     self.check(name)
 
   def test_vgg16_is_configuration_d(self):
-    net = nets.build("vgg16", size=64, classes=4, width=1 / 8)
-    convs = [layer for layer in net.layers
+    model = nets.build("vgg16", size=64, classes=4, width=1 / 8)
+    convs = [layer for layer in model.layers
              if isinstance(layer, keras.layers.Conv2D)]
     self.assertEqual(
         [layer.filters for layer in convs],
         [8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64])
     self.assertEqual({layer.kernel_size for layer in convs}, {(3, 3)})
-    self.assertLen([layer for layer in net.layers if isinstance(
+    self.assertLen([layer for layer in model.layers if isinstance(
         layer, keras.layers.BatchNormalization)], 13)
-    self.assertEqual(net.get_layer("pool5").output.shape, (None, 2, 2, 64))
+    self.assertEqual(model.get_layer("pool5").output.shape, (None, 2, 2, 64))
 
   def test_width_rounds_and_leaves_one(self):
-    net = nets.build("small", size=8, classes=2, width=0.01)
+    model = nets.build("small", size=8, classes=2, width=0.01)
     self.assertEqual(
-        [net.get_layer(f"conv{i}").filters for i in (1, 2, 3, 4)], [1, 1, 1, 1])
-    net = nets.build("mobilenet", size=32, classes=2, width=1 / 2)
-    self.assertEqual(net.get_layer("conv_pw_13").filters, 128)
+        [model.get_layer(f"conv{i}").filters for i in (1, 2, 3, 4)],
+        [1, 1, 1, 1])
+    model = nets.build("mobilenet", size=32, classes=2, width=1 / 2)
+    self.assertEqual(model.get_layer("conv_pw_13").filters, 128)
 
   def test_what_cannot_be_built(self):
     settings = {"size": 32, "classes": 2}
@@ -115,16 +119,16 @@ class LayerOfTest(parameterized.TestCase):
   @parameterized.parameters(*nets.NETS)
   def test_the_map_is_large_enough_and_no_later_one_is(self, name):
     size = 63
-    net = nets.build(name, size=size, classes=2, width=1 / 8)
+    model = nets.build(name, size=size, classes=2, width=1 / 8)
     chosen = nets.layer_of(name, size)
     self.assertGreaterEqual(
-        min(net.get_layer(chosen).output.shape[1:3]), nets.LEAST_MAP)
+        min(model.get_layer(chosen).output.shape[1:3]), nets.LEAST_MAP)
     # The next activation of a smaller map is too small.
-    names = [layer.name for layer in net.layers]
-    heights = [net.get_layer(layer).output.shape[1]
+    names = [layer.name for layer in model.layers]
+    heights = [model.get_layer(layer).output.shape[1]
                for layer in names[names.index(chosen):-2]
                if "relu" in layer or "activation" in layer or "pool" in layer]
-    smaller = [one for one in heights if one < heights[0]]
+    smaller = [height for height in heights if height < heights[0]]
     self.assertLess(max(smaller, default=0), nets.LEAST_MAP)
 
   def test_errors(self):
@@ -134,10 +138,10 @@ class LayerOfTest(parameterized.TestCase):
       nets.layer_of("mobilenet", 16)
 
 
-def _in_double_precision(net: keras.Model) -> keras.Model:
+def _in_double_precision(model: keras.Model) -> keras.Model:
   copy = keras.models.model_from_json(
-      net.to_json().replace('"float32"', '"float64"'))
-  copy.set_weights(net.get_weights())
+      model.to_json().replace('"float32"', '"float64"'))
+  copy.set_weights(model.get_weights())
   return copy
 
 
@@ -149,12 +153,12 @@ class WeightsTest(absltest.TestCase):
     kap.save_model(other, folder / "net.h5")
     other.save_weights(folder / "weights.h5")
     for name in ("net.h5", "weights.h5"):
-      net = nets.build("small", size=16, classes=5, width=1 / 8,
-                       weights=folder / name)
-      for layer in net.layers[:-1]:
+      model = nets.build("small", size=16, classes=5, width=1 / 8,
+                         weights=folder / name)
+      for layer in model.layers[:-1]:
         self.assertTrue(tiny.weights_equal(
             layer.get_weights(), other.get_layer(layer.name).get_weights()))
-      self.assertEqual(net.output_shape, (None, 5))
+      self.assertEqual(model.output_shape, (None, 5))
     again = kap.load_model(folder / "net.h5")
     images = pictures(8)
     np.testing.assert_array_equal(again(images), other(images))
@@ -192,28 +196,28 @@ class WeightsTest(absltest.TestCase):
   @pytest.mark.slow("pretrained")
   def test_imagenet_weights(self):
     path = pretrained.model_path(IMAGENET)
-    theirs = pretrained.load(IMAGENET)
-    net = nets.build("mobilenet", size=96, classes=2, weights=path)
-    for layer in net.layers[:-1]:
+    source = pretrained.load(IMAGENET)
+    model = nets.build("mobilenet", size=96, classes=2, weights=path)
+    for layer in model.layers[:-1]:
       if layer.weights:
         self.assertTrue(tiny.weights_equal(
-            layer.get_weights(), theirs.get_layer(layer.name).get_weights()))
+            layer.get_weights(), source.get_layer(layer.name).get_weights()))
 
   @pytest.mark.slow("pretrained")
   def test_mlperf_tinys_resnet(self):
     path = pretrained.RESNET / "pretrainedResnet.h5"
-    theirs = pretrained.load(path)
-    net = nets.build("resnet8", size=32, classes=10,
-                     weights=pretrained.model_path(path))
-    net.get_layer("logits").set_weights(theirs.layers[-1].get_weights())
-    self.assertEqual(net.count_params(), theirs.count_params())
+    source = pretrained.load(path)
+    model = nets.build("resnet8", size=32, classes=10,
+                       weights=pretrained.model_path(path))
+    model.get_layer("logits").set_weights(source.layers[-1].get_weights())
+    self.assertEqual(model.count_params(), source.count_params())
     # In double precision: what float32 gives hangs on the processor, which sums
     # in an order of its own.
-    net, theirs = map(_in_double_precision, (net, theirs))
+    model, source = map(_in_double_precision, (model, source))
     images = pictures(32, 0, 255).astype(np.float64)
     # Float64 sums in another order; probabilities are 1 at most.
     np.testing.assert_allclose(
-        keras.activations.softmax(net(images)), theirs(images), atol=1e-12)
+        keras.activations.softmax(model(images)), source(images), atol=1e-12)
 
   @pytest.mark.slow("pretrained")
   def test_the_person_detector_loads(self):

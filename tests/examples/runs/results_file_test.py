@@ -36,9 +36,9 @@ class ReadingTest(parameterized.TestCase):
   def test_figures_may_be_missing(self):
     path = self.file(b'{"experiment": "e", "compression": "p", "strength": 1,'
                      b'"arm": "plain", "seed": 1, "map": NaN, "dead": null}\n')
-    found = read_rows(path)[0]
-    self.assertTrue(math.isnan(found["map"]))
-    self.assertIsNone(found["dead"])
+    row = read_rows(path)[0]
+    self.assertTrue(math.isnan(row["map"]))
+    self.assertIsNone(row["dead"])
 
   def test_a_last_line_cut_anywhere_is_left_out_with_a_warning(self):
     first, last = line(row(seed=1)), line(row(seed=2, name="ö"))

@@ -57,34 +57,34 @@ class FitHeadTest(parameterized.TestCase):
   def test_only_the_head_changes_and_it_is_good(self, exclusive):
     data, model = dataset(exclusive), tiny.shake(net())
     before = [layer.get_weights() for layer in model.layers]
-    found = teaching.fit_head(model, data, recipe(data))
+    precision = teaching.fit_head(model, data, recipe(data))
     for layer, weights in zip(model.layers[:-1], before):
       self.assertTrue(tiny.weights_equal(layer.get_weights(), weights))
     figures = teaching.teacher_figures(
         model, data.validation, CLASSES, recipe(data))
     # Average precision goes by ranks, of float32 scores summed in another way.
-    self.assertAlmostEqual(figures["map"], found, places=6)
-    self.assertGreater(found, 0.8)  # Measured: .94 and .92.
+    self.assertAlmostEqual(figures["map"], precision, places=6)
+    self.assertGreater(precision, 0.8)  # Measured: .94 and .92.
 
   @parameterized.parameters(1, 2)
   def test_it_is_scikit_learns(self, exclusive):
     # One penalty, two classes: the log odds of the second one.
     data = dataset(exclusive=True)
     data = data._replace(class_names=CLASSES[:2], **{
-        part: getattr(data, part)._replace(labels=np.eye(2, dtype=np.float32)[
-            getattr(data, part).labels[:, 2].astype(int)])
-        for part in ("train", "validation", "test")})
+        name: getattr(data, name)._replace(labels=np.eye(2, dtype=np.float32)[
+            getattr(data, name).labels[:, 2].astype(int)])
+        for name in ("train", "validation", "test")})
     data = data._replace(multi_label=exclusive == 1)
     model = tiny.shake(net(classes=2))
     with mock.patch.object(teaching, "_INVERSE_PENALTIES", (0.1,)):
       teaching.fit_head(model, data, recipe(data))
     body = keras.Model(model.inputs, model.layers[-2].output)
-    features, unseen = (teaching.predict(body, part.images, (0, 1))
-                        for part in (data.train, data.test))
+    features, unseen = (teaching.predict(body, subset.images, (0, 1))
+                        for subset in (data.train, data.test))
     mean, scale = features.mean(0), features.std(0) + 1e-6
-    theirs = linear_model.LogisticRegression(C=0.1).fit(
+    regression = linear_model.LogisticRegression(C=0.1).fit(
         (features - mean) / scale, data.train.labels[:, 1])
-    want = theirs.decision_function((unseen - mean) / scale)
+    want = regression.decision_function((unseen - mean) / scale)
     got = teaching.predict(model, data.test.images, (0, 1))
     odds = got[:, 1] if data.multi_label else got[:, 1] - got[:, 0]
     # The head's float32 kernel is divided by spreads that may be near 0.
@@ -114,9 +114,9 @@ class FitTeacherTest(parameterized.TestCase):
         model, data, recipe(data, steps=60), epochs=3)
     # Measured: .21 and .05; .69 and 1.1 is a guess's.
     self.assertLess(logs["loss"], 0.4)
-    found = teaching.teacher_figures(model, data.train, CLASSES, recipe(data))
+    figures = teaching.teacher_figures(model, data.train, CLASSES, recipe(data))
     # A guess's is near a class's share, a third or .4.
-    self.assertGreater(found["map"], 0.8)
+    self.assertGreater(figures["map"], 0.8)
     self.assertFalse(tiny.weights_equal(before, norms(model)))
 
   def test_frozen_normalization(self):
@@ -184,11 +184,11 @@ class TeacherFiguresTest(parameterized.TestCase):
     labels = data.test.labels
     if exclusive:
       scores = special.softmax(np.float64(logits), axis=1)
-      found = np.eye(3)[logits.argmax(1)]
+      predicted = np.eye(3)[logits.argmax(1)]
       accuracy = metrics.accuracy_score(labels.argmax(1), logits.argmax(1))
     else:
-      scores, found = logits, logits > 0
-      accuracy = (found == (labels > 0.5)).mean()
+      scores, predicted = logits, logits > 0
+      accuracy = (predicted == (labels > 0.5)).mean()
     for number, name in enumerate(CLASSES):
       self.assertAlmostEqual(
           got["average_precision"][name],
@@ -197,7 +197,7 @@ class TeacherFiguresTest(parameterized.TestCase):
         got["map"], np.mean([*got["average_precision"].values()]))
     self.assertAlmostEqual(got["accuracy"], accuracy)
     self.assertAlmostEqual(got["f1"], metrics.f1_score(
-        labels, found, average="macro", zero_division=0))
+        labels, predicted, average="macro", zero_division=0))
 
 
 if __name__ == "__main__":

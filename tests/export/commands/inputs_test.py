@@ -1,4 +1,4 @@
-"""Tests of inputs.py's folders of pictures; the rest in the command's.
+"""Tests of inputs.py's folders of images; the rest in the command's.
 """
 
 import numpy as np

@@ -129,10 +129,10 @@ class PicturesTest(command_helpers.CommandCase):
     images = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu", name="act")(images)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    net = tiny.shake(keras.Model(images, keras.layers.Dense(3)(x)))
-    net.save(self.place / "three.h5")
+    model = tiny.shake(keras.Model(images, keras.layers.Dense(3)(x)))
+    model.save(self.place / "three.h5")
     (self.place / "three.tflite").write_bytes(
-        kap.export.convert(net, helpers.wcam(), mode="float32"))
+        kap.export.convert(model, helpers.wcam(), mode="float32"))
     (self.place / "pictures").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     (self.place / "pictures" / "a.png").write_bytes(
@@ -144,8 +144,8 @@ class PicturesTest(command_helpers.CommandCase):
     (self.place / "three.json").write_text('{"pixel_range": [-1, 1]}')
     code, out, err = self.run_main(**flags)
     self.assertEqual((code, err), (0, ""))
-    low, high = (2 * float(one) / 255 - 1
-                 for one in (pixels.min(), pixels.max()))
+    low, high = (2 * float(pixel) / 255 - 1
+                 for pixel in (pixels.min(), pixels.max()))
     said = re.search(r"images_range +\[(.*), (.*)\]", out)
     # The report's digits are those of float32.
     np.testing.assert_allclose(

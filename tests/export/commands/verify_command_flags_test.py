@@ -18,10 +18,10 @@ class FlagsTest(command_helpers.CommandCase):
     images = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu", name="act")(images)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    net = tiny.shake(keras.Model(images, keras.layers.Dense(3)(x)), 1)
-    net.save(self.place / "colour.h5")
+    model = tiny.shake(keras.Model(images, keras.layers.Dense(3)(x)), 1)
+    model.save(self.place / "colour.h5")
     (self.place / "colour.tflite").write_bytes(kap.export.convert(
-        net, helpers.wcam(), mode="float32"))
+        model, helpers.wcam(), mode="float32"))
     folder = self.place / "pictures"
     folder.mkdir()
     for i, pixels in enumerate(np.random.default_rng(0).integers(

@@ -50,11 +50,11 @@ class CommandTest(command_helpers.CommandCase):
     self.assertIn("agreement of maps", out)  # All the figures, too.
 
   def test_dead_maps(self):
-    net = tiny.copy_of(self.teacher)
-    kernel = net.get_layer("logits").kernel
+    model = tiny.copy_of(self.teacher)
+    kernel = model.get_layer("logits").kernel
     kernel.assign(-np.abs(kernel))
     (self.place / "dead.tflite").write_bytes(
-        kap.export.convert(net, helpers.wcam(), mode="float32"))
+        kap.export.convert(model, helpers.wcam(), mode="float32"))
     code, out, _ = self.run_main(tflite="dead.tflite", require_dead=0.5)
     self.assertEqual(code, 1)
     self.assertRegex(out, "falls short: dead 1.0000, at most 0.5 required")
@@ -202,10 +202,10 @@ class CommandTest(command_helpers.CommandCase):
     self.assertEqual((code, err), (0, ""))
 
   def test_a_quantize_aware_teacher(self):
-    net = helpers.quantize_aware()
-    net.save(self.place / "quantized.h5")
+    model = helpers.quantize_aware()
+    model.save(self.place / "quantized.h5")
     (self.place / "quantized.tflite").write_bytes(
-        kap.export.convert(net, helpers.wcam(), mode="int8"))
+        kap.export.convert(model, helpers.wcam(), mode="int8"))
     code, _, err = self.run_main(
         teacher="quantized.h5", tflite="quantized.tflite",
         require_cosine=0.999)

@@ -29,33 +29,34 @@ def both_gradients(function, *inputs, sources=1):
   """Differentiates `function` by its first inputs, plainly and by the rules.
 
   Returns:
-    Two lists of arrays, TensorFlow's own gradients and those of the rules; and
-    the types of the function's operations.
+    Two lists of arrays: TensorFlow's gradients, and the gradients of the rules.
+    Then the types of the function's operations.
   """
   types = set()
-  inputs = [tf.constant(one) for one in inputs]
+  inputs = [tf.constant(value) for value in inputs]
 
   @tf.function
   def gradients():
     with tf.GradientTape(persistent=True) as tape:
       tape.watch(inputs)
       output = function(*inputs)
-    types.update(one.type for one in output.graph.get_operations())
+    types.update(operation.type for operation in output.graph.get_operations())
     incoming = np.random.default_rng(9).normal(size=output.shape)
     incoming = tf.constant(incoming.astype(np.float32))
     plain = tape.gradient(output, inputs[:sources], incoming)
     with gradient_rules(BUILTIN_GRADIENTS):
-      ours = tape.gradient(output, inputs[:sources], incoming)
-    return plain, ours
+      by_rules = tape.gradient(output, inputs[:sources], incoming)
+    return plain, by_rules
 
-  plain, ours = gradients()
-  return [one.numpy() for one in plain], [one.numpy() for one in ours], types
+  plain, by_rules = gradients()
+  return ([gradient.numpy() for gradient in plain],
+          [gradient.numpy() for gradient in by_rules], types)
 
 
 def operations(function, *inputs):
   """Names the operation types that a traced function of arrays has."""
   graph = tf.function(function).get_concrete_function(
-      *[tf.constant(one) for one in inputs]).graph
+      *[tf.constant(value) for value in inputs]).graph
   return {operation.type for operation in graph.get_operations()}
 
 
@@ -65,7 +66,7 @@ def picture(height=5, width=6, channels=3, seed=0):
 
 
 def steps(height=5, width=6, channels=3, seed=0):
-  """A picture after a ReLU: few values, many ties, half of it zero."""
+  """An image after a ReLU: few values, many ties, half of it zero."""
   return np.maximum(np.round(picture(height, width, channels, seed)), 0)
 
 
@@ -73,10 +74,10 @@ class RuleTest(parameterized.TestCase):
 
   def check(self, operation, function, *inputs):
     self.assertIn(operation, BUILTIN_GRADIENTS)
-    (plain,), (ours,), types = both_gradients(function, *inputs)
+    (plain,), (by_rules,), types = both_gradients(function, *inputs)
     self.assertIn(operation, types)
-    self.assertEqual(ours.dtype, np.float32)
-    np.testing.assert_allclose(ours, plain, RTOL, ATOL)
+    self.assertEqual(by_rules.dtype, np.float32)
+    np.testing.assert_allclose(by_rules, plain, RTOL, ATOL)
     self.assertGreater(np.abs(plain).max(), 0)
 
   @parameterized.parameters(
@@ -104,10 +105,10 @@ class RuleTest(parameterized.TestCase):
 
     x = picture()
     self.check("FusedBatchNormV3", norm, x)
-    _, (ours,), _ = both_gradients(norm, x)
+    _, (by_rules,), _ = both_gradients(norm, x)
     incoming = np.random.default_rng(9).normal(size=x.shape)
     np.testing.assert_allclose(
-        ours, incoming * gamma / np.sqrt(variance + epsilon), 1e-5, 1e-6)
+        by_rules, incoming * gamma / np.sqrt(variance + epsilon), 1e-5, 1e-6)
 
   def test_batch_norm_in_training_is_refused(self):
     def norm(x):
@@ -222,7 +223,8 @@ class RuleTest(parameterized.TestCase):
     def one_by_one(x):
       """The same; TensorFlow differentiates groups on some processors only."""
       return tf.concat([
-          tf.nn.conv2d(part, own, stride, padding) for part, own in zip(
+          tf.nn.conv2d(group, weights, stride, padding)
+          for group, weights in zip(
               tf.split(x, groups, -1), tf.split(kernel, groups, -1))], -1)
 
     x = tf.constant(picture(channels=6))
@@ -361,9 +363,9 @@ class EveryRuleTest(parameterized.TestCase):
 
   @pytest.mark.slow("files")
   def test_reference_kernels_give_the_float_map(self):
-    net = every_rule_net(elu=False)  # LiteRT registers no reference ELU.
-    content = kap.export.convert(net, helpers.wcam(), mode="float32")
-    self.check(net, content, "reference")
+    model = every_rule_net(elu=False)  # LiteRT registers no reference ELU.
+    content = kap.export.convert(model, helpers.wcam(), mode="float32")
+    self.check(model, content, "reference")
 
   @helpers.needs_tflm
   def test_tflm_gives_the_float_map(self):

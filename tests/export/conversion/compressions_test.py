@@ -35,36 +35,36 @@ Kernels = Sequence[np.ndarray]
 
 
 def _net(seed: int = 1) -> keras.Model:
-  net = tiny.conv_net(tail="block", width=8, size=SIZE, seed=seed)
-  for layer in net.layers:
+  model = tiny.conv_net(tail="block", width=8, size=SIZE, seed=seed)
+  for layer in model.layers:
     if isinstance(layer, keras.layers.BatchNormalization):
       layer.momentum = 0.5  # A dozen steps are to move the averages.
-  return net
+  return model
 
 
 def _sparse() -> keras.Model:
-  """A net whose kernels are half zeros."""
-  net = _net()
-  for layer in net.layers:
+  """A model whose kernels are half zeros."""
+  model = _net()
+  for layer in model.layers:
     if hasattr(layer, "kernel"):
       kernel = layer.kernel.numpy()
       kernel[np.abs(kernel) < np.median(np.abs(kernel))] = 0
       layer.kernel.assign(kernel)
-  return net
+  return model
 
 
-def _cluster(net: keras.Model, **settings) -> keras.Model:
+def _cluster(model: keras.Model, **settings) -> keras.Model:
   return clustering.cluster_weights(
-      net, CLUSTERS, clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+      model, CLUSTERS, clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
       **settings)
 
 
-def _clustered(net: keras.Model, **settings) -> keras.Model:
-  return clustering.strip_clustering(_cluster(net, **settings))
+def _clustered(model: keras.Model, **settings) -> keras.Model:
+  return clustering.strip_clustering(_cluster(model, **settings))
 
 
-def _quantize(net: keras.Model, scheme=None) -> keras.Model:
-  annotated = quantization.quantize_annotate_model(net)
+def _quantize(model: keras.Model, scheme=None) -> keras.Model:
+  annotated = quantization.quantize_annotate_model(model)
   if scheme is None:
     return quantization.quantize_apply(annotated)
   return quantization.quantize_apply(annotated, scheme)
@@ -137,10 +137,11 @@ def _but(*names: str) -> tuple[str, ...]:
 
 
 def _each(*names: str):
-  return parameterized.named_parameters(*((one, one) for one in names or WRAP))
+  return parameterized.named_parameters(
+      *((name, name) for name in names or WRAP))
 
 
-# What each compression promised, of kernels as TFLite has them, the outputs
+# The promise of each compression, of kernels as TFLite has them, the outputs
 # first and the inputs last. Each raises AssertionError where it was broken.
 def _check_sparsity(share: float, kernels: Kernels) -> None:
   for kernel in kernels:
@@ -164,7 +165,7 @@ def _check_blocks(kernels: Kernels) -> None:
 def _check_clusters(kernels: Kernels) -> None:
   for kernel in kernels:
     # Folding a batch normalization gives each output a scale of its own.
-    distinct = [len(np.unique(one)) for one in kernel]
+    distinct = [len(np.unique(weights)) for weights in kernel]
     assert 1 < max(distinct) <= CLUSTERS, (kernel.shape, distinct)
 
 
@@ -271,7 +272,8 @@ class TrainingTest(_CompressionTest):
       keras.utils.set_random_seed(0)
       student = WRAP[name]()
       before = self.teacher.get_weights()
-      weights = {id(one): one.numpy() for one in student.trainable_variables}
+      weights = {id(variable): variable.numpy()
+                 for variable in student.trainable_variables}
       history = self.fit_maps_alone(
           student, name, weight=weight, epochs=epochs, graph=graph)
       for log in LOGS:
@@ -284,8 +286,8 @@ class TrainingTest(_CompressionTest):
     # Control: the same compression, observed only.
     self.assertGreater(agreements[1], agreements[0] + 0.1)
     self.assertEqual(
-        {one.name for one in student.trainable_variables
-         if np.array_equal(one.numpy(), weights[id(one)])},
+        {variable.name for variable in student.trainable_variables
+         if np.array_equal(variable.numpy(), weights[id(variable)])},
         {"logits/bias:0"})  # No map depends on it.
 
   def assertNoCommonElements(self, one, other):  # noqa: N802
@@ -303,21 +305,21 @@ class TrainingTest(_CompressionTest):
   def check_that_the_tail_learns(self, name, **settings):
     """A gradient of a gradient, through centroids and quantizers too."""
     student = WRAP[name]()
-    tail = [one for one in student.trainable_variables
-            if any(part in one.name for part in ("conv2", "bn2", "logits"))
-            and "bias" not in one.name and "beta" not in one.name]
-    before = [one.numpy() for one in tail]
+    tail = [weight for weight in student.trainable_variables
+            if any(word in weight.name for word in ("conv2", "bn2", "logits"))
+            and "bias" not in weight.name and "beta" not in weight.name]
+    before = [weight.numpy() for weight in tail]
     self.assertGreaterEqual(len(tail), 3)
-    if name in PRUNED:  # So that what moves is not what the masks remove.
+    if name in PRUNED:  # So that the masks are applied before.
       self.fit_maps_alone(
           student, name, layer="act", weight=0.0, epochs=1, **settings)
-      before = [one.numpy() for one in tail]
+      before = [weight.numpy() for weight in tail]
     self.fit_maps_alone(student, name, layer="act", epochs=1, **settings)
-    for one, old in zip(tail, before):
+    for weight, old in zip(tail, before):
       alive = old != 0
       # Without a gradient nothing moves; Adam's first step is about .02.
       self.assertGreater(
-          np.abs(one.numpy() - old)[alive].max(), 1e-5, one.name)
+          np.abs(weight.numpy() - old)[alive].max(), 1e-5, weight.name)
 
 
 class FileTest(_CompressionTest):
@@ -345,10 +347,10 @@ class FileTest(_CompressionTest):
       np.testing.assert_array_equal(stripped(self.pictures), want)
       floats = _float_kernels(stripped)
       CHECK[name](floats)
-      for one, other in zip(floats, kernels):
+      for kernel, other in zip(floats, kernels):
         if "clusters" in name:  # In a whole kernel: nothing is folded yet.
-          self.assertBetween(len(np.unique(one)), 2, CLUSTERS)
-        self.assertTrue((other[one == 0] == 0).all())
+          self.assertBetween(len(np.unique(kernel)), 2, CLUSTERS)
+        self.assertTrue((other[kernel == 0] == 0).all())
     got = kap.export.Interpreter(content).predict(self.pictures)
     # Steps of 8 bits in every layer.
     self.assertLess(tiny.relative_error(got, want), 0.1)
@@ -365,10 +367,11 @@ class FileTest(_CompressionTest):
   @_each("pqat", "cqat", "pcqat")
   @pytest.mark.slow("compressions")
   def test_plain_quantization_would_lose_it(self, name):
-    net = {"pqat": _sparse, "cqat": lambda: _clustered(_net()),
-           "pcqat": lambda: _clustered(_sparse(), preserve_sparsity=True)}[name]
-    CHECK[name](_float_kernels(net()))
-    student = _quantize(net())
+    build = {"pqat": _sparse, "cqat": lambda: _clustered(_net()),
+             "pcqat": lambda: _clustered(
+                 _sparse(), preserve_sparsity=True)}[name]
+    CHECK[name](_float_kernels(build()))
+    student = _quantize(build())
     self.fit(student)
     with self.assertRaises(AssertionError):
       CHECK[name](_int8_kernels(self.convert(student)))
@@ -532,13 +535,13 @@ class TrapsTest(_CompressionTest):
     """The wrapper does not hand `training` on to its layer."""
     student = WRAP[name]()
     self.fit(student)
-    means = [one.numpy() for one in student.variables
-             if "moving_mean" in one.name]
-    olds = [one.numpy() for one in _net().variables
-            if "moving_mean" in one.name]
+    means = [mean.numpy() for mean in student.variables
+             if "moving_mean" in mean.name]
+    olds = [mean.numpy() for mean in _net().variables
+            if "moving_mean" in mean.name]
     self.assertLen(means, 2)
-    for one, old in zip(means, olds):
-      self.assertEqual(np.array_equal(one, old), name == "clusters")
+    for mean, old in zip(means, olds):
+      self.assertEqual(np.array_equal(mean, old), name == "clusters")
 
   def test_a_sparse_net_pruned_less_wakes(self):
     """The threshold is 0, which every weight reaches."""
@@ -547,7 +550,7 @@ class TrapsTest(_CompressionTest):
     self.fit(student, "constant")
     kernels = _float_kernels(sparsity.strip_pruning(student))
     # Below the half that was zero: a fifth is asked for, and the rest wakes.
-    self.assertLess(max((one == 0).mean() for one in kernels), 0.45)
+    self.assertLess(max((kernel == 0).mean() for kernel in kernels), 0.45)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class ModesAndRoadsTest(parameterized.TestCase):
 
   def check_maps_and_logits(self, mode, target, tail, method, road):
     content = helpers.converted(tail, mode, method, target)
-    net, images = helpers.net(tail), helpers.images()
+    model, images = helpers.net(tail), helpers.images()
     interpreter = kap.export.Interpreter(content)
     facts = {"layer": helpers.LAYER, "method": method, "mode": mode,
              "target": target, "road": road}
@@ -90,15 +90,15 @@ class ModesAndRoadsTest(parameterized.TestCase):
     self.assertLen(
         helpers.operators(content), 2 if target == "phone" else 1)
 
-    logits = net.predict(images, verbose=0)
+    logits = model.predict(images, verbose=0)
     got_maps, got_logits = interpreter.explain(images, logits.argmax(1))
-    cosines = helpers.cosines(got_maps, maps_of(net, images, method))
+    cosines = helpers.cosines(got_maps, maps_of(model, images, method))
     mean, worst = COSINES[mode]
     self.assertGreater(cosines.mean(), mean)
     self.assertGreater(cosines.min(), worst)
     np.testing.assert_allclose(
         got_logits, logits, 0, LOGIT_ERRORS[mode] * np.abs(logits).max())
-    # What predict gives is what explain gives, to the last bit.
+    # predict and explain give the same logits, to the last bit.
     np.testing.assert_array_equal(interpreter.predict(images), got_logits)
 
   @parameterized.parameters(*QUICK)
@@ -133,7 +133,7 @@ class ModesAndRoadsTest(parameterized.TestCase):
         helpers.converted(tail, mode, method, target)):
       self.assertNoCommonElements(names, {"CUSTOM", "SUM", "TILE", "ONE_HOT"})
 
-  @parameterized.parameters(*(one for one in cases() if not is_quick(one)))
+  @parameterized.parameters(*(case for case in cases() if not is_quick(case)))
   @pytest.mark.slow("files")
   def test_the_rest_of_the_modes_and_roads(self, *case):
     self.check_maps_and_logits(*case)
@@ -149,9 +149,9 @@ class ModesAndRoadsTest(parameterized.TestCase):
 
   def check_no_operator(self, mode):
     bare, = helpers.operators(helpers.bare("gap", mode))
-    ours, = helpers.operators(
+    annotated, = helpers.operators(
         helpers.converted("gap", mode, target="microcontroller"))
-    self.assertEqual(ours, bare)
+    self.assertEqual(annotated, bare)
 
   @parameterized.parameters("float32", "int8")
   def test_predict_pays_nothing(self, mode):
@@ -169,11 +169,11 @@ class ModesAndRoadsTest(parameterized.TestCase):
     predict = signatures(read_model(content))["predict"]
     self.assertEqual(set(predict.inputs), {"images"})
     self.assertEqual(set(predict.outputs), {"logits"})
-    self.assertEqual(predict.subgraph, 0)  # What callers without a name run.
+    self.assertEqual(predict.subgraph, 0)  # Callers without a name run it.
     self.assertEqual(helpers.operators(content)[predict.subgraph], bare)
     np.testing.assert_array_equal(
-        *(kap.export.Interpreter(one).predict(helpers.images())
-          for one in (content, plain)))
+        *(kap.export.Interpreter(file).predict(helpers.images())
+          for file in (content, plain)))
 
   def test_a_microcontroller_s_file_has_one_subgraph(self):
     self.check_subgraph("int8")
@@ -185,37 +185,40 @@ class ModesAndRoadsTest(parameterized.TestCase):
   def check_subgraph(self, mode):
     content = helpers.converted("block", mode, target="microcontroller")
     self.assertLen(helpers.operators(content), 1)
-    found = signatures(read_model(content))
-    self.assertEqual(set(found), {"predict", "explain"})
-    self.assertEqual(set(found["predict"].outputs), {"logits"})
-    one, two = (kap.export.Interpreter(one).explain(
-        helpers.images(), 1) for one in (
+    specs = signatures(read_model(content))
+    self.assertEqual(set(specs), {"predict", "explain"})
+    self.assertEqual(set(specs["predict"].outputs), {"logits"})
+    first, second = (kap.export.Interpreter(first).explain(
+        helpers.images(), 1) for first in (
             content, helpers.converted("block", mode)))
     # The ranges of two conversions: a step, at most.
     np.testing.assert_allclose(
-        one.logits, two.logits, 0, 0.01 * np.abs(two.logits).max())
+        first.logits, second.logits, 0, 0.01 * np.abs(second.logits).max())
     # A backward pass in integers against one in floats.
-    np.testing.assert_allclose(one.maps, two.maps, 0, 0.08 * two.maps.max())
+    np.testing.assert_allclose(
+        first.maps, second.maps, 0, 0.08 * second.maps.max())
 
   def test_the_model_is_left_as_it_came(self):
-    net = tiny.conv_net(tail="block", size=helpers.SIZE)
-    net.get_layer("bn").trainable = False
-    net.compile("sgd", "mse", run_eagerly=True)
-    before = net.get_weights()
-    trainable = [one.name for one in net.trainable_weights]
-    layers, optimizer = list(net.layers), net.optimizer
+    model = tiny.conv_net(tail="block", size=helpers.SIZE)
+    model.get_layer("bn").trainable = False
+    model.compile("sgd", "mse", run_eagerly=True)
+    before = model.get_weights()
+    trainable = [weight.name for weight in model.trainable_weights]
+    layers, optimizer = list(model.layers), model.optimizer
     nodes = [len(layer.inbound_nodes) for layer in layers]
-    outputs = net.predict(helpers.images(), verbose=0)
-    kap.export.convert(net, helpers.wcam(), mode="int8",
+    outputs = model.predict(helpers.images(), verbose=0)
+    kap.export.convert(model, helpers.wcam(), mode="int8",
                        representative_images=helpers.calibration())
-    self.assertTrue(tiny.weights_equal(net.get_weights(), before))
-    self.assertEqual([one.name for one in net.trainable_weights], trainable)
-    self.assertEqual([id(one) for one in net.layers], [id(x) for x in layers])
-    self.assertEqual([len(one.inbound_nodes) for one in layers], nodes)
-    self.assertIs(net.optimizer, optimizer)
+    self.assertTrue(tiny.weights_equal(model.get_weights(), before))
+    self.assertEqual(
+        [weight.name for weight in model.trainable_weights], trainable)
+    self.assertEqual(
+        [id(layer) for layer in model.layers], [id(x) for x in layers])
+    self.assertEqual([len(layer.inbound_nodes) for layer in layers], nodes)
+    self.assertIs(model.optimizer, optimizer)
     np.testing.assert_array_equal(
-        net.predict(helpers.images(), verbose=0), outputs)
-    net.fit(helpers.images(), np.zeros([8, 3]), verbose=0)
+        model.predict(helpers.images(), verbose=0), outputs)
+    model.fit(helpers.images(), np.zeros([8, 3]), verbose=0)
 
   def test_the_first_student_layer_is_explained(self):
     wcam = kap.WCAM(["teachers", "other"], student_layer=["act2", "act"])
@@ -236,14 +239,14 @@ class ModesAndRoadsTest(parameterized.TestCase):
     self.check_batch_size("gap")
 
   def check_batch_size(self, tail):
-    net = helpers.net(tail)
+    model = helpers.net(tail)
     images = keras.Input(batch_shape=(4, helpers.SIZE, helpers.SIZE, 2))
-    fixed = keras.models.clone_model(net, images)
-    fixed.set_weights(net.get_weights())
+    fixed = keras.models.clone_model(model, images)
+    fixed.set_weights(model.get_weights())
     content = kap.export.convert(fixed, helpers.wcam(), mode="float32")
     np.testing.assert_allclose(
         kap.export.Interpreter(content).predict(helpers.images(3)),
-        net.predict(helpers.images(3), verbose=0), 1e-5, 1e-5)
+        model.predict(helpers.images(3), verbose=0), 1e-5, 1e-5)
 
   def test_a_class_without_weights(self):
     self.check_class_without_weights(quantize_aware=True)
@@ -254,11 +257,11 @@ class ModesAndRoadsTest(parameterized.TestCase):
 
   def check_class_without_weights(self, quantize_aware):
     # As heavy pruning leaves it: nothing speaks for class 0.
-    net = tiny.conv_net(size=helpers.SIZE)
-    kernel = net.get_layer("logits").kernel
+    model = tiny.conv_net(size=helpers.SIZE)
+    kernel = model.get_layer("logits").kernel
     kernel.assign(kernel * np.float32([0, 1, 1]))
     content = kap.export.convert(
-        tiny.quantize(net) if quantize_aware else net, helpers.wcam(),
+        tiny.quantize(model) if quantize_aware else model, helpers.wcam(),
         mode="int8" if quantize_aware else "float32")
     interpreter = kap.export.Interpreter(content)
     self.assertEqual(interpreter.explain(helpers.images(), 0).maps.max(), 0)
@@ -337,8 +340,8 @@ class QuantizeAwareTest(parameterized.TestCase):
                      "features")
 
   def test_zeros_are_kept_in_the_file(self):
-    net = tiny.conv_net(size=helpers.SIZE, width=16)
-    student = tiny.prune(net, sparsity=0.75)
+    model = tiny.conv_net(size=helpers.SIZE, width=16)
+    student = tiny.prune(model, sparsity=0.75)
     student.compile("sgd", "mse", run_eagerly=True)
     student.fit(helpers.images(), np.zeros([8, 3]), epochs=1, verbose=0,
                 callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
@@ -372,17 +375,17 @@ class PrunedTest(absltest.TestCase):
     layers = list(student.layers)
     before = student.get_weights()
     steps = tiny.pruning_steps(student)
-    trainable = [one.name for one in student.trainable_weights]
+    trainable = [weight.name for weight in student.trainable_weights]
     want = maps_of(student, images)
 
     content = kap.export.convert(student, helpers.wcam(), mode="float32")
-    self.assertEqual([id(one) for one in student.layers],
-                     [id(one) for one in layers])
-    self.assertEqual([type(one).__name__ for one in student.layers], kinds)
+    self.assertEqual([id(layer) for layer in student.layers],
+                     [id(layer) for layer in layers])
+    self.assertEqual([type(layer).__name__ for layer in student.layers], kinds)
     self.assertTrue(tiny.weights_equal(student.get_weights(), before))
     self.assertEqual(tiny.pruning_steps(student), steps)
     self.assertEqual(
-        [one.name for one in student.trainable_weights], trainable)
+        [weight.name for weight in student.trainable_weights], trainable)
     np.testing.assert_array_equal(maps_of(student, images), want)
 
     interpreter = kap.export.Interpreter(content)
@@ -401,13 +404,13 @@ class PrunedTest(absltest.TestCase):
     before = self.student.predict(helpers.images(), verbose=0)
     self.train()
     self.assertEqual(
-        tiny.pruning_steps(self.student), [one + 1 for one in steps])
+        tiny.pruning_steps(self.student), [step + 1 for step in steps])
     later = kap.export.convert(self.student, helpers.wcam(), mode="float32")
-    for one, want in (
+    for file, want in (
         (content, before),
         (later, self.student.predict(helpers.images(), verbose=0))):
       np.testing.assert_allclose(
-          kap.export.Interpreter(one).predict(helpers.images()), want,
+          kap.export.Interpreter(file).predict(helpers.images()), want,
           1e-5, 1e-5)
 
   def test_strip(self):
@@ -415,9 +418,9 @@ class PrunedTest(absltest.TestCase):
     self.assertIsNot(stripped, self.student)
     self.assertNotIn("PruneLowMagnitude",
                      [type(layer).__name__ for layer in stripped.layers])
-    net = helpers.net()
-    self.assertIs(strip(net), net)
-    self.assertFalse(is_quantize_aware(net))
+    model = helpers.net()
+    self.assertIs(strip(model), model)
+    self.assertFalse(is_quantize_aware(model))
     self.assertFalse(is_quantize_aware(self.student))
 
 
@@ -443,12 +446,12 @@ class ClusteredTest(absltest.TestCase):
 
   @pytest.mark.slow("files")
   def test_the_file(self):
-    net = self.student
-    content = kap.export.convert(net, helpers.wcam(), mode="float32")
-    self.assertIn("ClusterWeights", self.kinds(net))
+    model = self.student
+    content = kap.export.convert(model, helpers.wcam(), mode="float32")
+    self.assertIn("ClusterWeights", self.kinds(model))
     np.testing.assert_allclose(
         kap.export.Interpreter(content).predict(helpers.images()),
-        net.predict(helpers.images(), verbose=0), 1e-5, 1e-5)
+        model.predict(helpers.images(), verbose=0), 1e-5, 1e-5)
 
 
 class ErrorsTest(parameterized.TestCase):
@@ -565,23 +568,23 @@ class TailsThatTFLiteCannotExpressTest(parameterized.TestCase):
 
   def test_gelu(self):
     # Erf in TensorFlow 2.16, Erfc in 2.21.
-    net = self.net(keras.layers.Conv2D(4, 3, activation="gelu"))
+    model = self.net(keras.layers.Conv2D(4, 3, activation="gelu"))
     with self.assertRaisesRegex(
         ValueError, "layer 'act': TFLite cannot express.*Erfc?") as caught:
-      kap.export.convert(net, helpers.wcam(), mode="float32")
+      kap.export.convert(model, helpers.wcam(), mode="float32")
     # Not the converter's whole listing of the graph.
     self.assertLess(len(str(caught.exception)), 1000)
 
   @parameterized.parameters("swa", "ewa")
   def test_the_net_itself(self, method):
-    # No fault of the attribution's: the bare net does not convert either.
+    # No fault of the attribution's: the bare model does not convert either.
     images = keras.Input((8, 8, 2))
     x = keras.layers.Conv2D(4, 3, activation="gelu")(images)
     x = keras.layers.ReLU(name="act")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    net = keras.Model(images, keras.layers.Dense(3)(x))
+    model = keras.Model(images, keras.layers.Dense(3)(x))
     with self.assertRaisesRegex(ValueError, "TFLite.*Erfc?") as caught:
-      kap.export.convert(net, helpers.wcam(method), mode="float32")
+      kap.export.convert(model, helpers.wcam(method), mode="float32")
     self.assertLess(len(str(caught.exception)), 1000)
 
   @parameterized.product(
@@ -590,15 +593,15 @@ class TailsThatTFLiteCannotExpressTest(parameterized.TestCase):
   def test_types_that_tflite_does_not_take(self, policy, nested):
     keras.mixed_precision.set_global_policy(policy)
     try:
-      net = tiny.conv_net(size=helpers.SIZE)
+      model = tiny.conv_net(size=helpers.SIZE)
     finally:
       keras.mixed_precision.set_global_policy("float32")
     if nested:
-      net = keras.Sequential([net, keras.layers.Reshape((3,))])
+      model = keras.Sequential([model, keras.layers.Reshape((3,))])
     with self.assertRaisesRegex(
         ValueError, f"computes in {policy.removeprefix('mixed_')}, which "
         ".*build it under the policy float32 and set the same weights"):
-      kap.export.convert(net, helpers.wcam(), mode="float32")
+      kap.export.convert(model, helpers.wcam(), mode="float32")
 
 
 if __name__ == "__main__":

@@ -31,26 +31,26 @@ class FirstRunTest(parameterized.TestCase):
   def test_floats_that_half_precision_cannot_hold(self):
     # By hand: both logits are 1e5 times the mean pixel, 1. The converter clips
     # 1e5 to float16's largest number, 65504.
-    net, images = scaled(1e5), np.ones((2, 4, 4, 1))
-    kap.export.convert(net, kap.WCAM("act"), mode="float32",
+    model, images = scaled(1e5), np.ones((2, 4, 4, 1))
+    kap.export.convert(model, kap.WCAM("act"), mode="float32",
                        representative_images=images)
     with self.assertRaisesRegex(
         ValueError, r"^the file made of model '\w+' is not handed over, since "
         r"it gives in '\w+' logits that are 3.45e\+04 off the model's, of "
         r"which the largest is 1e\+05; pass another mode, "):
-      kap.export.convert(net, kap.WCAM("act"), mode="float16",
+      kap.export.convert(model, kap.WCAM("act"), mode="float16",
                          target="microcontroller", representative_images=images)
 
   @parameterized.parameters("float32", "int8")
   def test_models_that_give_no_numbers(self, mode):
-    net = scaled(np.nan)
+    model = scaled(np.nan)
     with self.assertRaisesRegex(
         ValueError, r"^model '\w+' gives logits that are not finite on the "
         "first of representative_images: look for weights"):
-      kap.export.convert(net, kap.WCAM("act"), mode=mode,
+      kap.export.convert(model, kap.WCAM("act"), mode=mode,
                          representative_images=np.ones((4, 4, 4, 1)))
     with self.assertRaisesRegex(ValueError, "on an image of random pixels"):
-      kap.export.convert(net, kap.WCAM("act"), mode="float32")
+      kap.export.convert(model, kap.WCAM("act"), mode="float32")
 
   def test_the_image(self):
     # By hand: the logits are the mean pixel.

@@ -31,7 +31,7 @@ CLASSES = 3
 
 @functools.cache
 def bypassed() -> keras.Model:
-  """A net in which the picture reaches the logits past the layer, too."""
+  """A model in which the image reaches the logits past the layer, too."""
   layers = keras.layers
   images = keras.Input((8, 8, 2))
   x = layers.Conv2D(8, 3, padding="same", name=helpers.LAYER,
@@ -44,22 +44,22 @@ def bypassed() -> keras.Model:
 
 @functools.cache
 def with_equal_classes() -> keras.Model:
-  """A net whose last two classes always have equal scores, the largest."""
-  net = tiny.conv_net(tail="block", size=helpers.SIZE)
-  kernel = net.get_layer("logits").kernel.numpy()
+  """A model whose last two classes always have equal scores, the largest."""
+  model = tiny.conv_net(tail="block", size=helpers.SIZE)
+  kernel = model.get_layer("logits").kernel.numpy()
   kernel[:, 2] = kernel[:, 1]
-  net.get_layer("logits").kernel.assign(kernel)
-  net.get_layer("logits").bias.assign([-50.0, 0.0, 0.0])
-  return net
+  model.get_layer("logits").kernel.assign(kernel)
+  model.get_layer("logits").bias.assign([-50.0, 0.0, 0.0])
+  return model
 
 
 @functools.cache
 def varied(tail: str) -> keras.Model:
-  """A net whose top class differs from picture to picture."""
-  net = tiny.conv_net(tail=tail, size=helpers.SIZE, width=helpers.WIDTH)
-  logits = net.predict(helpers.calibration(), verbose=0)
-  net.get_layer("logits").bias.assign_add(-logits.mean(0))
-  return net
+  """A model whose top class differs from image to image."""
+  model = tiny.conv_net(tail=tail, size=helpers.SIZE, width=helpers.WIDTH)
+  logits = model.predict(helpers.calibration(), verbose=0)
+  model.get_layer("logits").bias.assign_add(-logits.mean(0))
+  return model
 
 
 def convert(net, mode="int8", road="auto"):
@@ -70,10 +70,11 @@ def convert(net, mode="int8", road="auto"):
 
 @shared
 def features_file() -> bytes:
-  """What a file of "block" in int8 is before it has a map."""
+  """An int8 file of "block", before it has an attribution map."""
   return run_converter(
       ExplainedModel(helpers.net("block"), helpers.LAYER).explain_features(),
-      "int8", lambda: ({"images": one[None]} for one in helpers.calibration()))
+      "int8", lambda: (
+          {"images": image[None]} for image in helpers.calibration()))
 
 
 def file_at(cosines: list[float]) -> bytes:
@@ -114,17 +115,17 @@ class SignatureTest(parameterized.TestCase):
     self.check_zeros(mode, tail)
 
   def check_zeros(self, mode, tail):
-    net, images = varied(tail), helpers.images()
-    content = convert(net, mode)
+    model, images = varied(tail), helpers.images()
+    content = convert(model, mode)
     zeros = call(content, np.zeros([8, CLASSES]), images)
-    top = [one["logits"][0].argmax() for one in zeros]
+    top = [row["logits"][0].argmax() for row in zeros]
     self.assertGreater(len(set(top)), 1)
     chosen = call(content, np.eye(CLASSES)[top], images)
-    for one, other in zip(zeros, chosen):
-      np.testing.assert_array_equal(one["map"], other["map"])
+    for row, other in zip(zeros, chosen):
+      np.testing.assert_array_equal(row["map"], other["map"])
     want = kap.attribution.grad_cam(
-        net, images, np.array(top), helpers.LAYER)
-    maps = np.concatenate([one["map"] for one in zeros])
+        model, images, np.array(top), helpers.LAYER)
+    maps = np.concatenate([row["map"] for row in zeros])
     self.assertEqual(maps.dtype, np.float32)
     self.assertEqual(maps.shape, (8, 8, 8))
     floats = mode == "float32"
@@ -140,7 +141,7 @@ class SignatureTest(parameterized.TestCase):
         helpers.converted("block", mode), weights, helpers.images())
     want = kap.attribution.grad_cam(
         helpers.net("block"), helpers.images(), weights, helpers.LAYER)
-    maps = np.concatenate([one["map"] for one in outputs])
+    maps = np.concatenate([row["map"] for row in outputs])
     # Float32 rounding; steps of 8 bits in int8, of which .9996 was measured.
     self.assertGreater(helpers.cosines(maps, want).min(),
                        {"float32": 1 - 1e-7, "int8": 0.999}[mode])
@@ -178,32 +179,32 @@ class SignatureTest(parameterized.TestCase):
     self.assertGreater(np.abs(np.sign(logits).sum()), 0)
     want = runner.explain(images, (logits >= 0).astype(int)).maps
     np.testing.assert_array_equal(
-        np.concatenate([one["map"] for one in outputs]), want)
+        np.concatenate([row["map"] for row in outputs]), want)
 
   def test_names(self):
     for method, inputs, outputs in (
         ("swa", {"images", "class_weights"},
          {"logits", "map", "features", "sensitivity"}),
         ("ewa", {"images"}, {"logits", "map", "features"})):
-      found = signatures(read_model(
+      specs = signatures(read_model(
           helpers.converted("block", "int8", method)))
-      self.assertEqual(set(found["explain"].inputs), inputs)
-      self.assertEqual(set(found["explain"].outputs), outputs)
-    found = signatures(read_model(
+      self.assertEqual(set(specs["explain"].inputs), inputs)
+      self.assertEqual(set(specs["explain"].outputs), outputs)
+    specs = signatures(read_model(
         helpers.converted("gap", "float32", head="softmax")))
     for name in ("predict", "explain"):
       self.assertContainsSubset(
-          {"logits", "predictions"}, found[name].outputs)
+          {"logits", "predictions"}, specs[name].outputs)
 
   def test_the_map_is_made_of_features_and_sensitivity(self):
     for content in (helpers.converted("block", "int8"),
                     helpers.converted("block", "int8", road="whole")):
       spec = signatures(read_model(content))["explain"].outputs["features"]
-      for one in call(content, [[0, 1, 0]] * 4, helpers.images(4)):
+      for row in call(content, [[0, 1, 0]] * 4, helpers.images(4)):
         by_hand = np.maximum(
-            (spec.decode(one["features"]) * one["sensitivity"]).sum(-1), 0)
+            (spec.decode(row["features"]) * row["sensitivity"]).sum(-1), 0)
         np.testing.assert_allclose(
-            one["map"], by_hand, 1e-4, 1e-5 * by_hand.max())
+            row["map"], by_hand, 1e-4, 1e-5 * by_hand.max())
 
 
 class RoadsTest(parameterized.TestCase):
@@ -264,55 +265,55 @@ class RoadsTest(parameterized.TestCase):
   def test_the_first_that_is_near_enough(
       self, cosines, road, weights, cosine, reason):
     content = file_at(cosines)
-    found = kap.export.Interpreter(content).metadata
+    metadata = kap.export.Interpreter(content).metadata
     self.assertEqual(
-        (found["road"], found["weights"], found["median_cosine"]),
+        (metadata["road"], metadata["weights"], metadata["median_cosine"]),
         (road, weights, cosine))
-    self.assertIn(reason, found["reason"])
+    self.assertIn(reason, metadata["reason"])
 
   def test_none_is_near_enough(self):
     with self.assertWarnsRegex(
         UserWarning, "median cosine of 0.7000.*0.99 is"):
       content = file_at([0.5, 0.7, 0.6, 0.4])
-    found = kap.export.Interpreter(content).metadata
-    self.assertEqual((found["road"], found["weights"]), ("whole", "int8"))
-    self.assertIn("the best, short of", found["reason"])
+    metadata = kap.export.Interpreter(content).metadata
+    self.assertEqual((metadata["road"], metadata["weights"]), ("whole", "int8"))
+    self.assertIn("the best, short of", metadata["reason"])
 
   def test_without_images(self):
     content = helpers.converted("block", "float32")
-    found = kap.export.Interpreter(content).metadata
-    self.assertEqual((found["road"], found["median_cosine"],
-                      found["measured_on"]), ("tail", None, 0))
-    self.assertIn("not measured", found["reason"])
+    metadata = kap.export.Interpreter(content).metadata
+    self.assertEqual((metadata["road"], metadata["median_cosine"],
+                      metadata["measured_on"]), ("tail", None, 0))
+    self.assertIn("not measured", metadata["reason"])
 
   def test_maps_that_are_all_zero(self):
-    net = tiny.conv_net(size=helpers.SIZE)
-    net.get_layer("logits").kernel.assign(
-        -np.abs(net.get_layer("logits").kernel))
+    model = tiny.conv_net(size=helpers.SIZE)
+    model.get_layer("logits").kernel.assign(
+        -np.abs(model.get_layer("logits").kernel))
     with warnings.catch_warnings():
       warnings.simplefilter("error")
-      content = convert(net, "float32")
-    found = kap.export.Interpreter(content).metadata
-    self.assertIsNone(found["median_cosine"])
-    self.assertIn("all zero", found["reason"])
+      content = convert(model, "float32")
+    metadata = kap.export.Interpreter(content).metadata
+    self.assertIsNone(metadata["median_cosine"])
+    self.assertIn("all zero", metadata["reason"])
 
   def test_the_figure_is_that_of_the_representative_images(self):
     content = helpers.converted("block", "int8")
-    net, images = helpers.net("block"), helpers.calibration()
-    top = net.predict(images, verbose=0).argmax(1)
+    model, images = helpers.net("block"), helpers.calibration()
+    top = model.predict(images, verbose=0).argmax(1)
     maps, _ = kap.export.Interpreter(content).explain(images, top)
     cosines = helpers.cosines(
-        maps, kap.attribution.grad_cam(net, images, top, helpers.LAYER))
-    found = kap.export.Interpreter(content).metadata
+        maps, kap.attribution.grad_cam(model, images, top, helpers.LAYER))
+    metadata = kap.export.Interpreter(content).metadata
     # The file keeps six decimals of it.
     self.assertAlmostEqual(
-        found["median_cosine"], np.median(cosines), places=5)
-    self.assertEqual(found["measured_on"], 32)
+        metadata["median_cosine"], np.median(cosines), places=5)
+    self.assertEqual(metadata["measured_on"], 32)
 
   def test_asked_for(self):
-    found = kap.export.Interpreter(
+    metadata = kap.export.Interpreter(
         helpers.converted("block", "int8", road="whole")).metadata
-    self.assertIn("road='whole' was asked for", found["reason"])
+    self.assertIn("road='whole' was asked for", metadata["reason"])
     content = helpers.converted("gap", "int8", road="features")
     self.assertLen(helpers.operators(content), 1)
 
@@ -329,9 +330,9 @@ class SharingTest(parameterized.TestCase):
 
   def check_backward_pass(self, mode):
     model = read_model(_wide_file(mode, "tail"))
-    large = [[one.buffer for one in graph.tensors
-              if np.prod(one.shape) in (64 * 40, 64 * 64) and (
-                  model.buffers[one.buffer].data is not None)]
+    large = [[tensor.buffer for tensor in graph.tensors
+              if np.prod(tensor.shape) in (64 * 40, 64 * 64) and (
+                  model.buffers[tensor.buffer].data is not None)]
              for graph in model.subgraphs]
     self.assertLen(set(large[0]), 2)
     self.assertEqual(set(large[0]), set(large[1]))
@@ -346,10 +347,10 @@ class SharingTest(parameterized.TestCase):
   def check_whole_model(self, mode):
     model = read_model(_wide_file(mode, "whole"))
     once = sum(len(model.buffers[i].data) for i in {
-        one.buffer for one in model.subgraphs[0].tensors}
+        tensor.buffer for tensor in model.subgraphs[0].tensors}
                if model.buffers[i].data is not None)
-    total = sum(len(one.data) for one in model.buffers
-                if one.data is not None)
+    total = sum(len(buffer.data) for buffer in model.buffers
+                if buffer.data is not None)
     self.assertLess(total, 1.5 * once)
 
   def test_forward_dequantizers_keep_to_forward_operators(self):
@@ -366,9 +367,10 @@ class SharingTest(parameterized.TestCase):
     model = read_model(_wide_file("float16", road))
     predict, explain = model.subgraphs
     readers = [
-        [sum(int(one.outputs[0]) in other.inputs for other in graph.operators)
-         for one in graph.operators[:len(predict.operators)]
-         if operator_name(model, one) == "DEQUANTIZE"]
+        [sum(int(operator.outputs[0]) in other.inputs
+             for other in graph.operators)
+         for operator in graph.operators[:len(predict.operators)]
+         if operator_name(model, operator) == "DEQUANTIZE"]
         for graph in (predict, explain)]
     self.assertNotEmpty(readers[0])
     self.assertEqual(*readers)

@@ -1,4 +1,4 @@
-"""Tests on real models and pictures, where they are at hand.
+"""Tests on real models and images, where they are at hand.
 
 The folders are named by KAP_MODEL_DIR and KAP_DATA_DIR; without these they are
 looked for beside the checkout, in ../shared/models and ../shared/data.
@@ -49,7 +49,7 @@ def load(path) -> keras.Model:
 
 
 def voc_numbers(split: int, count: int) -> np.ndarray:
-  """The first pictures of a split: 0 train, 2 test."""
+  """The first images of a split: 0 train, 2 test."""
   with np.load(_needs(DATA, "KAP_DATA_DIR", "voc2012_animals_160.npz")) as voc:
     return np.flatnonzero(voc["split"] == split)[:count]
 
@@ -70,15 +70,15 @@ def voc(split: int, count: int, size: int) -> np.ndarray:
 def cifar(part: str, count: int) -> np.ndarray:
   """Pictures of CIFAR-10, in 0..255."""
   with np.load(_needs(DATA, "KAP_DATA_DIR", "cifar10_subset.npz")) as file:
-    pictures = file[f"x_{part}"]
-  order = np.random.default_rng(0).permutation(len(pictures))[:count]
-  return pictures[order].astype(np.float32)
+    images = file[f"x_{part}"]
+  order = np.random.default_rng(0).permutation(len(images))[:count]
+  return images[order].astype(np.float32)
 
 
 class _ModelTest(parameterized.TestCase):
   """Converts for phones, reads back and holds against Keras.
 
-  Each kind of it has `calibration()` and `images()`, float32 pictures.
+  Each kind of it has `calibration()` and `images()`, float32 images.
   """
 
   path = None
@@ -87,31 +87,31 @@ class _ModelTest(parameterized.TestCase):
     return load(self.path)
 
   def check(self, layer, mode, road, *, same_class=1.0, **least):
-    net, images = self.net(), self.images()
-    wcam = kap.WCAM(layer or last_spatial_layer(net))
+    model, images = self.net(), self.images()
+    wcam = kap.WCAM(layer or last_spatial_layer(model))
     content = kap.export.convert(
-        net, wcam, mode=mode, representative_images=self.calibration())
-    report = kap.export.verify(content, net, wcam, images)
+        model, wcam, mode=mode, representative_images=self.calibration())
+    report = kap.export.verify(content, model, wcam, images)
     runner = kap.export.Interpreter(content)
     facts = runner.metadata
-    print(f"{net.name} {images.shape[1]} px, {facts['layer']}, {mode}: "
+    print(f"{model.name} {images.shape[1]} px, {facts['layer']}, {mode}: "
           f"{facts['road']} with {facts['weights']} weights, median cosine "
           f"{facts['median_cosine']} ({facts['reason']}); on unseen pictures "
           f"{np.nanmedian(report.scores['cosine']):.5f}; "
           f"{explain_cost(content, calls=10)}")
     self.assertEqual((facts["road"], facts["weights"]), road)
-    # What is promised: at the median, on pictures that no one has measured on.
+    # The promise: at the median, on images that nobody has measured on.
     self.assertGreaterEqual(
         np.nanmedian(report.scores["cosine"]), map_accuracy.BARS[mode])
     report.require(dead=0, prediction_agreement=same_class, **least)
     predictions = runner.predict(images)
-    # These nets end in a softmax.
+    # These models end in a softmax.
     self.assertBetween(predictions.min(), 0, 1 / predictions.shape[1])
     self.assertLessEqual(predictions.max(), 1)
     if mode == "float32":
       # Probabilities: two runtimes' float32 sums, in another order.
       np.testing.assert_allclose(
-          predictions, net.predict(images, verbose=0), atol=1e-5)
+          predictions, model.predict(images, verbose=0), atol=1e-5)
     logits = runner.predict(images, logits=True)
     np.testing.assert_array_equal(logits, runner.explain(images, 0).logits)
     # More than the 1 that probabilities reach: these are logits.
@@ -126,7 +126,7 @@ TAIL, WHOLE = ("tail", "int8"), ("whole", "int8")
 
 
 class ResNet8Test(_ModelTest):
-  """MLPerf Tiny's image classification: residual sums, pictures of 0..255."""
+  """MLPerf Tiny's image classification: residual sums, images of 0..255."""
 
   path = RESNET / "pretrainedResnet.h5"
 
@@ -170,16 +170,16 @@ class ResNet8Test(_ModelTest):
 
   @pytest.mark.slow("pretrained")
   def test_int8_equal_weighted(self):
-    net, wcam = load(self.path), kap.WCAM("activation_4", method="ewa")
+    model, wcam = load(self.path), kap.WCAM("activation_4", method="ewa")
     content = kap.export.convert(
-        net, wcam, mode="int8", representative_images=self.calibration())
+        model, wcam, mode="int8", representative_images=self.calibration())
     # Measured: .9998, .9997, .9997.
-    kap.export.verify(content, net, wcam, self.images()).require(
+    kap.export.verify(content, model, wcam, self.images()).require(
         cosine=0.999, cosine_worst=0.998)
 
 
 class VisualWakeWordsTest(_ModelTest):
-  """MLPerf Tiny's MobileNetV1 0.25: person or not, pictures of 0..1."""
+  """MLPerf Tiny's MobileNetV1 0.25: person or not, images of 0..1."""
 
   path = VWW / "vww_96.h5"
 
@@ -211,9 +211,9 @@ class VisualWakeWordsTest(_ModelTest):
 
   @pytest.mark.slow("pretrained")
   def test_the_file_points_at_persons_as_well_as_the_net(self):
-    net, wcam = load(self.path), kap.WCAM("activation_18")
+    model, wcam = load(self.path), kap.WCAM("activation_18")
     content = kap.export.convert(
-        net, wcam, mode="int8", representative_images=self.calibration())
+        model, wcam, mode="int8", representative_images=self.calibration())
     which = voc_numbers(2, 300)
     with np.load(DATA / "voc2012_animals_160.npz") as file:
       label_maps = file["label_maps"][which]
@@ -225,28 +225,28 @@ class VisualWakeWordsTest(_ModelTest):
     valid = label_maps[pairs] != kap.evaluation.VOID
     maps, _ = kap.export.Interpreter(content).explain(images, 1)
     scores = [
-        kap.evaluation.localization(one, masks, valid)["roc_auc"].mean()
-        for one in (maps, kap.attribution.grad_cam(
-            net, images, 1, "activation_18"))]
-    # 59 pictures. Measured: .691 and .694.
+        kap.evaluation.localization(some_maps, masks, valid)["roc_auc"].mean()
+        for some_maps in (maps, kap.attribution.grad_cam(
+            model, images, 1, "activation_18"))]
+    # 59 images. Measured: .691 and .694.
     self.assertAlmostEqual(*scores, delta=0.02)
 
 
 @functools.cache
 def mobile_net(size: int) -> keras.Model:
   """ImageNet's MobileNetV1 0.25; its weights serve any size."""
-  net = keras.applications.MobileNet(
+  model = keras.applications.MobileNet(
       input_shape=(size, size, 3), alpha=0.25, weights=None)
-  net.set_weights(load(
+  model.set_weights(load(
       "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5").get_weights())
-  return net
+  return model
 
 
 class _MobileNetTest(_ModelTest):
-  """MobileNetV1 0.25, 1000 classes, pictures of -1..1.
+  """MobileNetV1 0.25, 1000 classes, images of -1..1.
 
-  Post-training int8 is known to be hard on this net: its own features lead to a
-  good map of the last layer alone.
+  Post-training int8 is known to be hard on this model. Its own features lead to
+  a good attribution map of the last layer alone.
   """
 
   size = None
@@ -267,7 +267,7 @@ class MobileNet96Test(_MobileNetTest):
 
   @pytest.mark.slow("pretrained")
   def test_int8_last_map(self):
-    # Measured: .9969, .985, .975; the same top class on .63 of the pictures.
+    # Measured: .9969, .985, .975; the same top class on .63 of the images.
     self.check(None, "int8", TAIL, cosine=0.98, cosine_p5=0.96,
                cosine_worst=0.95, same_class=0.5)
 
@@ -296,7 +296,7 @@ class MobileNet160Test(_MobileNetTest):
 
   @pytest.mark.slow("pretrained")
   def test_int8_last_map(self):
-    # Measured: .9955, .981, .966; the same top class on .77 of the pictures.
+    # Measured: .9955, .981, .966; the same top class on .77 of the images.
     self.check(None, "int8", TAIL, cosine=0.98, cosine_p5=0.96,
                cosine_worst=0.93, same_class=0.6)
 
@@ -310,9 +310,9 @@ class MobileNet160Test(_MobileNetTest):
   def test_a_microcontroller_s_earlier_map_is_caught(self):
     # The integer backward pass loses more, and the file says so itself:
     # measured a mean of .79 and a worst of .43.
-    net, wcam = self.net(), kap.WCAM("conv_pw_11_relu")
+    model, wcam = self.net(), kap.WCAM("conv_pw_11_relu")
     content = kap.export.convert(
-        net, wcam, mode="int8", representative_images=self.calibration(),
+        model, wcam, mode="int8", representative_images=self.calibration(),
         target="microcontroller")
     facts = kap.export.Interpreter(content).metadata
     self.assertEqual(facts["road"], "gradient")
@@ -320,7 +320,8 @@ class MobileNet160Test(_MobileNetTest):
     self.assertLess(facts["median_cosine"], 0.95)
     with self.assertRaisesRegex(
         kap.evaluation.ShortfallError, "cosine 0.*, at least 0.95 required"):
-      kap.export.verify(content, net, wcam, self.images()).require(cosine=0.95)
+      kap.export.verify(
+          content, model, wcam, self.images()).require(cosine=0.95)
 
 
 class ForeignFilesTest(parameterized.TestCase):

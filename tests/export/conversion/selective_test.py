@@ -33,10 +33,10 @@ _STEPS = ("_calibrated", "Search", "finished")
 
 @functools.cache
 def steps_of_bad():
-  """Converts the bad net.
+  """Converts the bad model.
 
   Returns:
-    The result, what each of _STEPS was given, and what each gave.
+    The result, the arguments of each of _STEPS, and what each returned.
   """
   given, gave = {}, {}
 
@@ -54,7 +54,7 @@ def steps_of_bad():
 
 @functools.cache
 def of_bad(**settings):
-  """Converts the bad net once for all tests of a process."""
+  """Converts the bad model once for all tests of a process."""
   if not settings:
     return steps_of_bad()[0]
   return selective(drift_nets.bad_chain(), WCAM, IMAGES, **settings)
@@ -79,11 +79,12 @@ def of_good():
 
 
 def kinds(content: bytes) -> list[tuple[str, int]]:
-  """Operators of `predict`, each with the type of what it makes."""
+  """Operators of `predict`, each with the type of its output."""
   model = read_model(content)
   graph = model.subgraphs[0]
-  return [(operator_name(model, one), graph.tensors[one.outputs[0]].type)
-          for one in graph.operators]
+  return [(operator_name(model, operator),
+           graph.tensors[operator.outputs[0]].type)
+          for operator in graph.operators]
 
 
 class BadLayerTest(parameterized.TestCase):
@@ -97,7 +98,7 @@ class BadLayerTest(parameterized.TestCase):
     self.assertGreater(worst, 100 * third)
 
   def test_it_reaches_what_int8_does_not(self):
-    nothing = min(of_bad().trials, key=lambda one: len(one.kept))
+    nothing = min(of_bad().trials, key=lambda trial: len(trial.kept))
     self.assertEqual(nothing.kept, ())
     # A channel 1000 times as large leaves the others hardly a step of int8:
     # the map falls short of the .99 required.
@@ -108,9 +109,9 @@ class BadLayerTest(parameterized.TestCase):
     self.assertGreater(of_bad().agreement, 0.999)
 
   def test_the_agreement_holds_on_new_images_by_other_means(self):
-    net = drift_nets.bad_chain()
-    top = net(NEW).numpy().argmax(1)
-    reference = grad_cam(net, NEW, top, "act4")
+    model = drift_nets.bad_chain()
+    top = model(NEW).numpy().argmax(1)
+    reference = grad_cam(model, NEW, top, "act4")
     maps = kap.export.Interpreter(of_bad().content).explain(NEW, top).maps
     cosines = export_helpers.cosines(reference, maps)
     # Ordinary rounding to 8 bits, as on the images of the choice.
@@ -126,7 +127,7 @@ class BadLayerTest(parameterized.TestCase):
         [("CONV_2D", int8), ("CONV_2D", float32), ("CONV_2D", float32),
          ("CONV_2D", int8)])
     predict = kap.export.Interpreter(of_bad().content).signatures["predict"]
-    self.assertEqual({one.dtype for one in (
+    self.assertEqual({tensor.dtype for tensor in (
         *predict.inputs.values(), *predict.outputs.values())},
                      {np.dtype(np.int8)})
 
@@ -150,7 +151,7 @@ class BadLayerTest(parameterized.TestCase):
         "kept": ["act2", "act3"], "require": 0.99, "statistic": "median",
         "agreement": round(of_bad().agreement, 6),
         "bytes_added": of_bad().bytes_added})
-    self.assertGreater(facts["median_cosine"], 0.99)  # What was required.
+    self.assertGreater(facts["median_cosine"], 0.99)  # As required.
     self.assertEqual(facts["measured_on"], 24)
 
   @pytest.mark.slow("files")
@@ -168,39 +169,40 @@ class BadLayerTest(parameterized.TestCase):
     more = of_bad(require=0.9999)
     self.assertContainsSubset(of_bad().kept, more.kept)
     self.assertGreater(len(more.kept), 2)
-    self.assertGreaterEqual(more.agreement, 0.9999)  # What was required.
+    self.assertGreaterEqual(more.agreement, 0.9999)  # As required.
 
   def test_nothing_is_kept_where_int8_suffices(self):
-    found = of_good()
-    self.assertEmpty(found.kept)
-    self.assertEqual(found.bytes_added, 0)
-    self.assertGreater(found.agreement, 0.9)  # What was required.
-    self.assertEmpty(found.harms)
-    self.assertIn("nothing", str(found))
+    result = of_good()
+    self.assertEmpty(result.kept)
+    self.assertEqual(result.bytes_added, 0)
+    self.assertGreater(result.agreement, 0.9)  # As required.
+    self.assertEmpty(result.harms)
+    self.assertIn("nothing", str(result))
 
   def test_one_half_of_the_images_chooses_and_the_other_judges(self):
     result, given, gave = steps_of_bad()
-    net = drift_nets.bad_chain()
+    model = drift_nets.bad_chain()
     halves = IMAGES[::2], IMAGES[1::2]
     choosing, held_out = (
-        FeatureMaps(net, "act4", "swa", half) for half in halves)
+        FeatureMaps(model, "act4", "swa", half) for half in halves)
     _, images = given["_calibrated"]
     np.testing.assert_array_equal(images, halves[0])
     quantizer, search = gave["_calibrated"], gave["Search"]
     trial = search.trials[0]
     content = quantizer.content(trial.nodes)
-    figures = [np.median(one.cosines(content)) for one in (choosing, held_out)]
+    figures = [np.median(feature_maps.cosines(content))
+               for feature_maps in (choosing, held_out)]
     self.assertNotEqual(*figures)
     self.assertEqual([trial.agreement, trial.held_out], figures)
-    step, harm = next(iter(search.harms.items()))
-    self.assertEqual(harm, np.mean(1 - choosing.cosines(quantizer.content(
-        {one.node for one in search.harms} - {step.node}))))
+    step, value = next(iter(search.harms.items()))
+    self.assertEqual(value, np.mean(1 - choosing.cosines(quantizer.content(
+        {entry.node for entry in search.harms} - {step.node}))))
 
     def agreement(images):
-      top = net(images).numpy().argmax(1)
+      top = model(images).numpy().argmax(1)
       maps = kap.export.Interpreter(result.content).explain(images, top).maps
       return np.median(export_helpers.cosines(
-          grad_cam(net, images, top, "act4"), maps))
+          grad_cam(model, images, top, "act4"), maps))
 
     # Float32 maps by another road; the halves differ by far more.
     self.assertAlmostEqual(result.agreement, agreement(halves[1]), 6)
@@ -208,12 +210,12 @@ class BadLayerTest(parameterized.TestCase):
 
   @pytest.mark.slow("files")
   def test_half_of_the_images_is_held_out(self):
-    found = of_good()
-    # What it says is what verify finds on those images.
+    result = of_good()
+    # The stated agreement equals that of verify on the held-out images.
     report = kap.export.verify(
-        found.content, drift_nets.good_chain(), WCAM, IMAGES[1::2])
+        result.content, drift_nets.good_chain(), WCAM, IMAGES[1::2])
     self.assertAlmostEqual(
-        found.agreement, np.median(report.scores["cosine"]), 6)
+        result.agreement, np.median(report.scores["cosine"]), 6)
 
   @pytest.mark.slow("files")
   def test_more_is_kept_where_the_file_loses_some_behind_the_features(self):
@@ -221,11 +223,11 @@ class BadLayerTest(parameterized.TestCase):
     loses = lambda reference, maps: {  # noqa: E731
         "cosine": export_helpers.cosines(reference, maps) - 0.0004}
     with mock.patch.object(_file, "agreement", loses):
-      found = selective(
+      result = selective(
           drift_nets.bad_chain(), WCAM, IMAGES, require=0.9995)
-    self.assertEqual(found.kept, ("act1", "act2", "act3"))
-    self.assertGreaterEqual(found.agreement, 0.9995)  # What was required.
-    facts = read_metadata(read_model(found.content))
+    self.assertEqual(result.kept, ("act1", "act2", "act3"))
+    self.assertGreaterEqual(result.agreement, 0.9995)  # As required.
+    facts = read_metadata(read_model(result.content))
     self.assertEqual(facts["weights"], "int8")
 
   def test_table(self):
@@ -236,7 +238,7 @@ class BadLayerTest(parameterized.TestCase):
     json.dumps(plain, allow_nan=False)
     self.assertEqual(plain["kept"], ["act2", "act3"])
     self.assertNotIn("content", plain)
-    sizes = [one.bytes for one in of_bad().trials]
+    sizes = [trial.bytes for trial in of_bad().trials]
     self.assertEqual(sizes, sorted(sizes))
 
 
@@ -244,29 +246,29 @@ class KindsTest(parameterized.TestCase):
 
   @pytest.mark.slow("files")
   def test_mean(self):
-    found = of_bad(statistic="mean", require=0.995)
-    self.assertIn("act2", found.kept)
+    result = of_bad(statistic="mean", require=0.995)
+    self.assertIn("act2", result.kept)
     report = kap.export.verify(
-        found.content, drift_nets.bad_chain(), WCAM, IMAGES[1::2])
+        result.content, drift_nets.bad_chain(), WCAM, IMAGES[1::2])
     self.assertAlmostEqual(
-        found.agreement, report.summary()["cosine"]["mean"], 5)
+        result.agreement, report.summary()["cosine"]["mean"], 5)
 
   @pytest.mark.slow("files")
   def test_ewa(self):
-    found = selective(drift_nets.bad_chain(), kap.WCAM("act4", method="ewa"),
-                      IMAGES, require=0.9999)
-    self.assertContainsSubset(["act2", "act3"], found.kept)
-    self.assertGreaterEqual(found.agreement, 0.9999)  # What was required.
+    result = selective(drift_nets.bad_chain(), kap.WCAM("act4", method="ewa"),
+                       IMAGES, require=0.9999)
+    self.assertContainsSubset(["act2", "act3"], result.kept)
+    self.assertGreaterEqual(result.agreement, 0.9999)  # As required.
 
   def test_microcontroller(self):
-    found = of_bad_for_a_microcontroller()
-    self.assertIn("act2", found.kept)
-    facts = read_metadata(read_model(found.content))
+    result = of_bad_for_a_microcontroller()
+    self.assertIn("act2", result.kept)
+    facts = read_metadata(read_model(result.content))
     self.assertEqual(
         (facts["road"], facts["target"]), ("features", "microcontroller"))
-    self.assertLen(read_model(found.content).subgraphs, 1)
+    self.assertLen(read_model(result.content).subgraphs, 1)
     report = kap.export.verify(
-        found.content, drift_nets.bad_chain(), WCAM, NEW)
+        result.content, drift_nets.bad_chain(), WCAM, NEW)
     report.require(cosine=0.99)
 
   @export_helpers.needs_tflm
@@ -283,17 +285,17 @@ class KindsTest(parameterized.TestCase):
   def test_float_ends(self):
     # Everything up to the features is kept: what goes in is not rounded, nor
     # are they.
-    found = of_bad(require=0.999999)
-    self.assertEqual(found.kept, ("act1", "act2", "act3", "act4"))
-    explain = kap.export.Interpreter(found.content).signatures
+    result = of_bad(require=0.999999)
+    self.assertEqual(result.kept, ("act1", "act2", "act3", "act4"))
+    explain = kap.export.Interpreter(result.content).signatures
     self.assertEqual(explain["predict"].inputs["images"].dtype, np.float32)
     self.assertEqual(explain["predict"].outputs["logits"].dtype, np.int8)
     self.assertEqual(explain["explain"].outputs["features"].dtype, np.float32)
-    features = kap.export.Interpreter(found.content).features(NEW)
-    net = drift_nets.bad_chain()
+    features = kap.export.Interpreter(result.content).features(NEW)
+    model = drift_nets.bad_chain()
     # Floats throughout: XNNPACK adds up in another order than Keras.
     np.testing.assert_allclose(features, keras.Model(
-        net.input, net.get_layer("act4").output)(NEW), rtol=1e-4, atol=1e-5)
+        model.input, model.get_layer("act4").output)(NEW), rtol=1e-4, atol=1e-5)
 
   def test_convert_takes_it(self):
     with mock.patch.object(
@@ -317,31 +319,32 @@ class KindsTest(parameterized.TestCase):
 
   @pytest.mark.slow("files")
   def test_a_longer_tail(self):
-    net = export_helpers.net("depthwise")
-    found = selective(net, export_helpers.wcam(), export_helpers.calibration(),
-                      require=0.999999)
-    self.assertGreaterEqual(found.agreement, 0.999999)  # What was required.
-    self.assertNotEmpty(found.kept)
+    model = export_helpers.net("depthwise")
+    result = selective(
+        model, export_helpers.wcam(), export_helpers.calibration(),
+        require=0.999999)
+    self.assertGreaterEqual(result.agreement, 0.999999)  # As required.
+    self.assertNotEmpty(result.kept)
 
   @pytest.mark.slow("files")
   def test_many_kinds_of_layers(self):
     layers = keras.layers
-    net = tiny.shake(keras.Sequential([
+    model = tiny.shake(keras.Sequential([
         layers.InputLayer((12, 12, 2)), layers.Conv2D(6, 3, activation="relu"),
         layers.MaxPool2D(), layers.ZeroPadding2D(), layers.Conv2D(6, 3),
         layers.BatchNormalization(), layers.LeakyReLU(name="act4"),
         layers.Conv2D(4, 3, activation="relu"), layers.Flatten(),
         layers.Dense(4, "softmax")]))
-    found = selective(net, WCAM, IMAGES, require=0.999999)
-    self.assertGreaterEqual(found.agreement, 0.999999)  # What was required.
-    self.assertNotEmpty(found.kept)
+    result = selective(model, WCAM, IMAGES, require=0.999999)
+    self.assertGreaterEqual(result.agreement, 0.999999)  # As required.
+    self.assertNotEmpty(result.kept)
 
   @pytest.mark.slow("files")
   def test_pruned(self):
     pruned = tiny.prune(drift_nets.bad_chain())
     weights = pruned.get_weights()
-    found = selective(pruned, WCAM, IMAGES, require=0.99)
-    self.assertGreaterEqual(found.agreement, 0.99)  # What was required.
+    result = selective(pruned, WCAM, IMAGES, require=0.99)
+    self.assertGreaterEqual(result.agreement, 0.99)  # As required.
     self.assertTrue(tiny.weights_equal(weights, pruned.get_weights()))
 
 
@@ -362,7 +365,7 @@ class ErrorsTest(parameterized.TestCase):
       selective(drift_nets.bad_chain(), WCAM, IMAGES)
 
   def test_arguments(self):
-    net = drift_nets.bad_chain()
+    model = drift_nets.bad_chain()
     for settings, error, words in (
         ({"require": 1}, ValueError, "require must be a number above 0"),
         ({"require": True}, ValueError, "require must be"),
@@ -372,13 +375,13 @@ class ErrorsTest(parameterized.TestCase):
         ({"max_bytes": -1}, ValueError, "max_bytes must be"),
         ({"max_bytes": 0.5}, ValueError, "max_bytes must be")):
       with self.assertRaisesRegex(error, words):
-        selective(net, WCAM, IMAGES, **settings)
+        selective(model, WCAM, IMAGES, **settings)
     with self.assertRaisesRegex(TypeError, "wcam must be"):
-      selective(net, "act4", IMAGES)
+      selective(model, "act4", IMAGES)
     with self.assertRaisesRegex(ValueError, "four or more"):
-      selective(net, WCAM, IMAGES[:3])
+      selective(model, WCAM, IMAGES[:3])
     with self.assertRaisesRegex(ValueError, "must have shape"):
-      selective(net, WCAM, IMAGES[0])
+      selective(model, WCAM, IMAGES[0])
     with self.assertRaisesRegex(TypeError, "tf_keras.Model"):
       selective("net", WCAM, IMAGES)
 
@@ -393,11 +396,12 @@ class ErrorsTest(parameterized.TestCase):
                 require=0.5)
 
   def test_dead_maps(self):
-    net = drift_nets.chain(seed=9)
-    net.get_layer("conv4").set_weights(
-        [np.zeros_like(one) for one in net.get_layer("conv4").get_weights()])
+    model = drift_nets.chain(seed=9)
+    model.get_layer("conv4").set_weights(
+        [np.zeros_like(weight)
+         for weight in model.get_layer("conv4").get_weights()])
     with self.assertRaisesRegex(ValueError, "all zero"):
-      selective(net, WCAM, IMAGES)
+      selective(model, WCAM, IMAGES)
 
 
 if __name__ == "__main__":

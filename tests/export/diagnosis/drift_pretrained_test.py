@@ -1,4 +1,4 @@
-"""Drift and selective precision on real nets, where they are at hand.
+"""Drift and selective precision on real models, where they are at hand.
 
 See pretrained_test.py for where they are looked for. Every bound has a comment
 with what was measured when it was set, on TensorFlow 2.21 and ai-edge-litert
@@ -33,44 +33,44 @@ def person():
 class DriftTest(parameterized.TestCase):
 
   def check_resnet(self, content):
-    found = drift(resnet(), content, kap.WCAM("activation_6"),
-                  real.cifar("test", 24))
-    print(found)
+    report = drift(resnet(), content, kap.WCAM("activation_6"),
+                   real.cifar("test", 24))
+    print(report)
     # The first stage does the harm: .0013, .0007 and .0006 of it; what has
     # arrived is largest at the end, 6.8 %, where nothing is to blame.
     self.assertContainsSubset(
-        [row.layer for row in found.rows[:3]], STEM)
-    rows = {row.layer: row for row in found.rows}
+        [row.layer for row in report.rows[:3]], STEM)
+    rows = {row.layer: row for row in report.rows}
     # Three times the .0013 above.
-    self.assertLess(found.rows[0].harm, 0.004)
+    self.assertLess(report.rows[0].harm, 0.004)
     last = rows["activation_6"]
     self.assertGreater(last.error, 3 * last.added)
-    self.assertLess(last.harm, found.rows[0].harm / 5)
+    self.assertLess(last.harm, report.rows[0].harm / 5)
     self.assertGreater(last.map, 0.99)  # .9975
     self.assertEqual(rows["(input)"].error, 0)  # 0..255 are whole numbers.
-    return found
+    return report
 
   def test_resnet8(self):
     content = kap.export.convert(
         resnet(), kap.WCAM("activation_6"),
         representative_images=real.cifar("train", 100))
-    found = self.check_resnet(content)
-    self.assertGreater(found.facts["map"], 0.99)  # .9974
+    report = self.check_resnet(content)
+    self.assertGreater(report.facts["map"], 0.99)  # .9974
 
   def test_a_resnet8_of_others(self):
-    found = self.check_resnet(
+    report = self.check_resnet(
         real.model_path(real.RESNET / "pretrainedResnet_quant.tflite"))
-    self.assertIsNone(found.facts["map"])
+    self.assertIsNone(report.facts["map"])
 
   def test_visual_wake_words_of_others(self):
-    found = drift(
+    report = drift(
         person(), real.model_path(real.VWW / "vww_96_int8.tflite"),
         kap.WCAM("activation_26"), real.voc(2, 16, 96) / 255)
-    print(found)
-    harms = {row.layer: row.harm for row in found.rows}
+    print(report)
+    harms = {row.layer: row.harm for row in report.rows}
     # What one layer's own int8 error may cost the map: .01 of its cosine.
     self.assertLess(max(harms.values()), 0.01)
-    # As many activations as the net has, and its head.
+    # As many activations as the model has, and its head.
     self.assertLen([name for name in harms if "activation" in name], 27)
 
 
@@ -78,26 +78,26 @@ class DriftTest(parameterized.TestCase):
 class SelectiveTest(parameterized.TestCase):
 
   def test_resnet8(self):
-    found = selective(
+    result = selective(
         resnet(), kap.WCAM("activation_6"), real.cifar("train", 100),
         require=0.999)
-    print(found)
+    print(result)
     # Measured: the first stage, for 14,208 bytes on 101,808; .9972 before.
-    self.assertContainsSubset(found.kept, STEM)
-    self.assertLess(found.bytes_added, 25_000)
+    self.assertContainsSubset(result.kept, STEM)
+    self.assertLess(result.bytes_added, 25_000)
     report = kap.export.verify(
-        found.content, resnet(), kap.WCAM("activation_6"),
+        result.content, resnet(), kap.WCAM("activation_6"),
         real.cifar("test", 48))
     # Held at .999 on the images of calibration, a little less on others; .9972
     # without the layers kept.
     self.assertGreater(np.median(report.scores["cosine"]), 0.9985)
 
   def test_int8_suffices_for_visual_wake_words(self):
-    found = selective(
+    result = selective(
         person(), kap.WCAM("activation_26"), real.voc(0, 60, 96) / 255,
         require=0.99)
-    self.assertEmpty(found.kept)  # Measured: .9995
-    self.assertEqual(found.bytes_added, 0)
+    self.assertEmpty(result.kept)  # Measured: .9995
+    self.assertEqual(result.bytes_added, 0)
 
 
 if __name__ == "__main__":

@@ -26,111 +26,112 @@ SQUARED = 1e-9
 
 
 def row(found, layer):
-  return next(one for one in found.rows if one.layer == layer)
+  return next(entry for entry in found.rows if entry.layer == layer)
 
 
 class ExactTest(parameterized.TestCase):
 
   def test_a_float_file_does_not_drift(self):
-    found = drift(
+    report = drift(
         drift_nets.good_chain(), drift_nets.converted(), WCAM, IMAGES)
     self.assertEqual(
-        [one.layer for one in found.in_order],
+        [entry.layer for entry in report.in_order],
         ["(input)", "act1", "act2", "act3", "act4", "pool", "logits"])
-    for one in found.rows:
-      self.assertLess(one.error, FLOAT32)
-      self.assertLess(one.added, FLOAT32)
-      self.assertLess(one.harm, SQUARED)
-      self.assertGreater(one.cosine, 1 - SQUARED)
-      self.assertEqual(one.matched, "numbers")
-    for one in found.in_order[1:5]:
-      self.assertGreater(one.map, 1 - 1e-6)
-      self.assertGreater(one.sensitivity, 1 - 1e-6)
-    self.assertGreater(found.facts["map"], 1 - 1e-6)
-    self.assertGreater(found.facts["sensitivity"], 1 - 1e-6)
-    self.assertEmpty(found.facts["not_measured"])
-    self.assertNotIn("measured", str(found))
-    self.assertCountEqual(found.left_out, ["conv1", "conv2", "conv3", "conv4"])
+    for entry in report.rows:
+      self.assertLess(entry.error, FLOAT32)
+      self.assertLess(entry.added, FLOAT32)
+      self.assertLess(entry.harm, SQUARED)
+      self.assertGreater(entry.cosine, 1 - SQUARED)
+      self.assertEqual(entry.matched, "numbers")
+    for entry in report.in_order[1:5]:
+      self.assertGreater(entry.map, 1 - 1e-6)
+      self.assertGreater(entry.sensitivity, 1 - 1e-6)
+    self.assertGreater(report.facts["map"], 1 - 1e-6)
+    self.assertGreater(report.facts["sensitivity"], 1 - 1e-6)
+    self.assertEmpty(report.facts["not_measured"])
+    self.assertNotIn("measured", str(report))
+    self.assertCountEqual(report.left_out, ["conv1", "conv2", "conv3", "conv4"])
 
   @parameterized.parameters(1, 2, 3, 4)
   def test_one_wrong_layer_is_blamed_and_no_other(self, number):
     content = drift_nets.with_wrong_layer(drift_nets.converted(), number)
-    found = drift(drift_nets.good_chain(), content, WCAM, IMAGES)
-    wrong, order = f"act{number}", found.in_order
-    self.assertEqual(found.rows[0].layer, wrong)
+    report = drift(drift_nets.good_chain(), content, WCAM, IMAGES)
+    wrong, order = f"act{number}", report.in_order
+    self.assertEqual(report.rows[0].layer, wrong)
     # The doubled channel is one of six; rounding adds less than FLOAT32.
-    self.assertGreater(found.rows[0].added, 0.01)
+    self.assertGreater(report.rows[0].added, 0.01)
     # Rounding does less than SQUARED.
-    self.assertGreater(found.rows[0].harm, 1e-4)
-    for one in order:
-      if one.layer != wrong:
-        self.assertLess(one.added, FLOAT32)
-        self.assertLess(one.harm, SQUARED)
-    place = found.rows[0].place
-    # What arrives: nothing before it, all of it behind.
-    for one in order[:place]:
-      self.assertLess(one.error, FLOAT32)
-    for one in order[place:]:
-      # What the doubled channel leaves behind it; rounding is below FLOAT32.
-      self.assertGreater(one.error, 1e-3)
+    self.assertGreater(report.rows[0].harm, 1e-4)
+    for entry in order:
+      if entry.layer != wrong:
+        self.assertLess(entry.added, FLOAT32)
+        self.assertLess(entry.harm, SQUARED)
+    place = report.rows[0].place
+    # The error that arrives: none before the layer, all of it behind.
+    for entry in order[:place]:
+      self.assertLess(entry.error, FLOAT32)
+    for entry in order[place:]:
+      # The doubled channel leaves this error; rounding is below FLOAT32.
+      self.assertGreater(entry.error, 1e-3)
     # At the wrong layer alone arrival and addition are one.
     self.assertAlmostEqual(
-        found.rows[0].error, found.rows[0].added, delta=1e-5)
+        report.rows[0].error, report.rows[0].added, delta=1e-5)
 
   def test_figures_by_numpy(self):
     content = drift_nets.with_wrong_layer(drift_nets.converted(), 2)
-    net = drift_nets.good_chain()
-    found = row(drift(net, content, WCAM, IMAGES, batch_size=3), "act3")
-    layer = lambda name: keras.Model(net.input, net.get_layer(name).output)  # noqa: E731
-    ours = layer("act3")(IMAGES).numpy()
+    model = drift_nets.good_chain()
+    entry = row(drift(model, content, WCAM, IMAGES, batch_size=3), "act3")
+    layer = lambda name: keras.Model(model.input, model.get_layer(name).output)  # noqa: E731
+    by_model = layer("act3")(IMAGES).numpy()
     files = FileTensors(content, signature="explain")
-    theirs = next(values for number, values in files.read(IMAGES).items()
-                  if str(number) == found.tensor.split()[1])
+    by_file = next(values for number, values in files.read(IMAGES).items()
+                   if str(number) == entry.tensor.split()[1])
     self.assertAlmostEqual(
-        found.error, tiny.relative_error(theirs, ours), 5)
-    flat = [one.reshape(len(one), -1) for one in (ours, theirs)]
+        entry.error, tiny.relative_error(by_file, by_model), 5)
+    flat = [values.reshape(len(values), -1) for values in (by_model, by_file)]
     cosine = np.mean([
         a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(*flat)])
-    self.assertAlmostEqual(found.cosine, cosine, 6)
-    self.assertAlmostEqual(found.snr, -20 * math.log10(found.error), 4)
+    self.assertAlmostEqual(entry.cosine, cosine, 6)
+    self.assertAlmostEqual(entry.snr, -20 * math.log10(entry.error), 4)
     # Behind act3 lie a convolution, a mean and a linear layer.
     def explain(features):
-      top = np.eye(3, dtype=np.float32)[net(IMAGES).numpy().argmax(1)]
+      top = np.eye(3, dtype=np.float32)[model(IMAGES).numpy().argmax(1)]
       features = tf.constant(features)
       with tf.GradientTape() as tape:
         tape.watch(features)
-        x = net.get_layer("act4")(net.get_layer("conv4")(features))
-        score = tf.reduce_sum(top * net.get_layer("logits")(
-            net.get_layer("pool")(x)))
+        x = model.get_layer("act4")(model.get_layer("conv4")(features))
+        score = tf.reduce_sum(top * model.get_layer("logits")(
+            model.get_layer("pool")(x)))
       sums = tape.gradient(score, features).numpy().sum((1, 2))
       return sums, np.maximum(
           np.einsum("bhwc,bc->bhw", features, sums), 0)
-    (one, map_one), (other, map_other) = explain(ours), explain(theirs)
-    self.assertAlmostEqual(found.map, np.median(
+    (values, map_one), (other, map_other) = explain(by_model), explain(by_file)
+    self.assertAlmostEqual(entry.map, np.median(
         export_helpers.cosines(map_one, map_other)), 5)
-    self.assertAlmostEqual(found.sensitivity, np.median(
-        export_helpers.cosines(one, other)), 5)
+    self.assertAlmostEqual(entry.sensitivity, np.median(
+        export_helpers.cosines(values, other)), 5)
 
   def test_harm_by_hand(self):
     content = drift_nets.with_wrong_layer(drift_nets.converted(), 2)
-    net = drift_nets.good_chain()
-    wrong = tiny.copy_of(net)
+    model = drift_nets.good_chain()
+    wrong = tiny.copy_of(model)
     kernel, bias = wrong.get_layer("conv2").get_weights()
     # The file keeps a kernel as [outputs, height, width, inputs].
     kernel[..., 0] *= 2
     wrong.get_layer("conv2").set_weights([kernel, bias])
-    top = net(IMAGES).numpy().argmax(1)
+    top = model(IMAGES).numpy().argmax(1)
     cosines = export_helpers.cosines(
-        *(grad_cam(one, IMAGES, top, "act4") for one in (net, wrong)))
-    found = drift(net, content, WCAM, IMAGES)
-    self.assertAlmostEqual(row(found, "act2").harm, np.mean(1 - cosines), 5)
-    self.assertAlmostEqual(found.facts["map"], np.median(cosines), 5)
+        *(grad_cam(variant, IMAGES, top, "act4")
+          for variant in (model, wrong)))
+    report = drift(model, content, WCAM, IMAGES)
+    self.assertAlmostEqual(row(report, "act2").harm, np.mean(1 - cosines), 5)
+    self.assertAlmostEqual(report.facts["map"], np.median(cosines), 5)
 
   def test_bad_layer_of_an_int8_file_comes_first(self):
-    found = drift(drift_nets.bad_chain(), drift_nets.converted(True, "int8"),
-                  WCAM, IMAGES)
-    self.assertEqual(found.rows[0].layer, drift_nets.BAD)
-    self.assertGreater(found.rows[0].harm, 10 * found.rows[1].harm)
+    report = drift(drift_nets.bad_chain(), drift_nets.converted(True, "int8"),
+                   WCAM, IMAGES)
+    self.assertEqual(report.rows[0].layer, drift_nets.BAD)
+    self.assertGreater(report.rows[0].harm, 10 * report.rows[1].harm)
     good = drift(drift_nets.good_chain(), drift_nets.converted(False, "int8"),
                  WCAM, IMAGES)
     # Half a step of int8 a tensor; a bad layer leaves most channels no steps.
@@ -149,57 +150,57 @@ class KindsTest(parameterized.TestCase):
     self.check_tail(tail, mode)
 
   def check_tail(self, tail, mode):
-    net = export_helpers.net(tail)
-    found = drift(net, export_helpers.converted(tail, mode),
-                  export_helpers.wcam(), export_helpers.images())
+    model = export_helpers.net(tail)
+    report = drift(model, export_helpers.converted(tail, mode),
+                   export_helpers.wcam(), export_helpers.images())
     # Int8: half a step a tensor. Measured: .056 arrives, .036 is added.
     most = {"float32": FLOAT32, "int8": 0.1}[mode]
-    self.assertIn("act", [one.layer for one in found.rows])
-    for one in found.rows:
-      self.assertLess(one.error, most)
-      self.assertLess(one.added, most)
+    self.assertIn("act", [entry.layer for entry in report.rows])
+    for entry in report.rows:
+      self.assertLess(entry.error, most)
+      self.assertLess(entry.added, most)
     # Of int8 .99988 was measured, of float32 1 less rounding.
     least = {"float32": 1 - 1e-6, "int8": 0.9995}[mode]
-    self.assertGreater(found.facts["sensitivity"], least)
-    self.assertGreater(found.facts["map"], least)
+    self.assertGreater(report.facts["sensitivity"], least)
+    self.assertGreater(report.facts["map"], least)
 
   @parameterized.parameters("softmax", "softmax_layer")
   @pytest.mark.slow("files")
   def test_heads(self, head):
-    net = tiny.conv_net(head=head, size=8, width=16)
-    content = kap.export.convert(net, kap.WCAM("act"), mode="float32")
-    found = drift(net, content, kap.WCAM("act"), export_helpers.images())
-    for one in found.rows:
+    model = tiny.conv_net(head=head, size=8, width=16)
+    content = kap.export.convert(model, kap.WCAM("act"), mode="float32")
+    report = drift(model, content, kap.WCAM("act"), export_helpers.images())
+    for entry in report.rows:
       # Float32 sums in another order, with batch norms folded into kernels.
-      self.assertLess(one.error, 1e-4)
+      self.assertLess(entry.error, 1e-4)
       # Between that rounding, squared, and a wrong layer's 1e-4 (ExactTest).
-      self.assertLess(one.harm, 1e-6)
+      self.assertLess(entry.harm, 1e-6)
 
   def test_ewa(self):
-    net = export_helpers.net()
-    found = drift(net, export_helpers.converted(mode="int8", method="ewa"),
-                  export_helpers.wcam("ewa"), export_helpers.images())
-    act = row(found, "act")
+    model = export_helpers.net()
+    report = drift(model, export_helpers.converted(mode="int8", method="ewa"),
+                   export_helpers.wcam("ewa"), export_helpers.images())
+    act = row(report, "act")
     # Half a step of int8 in features and map.
     self.assertGreater(act.map, 0.99)
     self.assertTrue(math.isnan(act.sensitivity))
-    self.assertIsNone(found.facts["sensitivity"])
-    self.assertEqual(found.facts["not_measured"],
+    self.assertIsNone(report.facts["sensitivity"])
+    self.assertEqual(report.facts["not_measured"],
                      "sensitivity: a map of method 'ewa' has none")
-    reference = equal_weighted(net, export_helpers.images(), None, "act")
+    reference = equal_weighted(model, export_helpers.images(), None, "act")
     maps = kap.export.Interpreter(export_helpers.converted(
         mode="int8", method="ewa"), runtime="reference").explain(
             export_helpers.images()).maps
-    self.assertAlmostEqual(found.facts["map"], np.median(
+    self.assertAlmostEqual(report.facts["map"], np.median(
         export_helpers.cosines(reference, maps)), 5)
 
   def test_a_file_of_others(self):
     content = export_helpers.foreign(export_helpers.converted(mode="int8"))
-    found = drift(export_helpers.net(), content, export_helpers.wcam(),
-                  export_helpers.images())
-    self.assertIsNone(found.facts["map"])
-    self.assertIn("act", [one.layer for one in found.rows])
-    text = str(found)
+    report = drift(export_helpers.net(), content, export_helpers.wcam(),
+                   export_helpers.images())
+    self.assertIsNone(report.facts["map"])
+    self.assertIn("act", [entry.layer for entry in report.rows])
+    text = str(report)
     self.assertNotIn("None", text)
     self.assertIn("not measured          road, map and sensitivity: "
                   "kap.export.convert has not made the file, so that", text)
@@ -222,145 +223,146 @@ class KindsTest(parameterized.TestCase):
     x = keras.layers.Conv2D(4, 3, activation="relu", name="act")(plain_inputs)
     x = keras.layers.GlobalAveragePooling2D()(x)
     plain = keras.Model(plain_inputs, keras.layers.Dense(3)(x))
-    plain.set_weights([one.astype("float32") for one in model.get_weights()])
+    plain.set_weights(
+        [weight.astype("float32") for weight in model.get_weights()])
     content = kap.export.convert(plain, kap.WCAM("act"), mode="float32")
-    found = drift(model, content, kap.WCAM("act"), tiny.images())
-    self.assertLess(row(found, "act").error, FLOAT32)
-    self.assertGreater(row(found, "act").map, 1 - 1e-6)  # Float32 sums.
+    report = drift(model, content, kap.WCAM("act"), tiny.images())
+    self.assertLess(row(report, "act").error, FLOAT32)
+    self.assertGreater(row(report, "act").map, 1 - 1e-6)  # Float32 sums.
 
   def test_preprocess(self):
-    # The same net for images of twice the range.
-    net = tiny.copy_of(drift_nets.good_chain())
-    kernel, bias = net.get_layer("conv1").get_weights()
-    net.get_layer("conv1").set_weights([kernel / 2, bias])
+    # The same model for images of twice the range.
+    model = tiny.copy_of(drift_nets.good_chain())
+    kernel, bias = model.get_layer("conv1").get_weights()
+    model.get_layer("conv1").set_weights([kernel / 2, bias])
     content = export_helpers.foreign(drift_nets.converted())
-    found = drift(net, content, WCAM, 2 * IMAGES,
-                  preprocess=lambda images: images / 2)
-    self.assertNotIn("(input)", [one.layer for one in found.rows])
-    self.assertLen(found.rows, 6)
-    for one in found.rows:
-      self.assertLess(one.error, FLOAT32)
-      self.assertLess(one.harm, SQUARED)
+    report = drift(model, content, WCAM, 2 * IMAGES,
+                   preprocess=lambda images: images / 2)
+    self.assertNotIn("(input)", [entry.layer for entry in report.rows])
+    self.assertLen(report.rows, 6)
+    for entry in report.rows:
+      self.assertLess(entry.error, FLOAT32)
+      self.assertLess(entry.harm, SQUARED)
 
   @pytest.mark.slow("files")
   def test_nested_net(self):
     inner = tiny.conv_net(size=8, width=16)
     inputs = keras.Input((8, 8, 2))
-    net = keras.Model(inputs, keras.layers.ReLU(name="outer")(inner(inputs)))
-    content = kap.export.convert(net, kap.WCAM("act"), mode="float32")
-    found = drift(net, content, kap.WCAM("act"), export_helpers.images())
-    self.assertIn("act", [one.layer for one in found.rows])
-    for one in found.rows:
+    model = keras.Model(inputs, keras.layers.ReLU(name="outer")(inner(inputs)))
+    content = kap.export.convert(model, kap.WCAM("act"), mode="float32")
+    report = drift(model, content, kap.WCAM("act"), export_helpers.images())
+    self.assertIn("act", [entry.layer for entry in report.rows])
+    for entry in report.rows:
       # Float32 sums in another order, with batch norms folded into kernels.
-      self.assertLess(one.added, 1e-4)
+      self.assertLess(entry.added, 1e-4)
 
   def test_quantize_aware(self):
     student = export_helpers.quantize_aware()
     content = export_helpers.converted_quantize_aware()
-    found = drift(student, content, kap.WCAM("act"), export_helpers.images())
+    report = drift(student, content, kap.WCAM("act"), export_helpers.images())
     # The file rounds where the fake quantizers do: a sum near half a step may
     # land on the next one.
-    self.assertLess(row(found, "act").error, 0.05)
+    self.assertLess(row(report, "act").error, 0.05)
     # The same steps, in the map.
-    self.assertGreater(found.facts["map"], 0.99)
+    self.assertGreater(report.facts["map"], 0.99)
 
   def test_a_layer_too_far_off_is_told_by_its_name(self):
-    found = drift(drift_nets.bad_chain(), drift_nets.converted(True, "int8"),
-                  WCAM, IMAGES)
-    self.assertIn("act3", [one.layer for one in found.rows])
-    named = [one.layer for one in found.rows if one.matched == "name"]
+    report = drift(drift_nets.bad_chain(), drift_nets.converted(True, "int8"),
+                   WCAM, IMAGES)
+    self.assertIn("act3", [entry.layer for entry in report.rows])
+    named = [entry.layer for entry in report.rows if entry.matched == "name"]
     self.assertNotEmpty(named)
-    self.assertIn("(by name)", str(found))
+    self.assertIn("(by name)", str(report))
 
 
   @pytest.mark.slow("files")
   def test_a_tensor_in_two_types_is_one_layers(self):
     # `act2` in floats and rounded for what follows; `conv2` is near to both.
-    net = drift_nets.bad_chain()
+    model = drift_nets.bad_chain()
     content = kap.export.convert(
-        net, kap.WCAM("act2"), representative_images=drift_nets.images(24, 2),
+        model, kap.WCAM("act2"), representative_images=drift_nets.images(24, 2),
         selective=0.9995)
-    found = drift(net, content, kap.WCAM("act2"), IMAGES)
-    self.assertNotIn("conv2", [one.layer for one in found.rows])
+    report = drift(model, content, kap.WCAM("act2"), IMAGES)
+    self.assertNotIn("conv2", [entry.layer for entry in report.rows])
     # In floats `act2` does little; in int8 its first channel takes the range
     # and leaves the others no steps.
-    self.assertLess(row(found, "act2").harm, 1e-3)
-    self.assertEqual(found.rows[0].layer, "act3")
+    self.assertLess(row(report, "act2").harm, 1e-3)
+    self.assertEqual(report.rows[0].layer, "act3")
 
 
 class CallTest(parameterized.TestCase):
 
   def test_targets(self):
     content = drift_nets.converted(False, "int8")
-    net = drift_nets.good_chain()
-    top = net(IMAGES).numpy().argmax(1)
-    found = drift(net, content, WCAM, IMAGES)
+    model = drift_nets.good_chain()
+    top = model(IMAGES).numpy().argmax(1)
+    report = drift(model, content, WCAM, IMAGES)
     self.assertEqual(
-        found.rows, drift(net, content, WCAM, IMAGES, targets=top).rows)
+        report.rows, drift(model, content, WCAM, IMAGES, targets=top).rows)
     self.assertNotEqual(
-        found.rows[0].harm,
-        drift(net, content, WCAM, IMAGES, targets=(top + 1) % 3).rows[0].harm)
+        report.rows[0].harm,
+        drift(model, content, WCAM, IMAGES, targets=(top + 1) % 3).rows[0].harm)
 
   def test_the_model_is_left_as_it_came(self):
-    net = drift_nets.good_chain()
+    model = drift_nets.good_chain()
     content = drift_nets.with_wrong_layer(drift_nets.converted(), 2)
-    weights = net.get_weights()
-    calls = {layer: vars(layer).get("call") for layer in net.layers}
-    before = net(IMAGES).numpy()
-    drift(net, content, WCAM, IMAGES)
-    self.assertTrue(tiny.weights_equal(weights, net.get_weights()))
+    weights = model.get_weights()
+    calls = {layer: vars(layer).get("call") for layer in model.layers}
+    before = model(IMAGES).numpy()
+    drift(model, content, WCAM, IMAGES)
+    self.assertTrue(tiny.weights_equal(weights, model.get_weights()))
     self.assertEqual(
-        calls, {layer: vars(layer).get("call") for layer in net.layers})
-    np.testing.assert_array_equal(net(IMAGES).numpy(), before)
+        calls, {layer: vars(layer).get("call") for layer in model.layers})
+    np.testing.assert_array_equal(model(IMAGES).numpy(), before)
 
   def test_a_change_is_undone_after_an_error(self):
-    net = drift_nets.good_chain()
-    before = vars(net.get_layer("act2")).get("call")
-    layer = layers_by_name(net)["act2"]
+    model = drift_nets.good_chain()
+    before = vars(model.get_layer("act2")).get("call")
+    layer = layers_by_name(model)["act2"]
     def fail(output):
       raise RuntimeError("in the middle")
     with self.assertRaisesRegex(RuntimeError, "in the middle"), changed(
         {layer: fail}):
-      net(IMAGES)
-    net(IMAGES)
+      model(IMAGES)
+    model(IMAGES)
     self.assertEqual(vars(layer).get("call"), before)
 
   def test_save(self):
-    found = drift(drift_nets.good_chain(), drift_nets.converted(False, "int8"),
-                  WCAM, IMAGES)
+    report = drift(drift_nets.good_chain(), drift_nets.converted(False, "int8"),
+                   WCAM, IMAGES)
     folder = tiny.folder(self)
-    found.save(folder / "new")
+    report.save(folder / "new")
     with open(folder / "new" / "drift.csv", newline="") as file:
       rows = list(csv.DictReader(file))
-    self.assertEqual([one["layer"] for one in rows],
-                     [one.layer for one in found.rows])
-    self.assertAlmostEqual(float(rows[0]["harm"]), found.rows[0].harm, 6)
+    self.assertEqual([entry["layer"] for entry in rows],
+                     [entry.layer for entry in report.rows])
+    self.assertAlmostEqual(float(rows[0]["harm"]), report.rows[0].harm, 6)
     read = json.loads((folder / "new" / "drift.json").read_text())
-    self.assertEqual(read, found.to_dict())
+    self.assertEqual(read, report.to_dict())
     self.assertEqual(read["layer"], "act4")
-    json.dumps(found.to_dict(), allow_nan=False)
-    self.assertIn("harm", str(found))
+    json.dumps(report.to_dict(), allow_nan=False)
+    self.assertIn("harm", str(report))
 
   def test_errors(self):
-    net, content = drift_nets.good_chain(), drift_nets.converted()
+    model, content = drift_nets.good_chain(), drift_nets.converted()
     with self.assertRaisesRegex(TypeError, "must be a tf_keras.Model"):
       drift("net", content, WCAM, IMAGES)
     with self.assertRaisesRegex(TypeError, "wcam must be a WCAM"):
-      drift(net, content, "act4", IMAGES)
+      drift(model, content, "act4", IMAGES)
     with self.assertRaisesRegex(ValueError, "no layer of that name"):
-      drift(net, content, kap.WCAM("nothing", student_layer="act4"), IMAGES)
+      drift(model, content, kap.WCAM("nothing", student_layer="act4"), IMAGES)
     with self.assertRaisesRegex(ValueError, "images must have shape"):
-      drift(net, content, WCAM, IMAGES[0])
+      drift(model, content, WCAM, IMAGES[0])
     with self.assertRaisesRegex(ValueError, "batch_size"):
-      drift(net, content, WCAM, IMAGES, batch_size=0)
+      drift(model, content, WCAM, IMAGES, batch_size=0)
     with self.assertRaisesRegex(ValueError, "runtime"):
-      drift(net, content, WCAM, IMAGES, runtime="tflm")
+      drift(model, content, WCAM, IMAGES, runtime="tflm")
     with self.assertRaisesRegex(ValueError, "TFL3"):
-      drift(net, b"nothing at all", WCAM, IMAGES)
+      drift(model, b"nothing at all", WCAM, IMAGES)
     with self.assertRaises(OSError):
-      drift(net, "/no/such/file.tflite", WCAM, IMAGES)
+      drift(model, "/no/such/file.tflite", WCAM, IMAGES)
     with self.assertRaisesRegex(ValueError, "was converted for 'act'"):
-      drift(net, export_helpers.converted(), WCAM, IMAGES)
+      drift(model, export_helpers.converted(), WCAM, IMAGES)
 
   def test_the_file_of_another_net(self):
     strange = foreign_files.convert(

@@ -81,7 +81,8 @@ def stubs(folder: Path) -> Path:
   (lite / "micro" / "micro_interpreter.h").write_text(_INTERPRETER)
   (lite / "micro" / "micro_mutable_op_resolver.h").write_text(
       _RESOLVER % "\n".join(
-          f"  TfLiteStatus {one}();" for one in RESOLVER_METHODS.values()))
+          f"  TfLiteStatus {method}();"
+          for method in RESOLVER_METHODS.values()))
   return folder
 
 
@@ -195,10 +196,10 @@ class HostTest(parameterized.TestCase):
         "hidden", folder / "b", name="other", labels=list("abc"))
     for place, name in ((exports.exported("linear"), NAME),
                         (folder / "b", "other")):
-      for part in ("_explain.c", "_model.cc", "_test.c"):
-        objects.append(folder / f"{name}{part}.o")
+      for suffix in ("_explain.c", "_model.cc", "_test.c"):
+        objects.append(folder / f"{name}{suffix}.o")
         c_programs.compiled("gcc", "-x", "c", "-std=c99", "-c",
-                            place / f"{name}{part}", "-o", objects[-1])
+                            place / f"{name}{suffix}", "-o", objects[-1])
     (folder / "main.c").write_text(
         f"int {NAME}_test_maps(void);\nint other_test_maps(void);\n"
         f"int main(void) {{ return {NAME}_test_maps() + other_test_maps(); }}")
@@ -233,10 +234,10 @@ class HostTest(parameterized.TestCase):
     c_programs.compiled(
         "gcc", "-std=c99", "-Os", "-ffreestanding", "-c",
         exports.exported(kind) / f"{NAME}_explain.c", "-o", folder / "head.o")
-    wanted = c_programs.run("nm", "-u", folder / "head.o").stdout.split()[1::2]
+    symbols = c_programs.run("nm", "-u", folder / "head.o").stdout.split()[1::2]
     allowed = {f"{NAME}_model"} if exports.KINDS[kind] in (
         "linear", "hidden") else set()
-    self.assertEqual(set(wanted) - {"_GLOBAL_OFFSET_TABLE_"}, allowed)
+    self.assertEqual(set(symbols) - {"_GLOBAL_OFFSET_TABLE_"}, allowed)
     # Nor floats, nor memory that lives on.
     text = (exports.exported(kind) / f"{NAME}_explain.c").read_text()
     self.assertNotRegex(text, r"\b(float|double|malloc|memset|printf)\b")

@@ -30,8 +30,8 @@ class DeviceModelTest(parameterized.TestCase):
     classes = (logits[:, 0] >= 0).astype(int) if kind == "single" else (
         logits.argmax(1))
     np.testing.assert_array_equal(top, classes)
-    for found, one in zip(maps, want):
-      self.check(device, found, one)
+    for integer_map, float_map in zip(maps, want):
+      self.check(device, integer_map, float_map)
 
   @parameterized.parameters("single", "hidden", "gradient")
   def test_a_chosen_class(self, kind):
@@ -48,8 +48,8 @@ class DeviceModelTest(parameterized.TestCase):
       maps, targets = device.explain(images, [target] * 4)
       np.testing.assert_array_equal(targets, target)
       want, _ = runner.explain(images, target)
-      for found, one in zip(maps, want):
-        self.check(device, found, one)
+      for integer_map, float_map in zip(maps, want):
+        self.check(device, integer_map, float_map)
 
   def check(self, device, found, want):
     """Holds a map in integers against the same in floats."""

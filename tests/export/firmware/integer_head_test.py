@@ -40,7 +40,7 @@ IN_PLACE = ("gap", "flatten", "single", "hidden", "hidden_relu6")
 
 @functools.cache
 def net(name: str) -> keras.Model:
-  """A net whose first class has weights much smaller than the others'."""
+  """A model whose first class has weights much smaller than the others'."""
   images = keras.Input((helpers.SIZE, helpers.SIZE, 2))
   x = _layers.Conv2D(16, 3, padding="same")(images)
   x = _layers.ReLU(name=helpers.LAYER)(x)
@@ -118,24 +118,25 @@ class IntegerHeadTest(parameterized.TestCase):
     features = outputs.numbers("explain", {"images": images})["features"]
     classes = len(head.last.weights)
     rng, worst = np.random.default_rng(0), []
-    for number, one in enumerate(features):
+    for number, integer_features in enumerate(features):
       weights = rng.integers(-3, 4, classes).astype(np.int8)
       if number % 2 or not weights.any():
         weights = np.eye(classes, dtype=np.int8)[number % classes]
-      values = spec.decode(one)
+      values = spec.decode(integer_features)
       sensitivity = head.sensitivity(
           values[None], weights[None].astype(np.float64))[0]
       want = np.maximum(values @ sensitivity, 0) / values[..., 0].size
-      found = explain_features(integers, spec.zero_point, one, weights)
+      result = explain_features(
+          integers, spec.zero_point, integer_features, weights)
       unit = spec.scale * integers.unit / values[..., 0].size
-      got = found.raw * (2.0**found.exponent * unit)
+      got = result.raw * (2.0**result.exponent * unit)
       # Of what a position's products add up to without their signs. Measured
       # at most: 4e-5; .01 where products of layers were rounded to 8 bits.
       size = (np.abs(values) @ np.abs(sensitivity)).max() / values[..., 0].size
       worst.append(np.abs(got - want).max() / size)
-      self.assertEqual(found.status, int(want.max() == 0))
+      self.assertEqual(result.status, int(want.max() == 0))
       np.testing.assert_allclose(
-          found.map, 255.0 * found.raw / max(found.raw.max(), 1), 0, 0.51)
+          result.map, 255.0 * result.raw / max(result.raw.max(), 1), 0, 0.51)
     self.assertLess(max(worst), 2e-4 if name in IN_PLACE else 0.02)
 
   @parameterized.parameters(*(name for name in HEADS if name not in QUICK))
@@ -152,10 +153,10 @@ class IntegerHeadTest(parameterized.TestCase):
     self.assertLess(integers.last.scales[0], 0.02 * 2**integers.last.bits)
     features = np.random.default_rng(0).integers(
         -128, 128, spec.shape[1:]).astype(np.int8)
-    found = explain_features(
+    result = explain_features(
         integers, spec.zero_point, features, np.int8([1, 0, 0]))
-    self.assertEqual(found.status, 0)
-    self.assertGreater(found.raw.max(), 2**16)
+    self.assertEqual(result.status, 0)
+    self.assertGreater(result.raw.max(), 2**16)
 
 
 if __name__ == "__main__":

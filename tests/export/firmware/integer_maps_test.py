@@ -58,33 +58,33 @@ class ByHandTest(parameterized.TestCase):
     # Two positions of two channels; class 1 weighs them 3 and -1.
     head = IntegerHead(layer([[[1, 1]], [[3, -1]]]), 32767)
     features = np.int8([[[-118, -128], [-118, -98]]])  # 10, 0 and 10, 30.
-    found = explain_features(head, -128, features, np.int8([0, 1]))
+    result = explain_features(head, -128, features, np.int8([0, 1]))
     # 3 and -1 in steps of 2**-15 are halved twice to stay below 32767.
-    self.assertEqual(found.exponent, 2)
-    np.testing.assert_array_equal(found.raw, [[10 * 3 * 2**13, 0]])
-    np.testing.assert_array_equal(found.map, [[255, 0]])
-    self.assertEqual(found.status, 0)
+    self.assertEqual(result.exponent, 2)
+    np.testing.assert_array_equal(result.raw, [[10 * 3 * 2**13, 0]])
+    np.testing.assert_array_equal(result.map, [[255, 0]])
+    self.assertEqual(result.status, 0)
 
   def test_two_classes_against_each_other(self):
     # The second class's weights are worth half of the first's.
     head = IntegerHead(layer([[[4, 0]], [[4, 8]]], [2, 1], 1), 32767)
     features = np.int8([[[1, 0], [1, 1], [0, 1]]])
-    found = explain_features(head, 0, features, np.int8([1, -1]))
-    np.testing.assert_array_equal(found.raw, [[4, 0, 0]])  # 8-4 and 0-8.
-    found = explain_features(head, 0, features, np.int8([-2, 2]))
-    np.testing.assert_array_equal(found.raw, [[0, 8, 16]])
+    result = explain_features(head, 0, features, np.int8([1, -1]))
+    np.testing.assert_array_equal(result.raw, [[4, 0, 0]])  # 8-4 and 0-8.
+    result = explain_features(head, 0, features, np.int8([-2, 2]))
+    np.testing.assert_array_equal(result.raw, [[0, 8, 16]])
 
   def test_a_flattened_map(self):
     head = IntegerHead(layer([[[1, 2], [3, 4]]], [1], 0), 32767)
-    found = explain_features(
+    result = explain_features(
         head, 0, np.int8([[[1, 0], [0, 1]]]), np.int8([1]))
-    np.testing.assert_array_equal(found.raw, [[4, 6]])
-    np.testing.assert_array_equal(found.map, [[170, 255]])
+    np.testing.assert_array_equal(result.raw, [[4, 6]])
+    np.testing.assert_array_equal(result.map, [[170, 255]])
 
   def test_a_hidden_layer(self):
     head, features = self.hidden, self.features
-    found = explain_features(head, 0, features, np.int8([1]))
-    np.testing.assert_array_equal(found.raw, [[7 * 2 * 6, 7 * 2 * 2]])
+    result = explain_features(head, 0, features, np.int8([1]))
+    np.testing.assert_array_equal(result.raw, [[7 * 2 * 6, 7 * 2 * 2]])
     ceiling = IntegerHead(head.last, 32767, head.hidden, head.pool, head.bias,
                           np.int64([9, 2, 9]))
     self.assertEqual(
@@ -92,13 +92,13 @@ class ByHandTest(parameterized.TestCase):
 
   def test_squares_and_sensitivities(self):
     features = np.int8([[[-127, -126], [-128, -128]]])
-    found = explain_squares(-128, features)
-    np.testing.assert_array_equal(found.raw, [[1 + 4, 0]])
-    found = explain_sensitivity((-128, 3), features, np.int8([4, 5]))
-    np.testing.assert_array_equal(found.raw, [[1 + 4, 0]])
-    found = explain_sensitivity((-128, 3), features, np.int8([2, 3]))
-    np.testing.assert_array_equal(found.map, [[0, 0]])
-    self.assertEqual(found.status, 1)
+    result = explain_squares(-128, features)
+    np.testing.assert_array_equal(result.raw, [[1 + 4, 0]])
+    result = explain_sensitivity((-128, 3), features, np.int8([4, 5]))
+    np.testing.assert_array_equal(result.raw, [[1 + 4, 0]])
+    result = explain_sensitivity((-128, 3), features, np.int8([2, 3]))
+    np.testing.assert_array_equal(result.map, [[0, 0]])
+    self.assertEqual(result.status, 1)
 
   def test_top_class(self):
     self.assertEqual(top_class(np.int8([3, 7, 7]), 0), 1)

@@ -1,4 +1,4 @@
-"""Real models and pictures as a microcontroller explains them; see
+"""Real models and images as a microcontroller explains them; see
 pretrained_test for where they are looked for.
 """
 
@@ -33,26 +33,26 @@ def _cifar_net() -> keras.Model:
 
 @functools.cache
 def _mobilenet() -> keras.Model:
-  """ImageNet's, for pictures of 96 pixels."""
-  net = keras.applications.MobileNet((96, 96, 3), alpha=0.25, weights=None)
-  net.load_weights(pretrained_test.model_path(
+  """ImageNet's, for images of 96 pixels."""
+  model = keras.applications.MobileNet((96, 96, 3), alpha=0.25, weights=None)
+  model.load_weights(pretrained_test.model_path(
       "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5"))
-  return net
+  return model
 
 
 @functools.cache
 def _person_net_with_hidden_layer() -> keras.Model:
   """Its features, and a head of a hidden layer fitted to its own answers."""
-  net = _person_net()
-  x = net.layers[-2].output
+  model = _person_net()
+  x = model.layers[-2].output
   x = keras.layers.Dense(24, "relu")(x)
-  student = keras.Model(net.input, keras.layers.Dense(2, "softmax")(x))
-  pictures = pretrained_test.voc(_TRAIN, 200, 96) / 255
+  student = keras.Model(model.input, keras.layers.Dense(2, "softmax")(x))
+  images = pretrained_test.voc(_TRAIN, 200, 96) / 255
   for layer in student.layers[:-2]:
     layer.trainable = False
   keras.utils.set_random_seed(0)
   student.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy")
-  student.fit(pictures, net.predict(pictures, verbose=0), epochs=8, verbose=0)
+  student.fit(images, model.predict(images, verbose=0), epochs=8, verbose=0)
   return student
 
 
@@ -61,9 +61,9 @@ def _aware_cifar_net() -> keras.Model:
   """Quantize-aware, its ranges set by a short fit."""
   student = tfmot.quantization.keras.quantize_model(kap.clone_model(
       _cifar_net()))
-  pictures = pretrained_test.cifar("train", 256)
+  images = pretrained_test.cifar("train", 256)
   student.compile(keras.optimizers.SGD(1e-4), "categorical_crossentropy")
-  student.fit(pictures, _cifar_net().predict(pictures, verbose=0), epochs=3,
+  student.fit(images, _cifar_net().predict(images, verbose=0), epochs=3,
               batch_size=16, verbose=0)
   return student
 
@@ -103,13 +103,13 @@ class PretrainedTest(parameterized.TestCase):
        "linear", 0.99, 0.95))
   @pytest.mark.slow("photographs")
   def test_export(self, make, pictures, layer, method, kind, median, worst):
-    net = make()
-    wcam = kap.WCAM(layer or last_spatial_layer(net), method=method)
+    model = make()
+    wcam = kap.WCAM(layer or last_spatial_layer(model), method=method)
     images = pictures(_TEST, 24)
     with tempfile.TemporaryDirectory() as place:
       folder = Path(place) / "out"
       facts = microcontroller(
-          net, wcam, folder, name="net", test_images=images,
+          model, wcam, folder, name="net", test_images=images,
           representative_images=pictures(_TRAIN, 100))
       if c_programs.shutil.which("gcc"):
         done = c_programs.host_test(folder, "net")
@@ -132,15 +132,16 @@ class PretrainedTest(parameterized.TestCase):
     maps, top = device.explain(images)
     want, _ = kap.export.Interpreter(content, runtime="reference").explain(
         images, top)
-    cosines = helpers.cosines(np.stack([one.map for one in maps]), want)
+    cosines = helpers.cosines(np.stack([result.map for result in maps]), want)
     # Measured at worst: .99999.
     self.assertGreater(cosines.min(), 0.9999)
     if not kap.export.tflm_installed():
       return
     inputs = device.encode(images)
-    ours, theirs = device.run(inputs), DeviceModel(content, "tflm").run(inputs)
-    np.testing.assert_array_equal(ours["features"], theirs["features"])
-    steps = np.abs(ours["logits"].astype(int) - theirs["logits"])
+    reference, micro = (
+        device.run(inputs), DeviceModel(content, "tflm").run(inputs))
+    np.testing.assert_array_equal(reference["features"], micro["features"])
+    steps = np.abs(reference["logits"].astype(int) - micro["logits"])
     print("logits that are a step off:", (steps > 0).mean())
     # TFLite Micro rounds dense layers in another way.
     # Measured: one step, of 2 % of the logits.

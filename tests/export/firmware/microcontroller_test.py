@@ -81,15 +81,15 @@ class WrittenTest(parameterized.TestCase):
     outputs = device.run(vectors["inputs"])
     np.testing.assert_array_equal(outputs["logits"], vectors["logits"])
     np.testing.assert_array_equal(outputs["features"], vectors["features"])
-    pictures = device.inputs["images"].decode(vectors["inputs"])
+    images = device.inputs["images"].decode(vectors["inputs"])
     np.testing.assert_allclose(
-        pictures, helpers.images(6, seed=5)[:4],
+        images, helpers.images(6, seed=5)[:4],
         atol=0.51 * device.inputs["images"].scale + 4)  # Clipped ones, too.
-    maps, top = device.explain(pictures)
+    maps, top = device.explain(images)
     np.testing.assert_array_equal(top, vectors["top"])
     first = np.unique(vectors["images"], return_index=True)[1]
     np.testing.assert_array_equal(
-        [one.map for one in maps], vectors["maps"][first])
+        [result.map for result in maps], vectors["maps"][first])
     self.assertEqual(vectors["maps"].dtype, np.uint8)
     if kind != "ewa":
       self.assertLen(vectors["images"], 3 * 4 + 1)
@@ -120,12 +120,12 @@ class WrittenTest(parameterized.TestCase):
     self.assertEqual(facts["labels"], ["x", "y", "z"])
 
   def test_the_model_is_left_as_it_is(self):
-    net = helpers.net("gap")
-    before, config = net.get_weights(), net.to_json()
+    model = helpers.net("gap")
+    before, config = model.get_weights(), model.to_json()
     exports.exported("linear")
-    for one, other in zip(before, net.get_weights()):
-      np.testing.assert_array_equal(one, other)
-    self.assertEqual(net.to_json(), config)
+    for weight, other in zip(before, model.get_weights()):
+      np.testing.assert_array_equal(weight, other)
+    self.assertEqual(model.to_json(), config)
 
   def test_the_arena_without_the_interpreter_is_not_smaller(self):
     for kind in ("linear", "hidden", "gradient"):
@@ -136,7 +136,7 @@ class WrittenTest(parameterized.TestCase):
             kind, folder, arena_known=False, test_images=None)
       self.assertIn("an upper estimate", facts["arena"])
       if kap.export.tflm_installed():
-        # Measured: 2.5, 2.2, 1.6; of real nets 1.1 to 1.4.
+        # Measured: 2.5, 2.2, 1.6; of real models 1.1 to 1.4.
         self.assertBetween(facts["bytes"]["arena"] / exports.facts(kind)[
             "bytes"]["arena"], 1, 3)
 
@@ -179,19 +179,20 @@ class RefusedTest(parameterized.TestCase):
 
   def test_keras_3(self):
     import keras as keras3
-    net = keras3.Sequential([keras3.Input((8, 8, 2)), keras3.layers.Flatten()])
+    model = keras3.Sequential(
+        [keras3.Input((8, 8, 2)), keras3.layers.Flatten()])
     with self.assertRaisesRegex(TypeError, "must be a tf_keras model"):
-      microcontroller(net, helpers.wcam(), tiny.folder(self), name="net")
+      microcontroller(model, helpers.wcam(), tiny.folder(self), name="net")
 
   def test_operators_that_tflite_micro_lacks(self):
     inputs = keras.Input((8, 8, 2))
     x = keras.layers.Conv2D(4, 3, name=helpers.LAYER)(inputs)
     x = keras.layers.Lambda(lambda t: keras.backend.tile(t, [1, 2, 1, 1]))(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    net = keras.Model(inputs, keras.layers.Dense(2)(x))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
     folder = tiny.folder(self)
     with self.assertRaisesRegex(ValueError, "TFLite Micro lacks: TILE"):
-      microcontroller(net, helpers.wcam("ewa"), folder / "out", name="net",
+      microcontroller(model, helpers.wcam("ewa"), folder / "out", name="net",
                       representative_images=helpers.calibration())
     self.assertEmpty(names(folder))
 
@@ -258,11 +259,11 @@ class DocumentTest(absltest.TestCase):
   def test_the_readme_names_what_there_is(self):
     text = (exports.exported("hidden") / "README.md").read_text()
     headers = "".join(
-        (exports.exported("hidden") / f"{NAME}_{one}.h").read_text()
-        for one in ("model", "explain", "resolver", "test"))
+        (exports.exported("hidden") / f"{NAME}_{suffix}.h").read_text()
+        for suffix in ("model", "explain", "resolver", "test"))
     for name in set(re.findall(rf"(?i:\b{NAME}_\w+)", text)):
       known = name in headers or name == f"{NAME.upper()}_TEST_MAIN" or any(
-          one.startswith(name) for one in FILES)
+          file.startswith(name) for file in FILES)
       self.assertTrue(known, name)
     for figure in ("sha256", "arena"):
       self.assertIn(str(exports.facts("hidden")[figure]), text)

@@ -29,7 +29,7 @@ SCRATCH = (
 
 
 def odd_net(seed: int) -> keras.Model:
-  """Draws a net with branches, pools and a transposed convolution."""
+  """Draws a model with branches, pools and a transposed convolution."""
   rng = np.random.default_rng(seed)
   layers = keras.layers
   inputs = keras.Input((8, 8, 2))
@@ -40,8 +40,8 @@ def odd_net(seed: int) -> keras.Model:
     kinds = [layers.Conv2D(width, 1), layers.DepthwiseConv2D(3, padding="same"),
              layers.MaxPooling2D(3, 1, "same"),
              layers.Conv2DTranspose(width, 3, padding="same")]
-    one, other = (kinds[i](x) for i in rng.choice(len(kinds), 2, False))
-    x = layers.Concatenate()([one, other, x])
+    first, second = (kinds[i](x) for i in rng.choice(len(kinds), 2, False))
+    x = layers.Concatenate()([first, second, x])
   x = layers.AveragePooling2D(2, name="act")(x)
   logits = layers.Dense(3)(layers.Flatten()(x))
   return keras.Model(inputs, logits)
@@ -50,7 +50,7 @@ def odd_net(seed: int) -> keras.Model:
 class ByHandTest(absltest.TestCase):
 
   def plan(self, *buffers):
-    return arena._placed([arena._Buffer(*one) for one in buffers])
+    return arena._placed([arena._Buffer(*fields) for fields in buffers])
 
   def test_the_largest_first_and_each_in_the_first_gap(self):
     # Sizes; first and last use.

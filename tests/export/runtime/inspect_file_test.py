@@ -33,62 +33,63 @@ class OursTest(parameterized.TestCase):
       ("gap", "int8", "microcontroller"), ("gap", "float32", "phone"))
   def test_what_the_parts_say(self, tail, mode, target):
     content = helpers.converted(tail, mode, target=target)
-    found = inspect_file(content)
+    summary = inspect_file(content)
     model = helpers.parsed(content)
     for name, value in kap.export.file_sizes(content).items():
-      self.assertEqual(getattr(found, name), value)
-    self.assertTrue(found.sealed)
-    self.assertEqual(found.attribution["layer"], helpers.LAYER)
-    self.assertEqual(found.attribution["mode"], mode)
+      self.assertEqual(getattr(summary, name), value)
+    self.assertTrue(summary.sealed)
+    self.assertEqual(summary.attribution["layer"], helpers.LAYER)
+    self.assertEqual(summary.attribution["mode"], mode)
     self.assertEqual(
-        [sum(one.values()) for one in found.operators],
-        [len(one) for one in helpers.operators(content)])
+        [sum(counts.values()) for counts in summary.operators],
+        [len(names) for names in helpers.operators(content)])
     self.assertEqual(
-        [list(one) for one in found.operators],
-        [list(dict.fromkeys(one)) for one in helpers.operators(content)])
-    self.assertEqual(set(found.signatures), {"predict", "explain"})
+        [list(counts) for counts in summary.operators],
+        [list(dict.fromkeys(names)) for names in helpers.operators(content)])
+    self.assertEqual(set(summary.signatures), {"predict", "explain"})
     for name, spec in signatures(model).items():
-      one = found.signatures[name]
-      self.assertEqual(one["subgraph"], spec.subgraph)
-      self.assertEqual(set(one["inputs"]), set(spec.inputs))
-      self.assertEqual(set(one["outputs"]), set(spec.outputs))
-    self.assertLen(found.tensors, sum(
+      signature = summary.signatures[name]
+      self.assertEqual(signature["subgraph"], spec.subgraph)
+      self.assertEqual(set(signature["inputs"]), set(spec.inputs))
+      self.assertEqual(set(signature["outputs"]), set(spec.outputs))
+    self.assertLen(summary.tensors, sum(
         len(graph.tensors) for graph in model.subgraphs))
-    self.assertEqual(sum(found.types.values()), len(found.tensors))
-    self.assertIsNone(found.litert_reason)
-    self.assertEqual(found.arena_phone, arena.phone_arena(content))
+    self.assertEqual(sum(summary.types.values()), len(summary.tensors))
+    self.assertIsNone(summary.litert_reason)
+    self.assertEqual(summary.arena_phone, arena.phone_arena(content))
 
   def test_quantization(self):
     content = int8_file()
-    found = inspect_file(content)
+    summary = inspect_file(content)
     spec = signatures(helpers.parsed(content))["predict"].inputs["images"]
-    image = found.tensors[found.signatures["predict"]["inputs"]["images"]]
+    image = summary.tensors[summary.signatures["predict"]["inputs"]["images"]]
     self.assertEqual(
         (image.kind, image.type, image.shape, image.scale, image.zero_point),
         ("input", "INT8", spec.shape, (spec.scale,) * 2, spec.zero_point))
-    kernels = [one for one in found.tensors
-               if one.kind == "constant" and one.channels == helpers.WIDTH]
+    kernels = [tensor for tensor in summary.tensors
+               if tensor.kind == "constant"
+               and tensor.channels == helpers.WIDTH]
     self.assertNotEmpty(kernels)
-    for one in kernels:
-      self.assertLess(one.scale[0], one.scale[1])
+    for tensor in kernels:
+      self.assertLess(tensor.scale[0], tensor.scale[1])
     floats = inspect_file(helpers.converted()).tensors
-    self.assertEqual({one.scale for one in floats}, {None})
+    self.assertEqual({tensor.scale for tensor in floats}, {None})
     self.assertContainsSubset(
         {"input", "output", "constant", "between"},
-        {one.kind for one in found.tensors})
+        {tensor.kind for tensor in summary.tensors})
 
   @helpers.needs_tflm
   def test_for_a_microcontroller(self):
     content = int8_file()
-    found = inspect_file(content)
-    self.assertTrue(found.tflm)
-    self.assertEqual(found.arena_measured, arena.measure_arena(content))
-    self.assertEqual(found.arena_head, found.arena_measured.head)
-    self.assertLessEqual(found.arena_live, found.arena_head)
+    summary = inspect_file(content)
+    self.assertTrue(summary.tflm)
+    self.assertEqual(summary.arena_measured, arena.measure_arena(content))
+    self.assertEqual(summary.arena_head, summary.arena_measured.head)
+    self.assertLessEqual(summary.arena_live, summary.arena_head)
     with mock.patch.object(tflm_process, "installed", return_value=False):
       alone = inspect_file(content)
     self.assertIsNone(alone.arena_measured)
-    self.assertEqual(alone.arena_head, found.arena_head)
+    self.assertEqual(alone.arena_head, summary.arena_head)
     self.assertTrue(alone.tflm)
     self.assertIn("tflite-micro is not installed", str(alone))
 
@@ -96,45 +97,45 @@ class OursTest(parameterized.TestCase):
       ("gap", "float16", ["lacks DEQUANTIZE of FLOAT16"]),
       ("block", "float32", ["2 subgraphs, of which it takes one"]))
   def test_not_for_one(self, tail, mode, words):
-    found = inspect_file(helpers.converted(
+    summary = inspect_file(helpers.converted(
         tail, mode, target="microcontroller" if mode == "float16" else "phone"))
-    self.assertFalse(found.tflm)
-    self.assertIsNone(found.arena_head)
+    self.assertFalse(summary.tflm)
+    self.assertIsNone(summary.arena_head)
     for word in words:
-      self.assertIn(word, "; ".join(found.tflm_reasons))
-      self.assertIn(word, str(found))
+      self.assertIn(word, "; ".join(summary.tflm_reasons))
+      self.assertIn(word, str(summary))
 
   def test_in_words(self):
-    found = inspect_file(int8_file())
-    text = str(found)
-    for words in (f"bytes           {found.bytes:,}; gzipped",
+    summary = inspect_file(int8_file())
+    text = str(summary)
+    for words in (f"bytes           {summary.bytes:,}; gzipped",
                   "of the weights are zero", "seal            whole",
                   "layer           act", "mode            int8", "CONV_2D x",
                   "images", "INT8 scale", "channels", "takes it        yes"):
       self.assertIn(words, text)
     self.assertEqual(
-        json.loads(json.dumps(found.to_dict()))["bytes"], found.bytes)
+        json.loads(json.dumps(summary.to_dict()))["bytes"], summary.bytes)
 
 
 class ForeignTest(parameterized.TestCase):
 
   def test_others_files(self):
     content = helpers.foreign(int8_file())
-    found = inspect_file(bytearray(content))
-    self.assertFalse(found.sealed)
-    self.assertIsNone(found.attribution)
-    self.assertEqual(found.signatures, {})
-    self.assertIn("none: a third party's file", str(found))
-    self.assertIn("none; the first subgraph takes and gives", str(found))
+    summary = inspect_file(bytearray(content))
+    self.assertFalse(summary.sealed)
+    self.assertIsNone(summary.attribution)
+    self.assertEqual(summary.signatures, {})
+    self.assertIn("none: a third party's file", str(summary))
+    self.assertIn("none; the first subgraph takes and gives", str(summary))
 
   def test_what_litert_refuses(self):
     model = helpers.parsed(helpers.foreign(int8_file()))
     for operator in model.subgraphs[0].operators:
       if hasattr(operator.builtinOptions, "strideH"):
         operator.builtinOptions.strideH = 0
-    found = inspect_file(helpers.packed(model))
-    self.assertIsNotNone(found.litert_reason)
-    self.assertIn("stride", str(found))
+    summary = inspect_file(helpers.packed(model))
+    self.assertIsNotNone(summary.litert_reason)
+    self.assertIn("stride", str(summary))
 
   @parameterized.parameters(b"", b"none" * 9, b"\x1c\0\0\0TFL3" + bytes(90))
   def test_no_file(self, content):
@@ -156,18 +157,18 @@ class ForeignTest(parameterized.TestCase):
     if not paths:
       self.skipTest(f"no models in {MODELS}; see KAP_MODEL_DIR")
     for path in paths:
-      found = inspect_file(path.read_bytes())
-      self.assertIn(path.stem and "operators", str(found))
-      self.assertIsNone(found.attribution)
+      summary = inspect_file(path.read_bytes())
+      self.assertIn(path.stem and "operators", str(summary))
+      self.assertIsNone(summary.attribution)
       if path.stem == "person_detect":
-        self.assertIsNotNone(found.litert_reason)
+        self.assertIsNotNone(summary.litert_reason)
         with self.assertRaisesRegex(
             ValueError, "damaged, or refused by the runtime 'xnnpack': "):
           kap.export.Interpreter(path)
       else:
-        self.assertIsNone(found.litert_reason, path)
+        self.assertIsNone(summary.litert_reason, path)
       if path.stem == "mobilenet_v1_0.25_128_quant":
-        self.assertEqual(found.tflm_reasons, [
+        self.assertEqual(summary.tflm_reasons, [
             "it lacks CONV_2D of UINT8, DEPTHWISE_CONV_2D of UINT8"])
 
 

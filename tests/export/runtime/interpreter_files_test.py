@@ -17,9 +17,9 @@ interpreter = helpers.interpreter
 @functools.cache
 def plain(mode: str, output: str = "logits") -> bytes:
   """A file as TensorFlow alone makes it."""
-  net = helpers.net()
+  model = helpers.net()
   return helpers.plainly_converted(
-      type(net)(net.inputs, {output: net.outputs[0]}), mode)
+      type(model)(model.inputs, {output: model.outputs[0]}), mode)
 
 
 class FilesTest(parameterized.TestCase):
@@ -29,9 +29,9 @@ class FilesTest(parameterized.TestCase):
     path = tiny.folder(self) / "net.tflite"
     path.write_bytes(content)
     want = interpreter().predict(helpers.images())
-    for one in (path, str(path), content, bytearray(content)):
+    for file in (path, str(path), content, bytearray(content)):
       np.testing.assert_array_equal(
-          kap.export.Interpreter(one).predict(helpers.images()), want)
+          kap.export.Interpreter(file).predict(helpers.images()), want)
 
   def test_nothing_there(self):
     with self.assertRaisesRegex(FileNotFoundError, "missing.tflite"):
@@ -59,8 +59,9 @@ class FilesTest(parameterized.TestCase):
   def test_what_litert_refuses_only_when_it_runs(self):
     # Of a file with two subgraphs the second is made ready by its first call.
     model = helpers.parsed(helpers.converted("block"))
-    second = next(one.signatureKey.decode() for one in model.signatureDefs
-                  if one.subgraphIndex == 1)
+    second = next(signature.signatureKey.decode()
+                  for signature in model.signatureDefs
+                  if signature.subgraphIndex == 1)
     for operator in model.subgraphs[1].operators:
       if hasattr(operator.builtinOptions, "strideH"):
         operator.builtinOptions.strideH = 0
@@ -71,11 +72,11 @@ class FilesTest(parameterized.TestCase):
 
   def test_logits_without_classes(self):
     model = helpers.parsed(helpers.converted())
-    entry, = [one for one in model.signatureDefs
-              if one.signatureKey == b"explain"]
+    entry, = [signature for signature in model.signatureDefs
+              if signature.signatureKey == b"explain"]
     graph = model.subgraphs[entry.subgraphIndex]
-    tensor, = [graph.tensors[one.tensorIndex] for one in entry.outputs
-               if one.name == b"logits"]
+    tensor, = [graph.tensors[output.tensorIndex] for output in entry.outputs
+               if output.name == b"logits"]
     tensor.shape = np.int32([])
     with self.assertRaises(ValueError):
       kap.export.Interpreter(helpers.packed(model)).explain(helpers.images(1))
@@ -166,8 +167,8 @@ class ForeignTest(parameterized.TestCase):
 
   def test_our_metadata_alone_is_not_enough(self):
     model = helpers.parsed(helpers.converted())
-    model.signatureDefs = [one for one in model.signatureDefs
-                           if one.signatureKey == b"predict"]
+    model.signatureDefs = [signature for signature in model.signatureDefs
+                           if signature.signatureKey == b"predict"]
     with self.assertRaisesRegex(
         ValueError, "carries no attribution|damaged|signature"):
       kap.export.Interpreter(helpers.packed(model)).explain(helpers.images())

@@ -31,11 +31,11 @@ def grad_cam(net, targets=None, images=None):
 @functools.cache
 def always_positive() -> tuple[keras.Model, kap.export.Interpreter]:
   """A model whose one logit is positive for every image, and its int8 file."""
-  net = tiny.conv_net(
+  model = tiny.conv_net(
       tail="block", classes=1, size=helpers.SIZE)
-  net.get_layer("logits").bias.assign([50.0])
-  return net, kap.export.Interpreter(kap.export.convert(
-      net, helpers.wcam(), mode="int8",
+  model.get_layer("logits").bias.assign([50.0])
+  return model, kap.export.Interpreter(kap.export.convert(
+      model, helpers.wcam(), mode="int8",
       representative_images=helpers.calibration()))
 
 
@@ -54,10 +54,11 @@ class PredictTest(parameterized.TestCase):
     self.check_float32(tail, settings)
 
   def check_float32(self, tail, settings):
-    images, net = helpers.images(), helpers.net(tail, **settings)
+    images, model = helpers.images(), helpers.net(tail, **settings)
     got = interpreter(tail, **settings).predict(images)
     self.assertEqual(got.dtype, np.float32)
-    np.testing.assert_allclose(got, net.predict(images, verbose=0), 1e-5, 1e-5)
+    np.testing.assert_allclose(
+        got, model.predict(images, verbose=0), 1e-5, 1e-5)
 
   @parameterized.parameters(("gap", {"head": "softmax"}), ("block", {}))
   def test_int8(self, tail, settings):
@@ -69,12 +70,12 @@ class PredictTest(parameterized.TestCase):
     self.check_int8(tail, settings)
 
   def check_int8(self, tail, settings):
-    images, net = helpers.images(), helpers.net(tail, **settings)
+    images, model = helpers.images(), helpers.net(tail, **settings)
     runner = interpreter(tail, "int8", **settings)
     outputs = runner.signatures["predict"].outputs
     for logits in (True, False):
       name = "predictions" if settings and not logits else "logits"
-      want = (helpers.net(tail) if logits else net).predict(images, verbose=0)
+      want = (helpers.net(tail) if logits else model).predict(images, verbose=0)
       error = np.abs(runner.predict(images, logits=logits) - want).max()
       # Measured: 2 steps of 1/256 of the range.
       self.assertLess(error, 4 * outputs[name].scale, name)
@@ -178,13 +179,13 @@ class ExplainTest(parameterized.TestCase):
 
   @parameterized.product(tail=ROADS, target=("phone", "microcontroller"))
   def test_features(self, tail, target):
-    net = helpers.net(tail)
-    want = type(net)(
-        net.inputs, net.get_layer(helpers.LAYER).output)(helpers.images())
+    model = helpers.net(tail)
+    want = type(model)(
+        model.inputs, model.get_layer(helpers.LAYER).output)(helpers.images())
     for mode in ("float32", "int8"):
       got = interpreter(tail, mode, target=target).features(helpers.images())
       self.assertEqual(got.dtype, np.float32)
-      # Some of these pictures are brighter than those of the calibration.
+      # Some of these images are brighter than those of the calibration.
       error = 1e-5 if mode == "float32" else 0.06 * np.abs(want).max()
       np.testing.assert_allclose(got, want, 0, error)
 
@@ -199,7 +200,7 @@ class ExplainTest(parameterized.TestCase):
     with mock.patch.object(
         runner._runtime, "run", side_effect=runner._runtime.run) as run:
       runner.explain(helpers.images(2))
-    self.assertEqual([one.args[0] for one in run.call_args_list], ["explain"])
+    self.assertEqual([call.args[0] for call in run.call_args_list], ["explain"])
 
   @parameterized.product(
       file=(("gap", "float16"), ("block", "dynamic"), ("gap", "int8"),
@@ -214,7 +215,7 @@ class ExplainTest(parameterized.TestCase):
     self.check_class(*file, target)
 
   def check_class(self, tail, mode, target):
-    # Nearly all the calibration pictures of these nets are of one top class:
+    # Nearly all the calibration images of these models are of one top class:
     # the backward pass of the others must not be clipped to its range.
     maps, _ = interpreter(tail, mode).explain(helpers.images(), target)
     want = grad_cam(helpers.net(tail), target)
@@ -250,10 +251,10 @@ class ExplainTest(parameterized.TestCase):
     settings = {"head": "sigmoid", "classes": 1}
     maps, logits = interpreter(tail, mode, **settings).explain(
         helpers.images(), targets)
-    net = helpers.net(tail, **settings)
+    model = helpers.net(tail, **settings)
     if targets is None:
       targets = (logits[:, 0] >= 0).astype(int)
-    want = grad_cam(net, targets)
+    want = grad_cam(model, targets)
     alive = want.max((1, 2)) > 0
     self.assertTrue(alive.any())
     self.assertGreater(
@@ -263,9 +264,9 @@ class ExplainTest(parameterized.TestCase):
   @parameterized.parameters(0, 1)
   def test_one_logit_that_was_always_positive(self, target):
     # The weights -1 and 1 must both be there, whatever the calibration saw.
-    net, runner = always_positive()
+    model, runner = always_positive()
     maps, _ = runner.explain(helpers.images(), target)
-    want = grad_cam(net, target)
+    want = grad_cam(model, target)
     alive = want.max((1, 2)) > 0
     self.assertTrue(alive.any())
     self.assertTrue(maps[alive].any((1, 2)).all())
@@ -420,21 +421,22 @@ class TflmTest(parameterized.TestCase):
     content = helpers.converted(tail, "int8", target="microcontroller")
     micro, reference = (kap.export.Interpreter(content, runtime=runtime)
                         for runtime in ("tflm", "reference"))
-    ours, theirs = (runner.explain(helpers.images(64), 2)
-                    for runner in (micro, reference))
+    by_micro, by_reference = (runner.explain(helpers.images(64), 2)
+                              for runner in (micro, reference))
     if tail == "gap":
       # Features, and so maps: equal to the last bit.
-      np.testing.assert_array_equal(ours.maps, theirs.maps)
+      np.testing.assert_array_equal(by_micro.maps, by_reference.maps)
     else:
       # The int8 backward pass may differ by a step here and there.
-      self.assertGreater(helpers.cosines(ours.maps, theirs.maps).min(), 0.999)
+      self.assertGreater(
+          helpers.cosines(by_micro.maps, by_reference.maps).min(), 0.999)
     # Of the logits 0.2 to 1 % are a step apart (ai-edge-litert 2.3).
     step = micro.signatures["explain"].outputs["logits"].scale
-    apart = np.abs(ours.logits - theirs.logits) / step
+    distance = np.abs(by_micro.logits - by_reference.logits) / step
     # One step; the hundredth is for float32 rounding of the quotient.
-    self.assertLess(apart.max(), 1.01)
+    self.assertLess(distance.max(), 1.01)
     # Several times the share above, for other versions of the kernels.
-    self.assertLess((apart > 0).mean(), 0.05)
+    self.assertLess((distance > 0).mean(), 0.05)
 
   @parameterized.parameters(("gap", {"head": "softmax"}), ("block", {}))
   def test_predict(self, tail, settings):

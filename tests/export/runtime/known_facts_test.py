@@ -24,8 +24,8 @@ def with_metadata(content, metadata=None, **changes):
   """A file that says something else of itself, sealed anew."""
   old = file_metadata(content)
   model = read_model(content)
-  entry, = [one for one in model.metadata
-            if one.name.decode() == METADATA_NAME]
+  entry, = [record for record in model.metadata
+            if record.name.decode() == METADATA_NAME]
   model.buffers[entry.buffer].data = np.frombuffer(json.dumps(
       {**old, **changes} if metadata is None else metadata).encode(), np.uint8)
   return write_model(model)
@@ -76,7 +76,7 @@ class KnownWcamTest(parameterized.TestCase):
 
 
 class JudgesOfAFileTest(parameterized.TestCase):
-  """Two layers of one net, of one size: a wrong one is no matter of sizes."""
+  """Two layers of one model, of one size: a wrong one is no matter of sizes."""
 
   def setUp(self):
     super().setUp()
@@ -115,9 +115,9 @@ class JudgesOfAFileTest(parameterized.TestCase):
         (report.facts["layer"], report.facts["file_layer"]), ("act2", "act"))
 
   def test_drift_of_the_file_s_own_layer(self):
-    found = kap.export.drift(self.net, self.content, None, self.images)
-    self.assertEqual(found.facts["layer"], "act")
-    self.assertGreater(found.facts["map"], 1 - 1e-6)  # Of float32 maps.
+    report = kap.export.drift(self.net, self.content, None, self.images)
+    self.assertEqual(report.facts["layer"], "act")
+    self.assertGreater(report.facts["map"], 1 - 1e-6)  # Of float32 maps.
 
   def test_explainer_of_a_file_of_ours(self):
     with self.assertRaisesRegex(

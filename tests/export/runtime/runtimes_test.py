@@ -58,8 +58,8 @@ class KernelsTest(parameterized.TestCase):
         for runtime in ("reference", "builtin"))
     self.assertEqual(reference.runtime, told)
     self.assertEqual(builtin.runtime, "builtin")
-    for ours, theirs in zip(reference.explain(images), builtin.explain(images)):
-      np.testing.assert_array_equal(ours, theirs)
+    for want, got in zip(reference.explain(images), builtin.explain(images)):
+      np.testing.assert_array_equal(want, got)
     report = kap.export.verify(
         content, model, wcam, images, runtime="reference")
     self.assertEqual(report.facts["runtime"], told)

@@ -24,9 +24,9 @@ MODELS = Path(os.environ.get("KAP_MODEL_DIR", SHARED / "models"))
 @functools.cache
 def foreign(mode: str = "int8") -> bytes:
   """A file that others have made."""
-  net = helpers.net()
+  model = helpers.net()
   return helpers.foreign(helpers.plainly_converted(
-      type(net)(net.inputs, {"logits": net.outputs[0]}), mode))
+      type(model)(model.inputs, {"logits": model.outputs[0]}), mode))
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def ending() -> bytes:
 
 
 def damaged_tables(content: bytes, count: int, seed: int = 0) -> list[bytes]:
-  """Damages what says how a file is to be read, weights left alone."""
+  """Damages a file's tables; the weights stay."""
   tables = np.ones(len(content), bool)
   model = schema.Model.GetRootAs(content)
   for i in range(model.BuffersLength()):
@@ -154,7 +154,7 @@ class CheckedModelTest(parameterized.TestCase):
   @parameterized.parameters(*helpers.LITERT_RUNTIMES)
   def test_one_that_ends_the_process(self, runtime):
     ending_worker(self)
-    # Twice: what is known is said again.
+    # Twice: the second call repeats the error.
     for _ in range(2):
       with self.assertRaisesRegex(
           ValueError, "^tflite_model is damaged, or refused by the runtime "
@@ -291,7 +291,7 @@ class FuzzTest(parameterized.TestCase):
     content = helpers.converted("gap", "int8", target="microcontroller")
     files = damaged_tables(content, 100)
     self.use(files, "xnnpack",
-             at_least=sum(one != content for one in files))
+             at_least=sum(file != content for file in files))
 
   @parameterized.parameters("xnnpack", "reference")
   @pytest.mark.slow("files")
@@ -305,7 +305,7 @@ class FuzzTest(parameterized.TestCase):
     content = helpers.converted("gap", "int8", target="microcontroller")
     files = damaged_tables(content, 1000)
     self.use_in_another_process(
-        files, "xnnpack", at_least=sum(one != content for one in files))
+        files, "xnnpack", at_least=sum(file != content for file in files))
 
   @pytest.mark.slow("files")
   def test_thousands(self):

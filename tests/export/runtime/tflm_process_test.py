@@ -41,15 +41,15 @@ class WorkerTest(absltest.TestCase):
   def write(self, content, wanted):
     folder = tiny.folder(self)
     (folder / "model.tflite").write_bytes(content)
-    found = signatures(read_model(content))["explain"]
+    explain = signatures(read_model(content))["explain"]
     feeds = {"images": helpers.images(3),
              "class_weights": np.eye(3, dtype=np.float32)}
     self.feeds = {str(spec.position): spec.encode(feeds[name])
-                  for name, spec in found.inputs.items()}
+                  for name, spec in explain.inputs.items()}
     np.savez(folder / "in.npz", **self.feeds)
     (folder / "outputs.json").write_text(
-        json.dumps([found.outputs[name].position for name in wanted]))
-    return folder, found
+        json.dumps([explain.outputs[name].position for name in wanted]))
+    return folder, explain
 
   def run_worker(self, folder):
     return subprocess.run(
@@ -59,20 +59,21 @@ class WorkerTest(absltest.TestCase):
 
   def test_all_inputs_and_the_outputs_that_are_wanted(self):
     content = helpers.converted("block", target="microcontroller")
-    wanted = ("logits", "sensitivity")
-    folder, found = self.write(content, wanted)
+    names = ("logits", "sensitivity")
+    folder, explain = self.write(content, names)
     done = self.run_worker(folder)
     self.assertEqual(done.returncode, 0, done.stderr)
     with np.load(folder / "out.npz") as out:
       self.assertEqual(
-          set(out.files), {str(found.outputs[one].position) for one in wanted})
-      for name in wanted:
-        spec = found.outputs[name]
+          set(out.files),
+          {str(explain.outputs[output].position) for output in names})
+      for name in names:
+        spec = explain.outputs[name]
         values = out[str(spec.position)]
         self.assertEqual(values.shape, (3, *spec.shape[1:]))
         self.assertEqual(values.dtype, spec.dtype)
       np.testing.assert_allclose(
-          out[str(found.outputs["logits"].position)],
+          out[str(explain.outputs["logits"].position)],
           helpers.net("block").predict(helpers.images(3), verbose=0),
           1e-4, 1e-5)
 
@@ -85,11 +86,11 @@ class WorkerTest(absltest.TestCase):
 
   def test_called(self):
     content = helpers.converted("block", "int8", target="microcontroller")
-    _, found = self.write(content, [])
+    _, explain = self.write(content, [])
     out = tflm_process.run(
         content, {int(key): array for key, array in self.feeds.items()},
-        [spec.position for spec in found.outputs.values()])
-    for spec in found.outputs.values():
+        [spec.position for spec in explain.outputs.values()])
+    for spec in explain.outputs.values():
       self.assertEqual(out[spec.position].shape, (3, *spec.shape[1:]))
 
   def test_one_that_does_not_end(self):

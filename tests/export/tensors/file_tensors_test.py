@@ -16,8 +16,8 @@ FLOAT32 = 1e-5
 
 
 def of_operator(file: FileTensors, operator: str) -> list[int]:
-  return [one.index for one in file.tensors.values()
-          if one.operator == operator]
+  return [tensor.index for tensor in file.tensors.values()
+          if tensor.operator == operator]
 
 
 def outputs_of(net: keras.Model, layer: str, images: np.ndarray):
@@ -28,35 +28,35 @@ class ReadTest(parameterized.TestCase):
 
   @parameterized.parameters(*helpers.LITERT_RUNTIMES)
   def test_floats_are_those_of_keras(self, runtime):
-    images, net = helpers.images(), helpers.net("block")
+    images, model = helpers.images(), helpers.net("block")
     file = FileTensors(foreign_files.converted("block"), runtime=runtime)
     first, second = of_operator(file, "CONV_2D")
     values = file.read(images, [second, first])
     self.assertEqual([*values], [second, first])
     for index, layer in ((first, "act"), (second, "act2")):
       np.testing.assert_allclose(
-          values[index], outputs_of(net, layer, images), atol=FLOAT32)
+          values[index], outputs_of(model, layer, images), atol=FLOAT32)
       self.assertEqual(values[index].dtype, np.float32)
 
   @parameterized.parameters(*foreign_files.MODES)
   def test_every_tensor_is_what_litert_keeps(self, mode):
     content = foreign_files.converted("block", mode)
     file, image = FileTensors(content), helpers.images(1)
-    kept = foreign_files.preserved(content, file.input.encode(image))
+    preserved = foreign_files.preserved(content, file.input.encode(image))
     values = file.read(image)
     self.assertGreaterEqual(len(values), 4)
     for index, value in values.items():
-      want = file.tensors[index].spec.decode(kept[index])
+      want = file.tensors[index].spec.decode(preserved[index])
       np.testing.assert_array_equal(value, want)
       self.assertTrue(np.isfinite(value).all())
 
   @parameterized.parameters(*foreign_files.INTEGERS)
   def test_integers_are_near_and_in_whole_steps(self, mode):
-    images, net = helpers.images(), helpers.net("block")
+    images, model = helpers.images(), helpers.net("block")
     file = FileTensors(foreign_files.converted("block", mode))
     index = of_operator(file, "CONV_2D")[1]
     got, want = file.read(images, [index])[index], outputs_of(
-        net, "act2", images)
+        model, "act2", images)
     self.assertLess(tiny.relative_error(got, want), 0.03)  # Measured: .0165.
     steps = got / file.tensors[index].spec.scale
     # Float32 rounds products of the scale with up to 2^15 steps.
@@ -86,12 +86,12 @@ class ReadTest(parameterized.TestCase):
 
   def test_a_file_that_takes_no_fewer_than_four(self):
     inputs = keras.Input((3, 2), batch_size=4)
-    x = keras.layers.Lambda(lambda one: tf.reshape(one, [4, 6]))(inputs)
-    net = keras.Model(inputs, keras.layers.Dense(3)(x))
+    x = keras.layers.Lambda(lambda batch: tf.reshape(batch, [4, 6]))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
     images = np.random.default_rng(0).normal(size=(6, 3, 2))
-    content = foreign_files.convert(net, batch=4)
+    content = foreign_files.convert(model, batch=4)
     file = FileTensors(content)
-    kernel, bias = net.get_weights()
+    kernel, bias = model.get_weights()
     want = images.reshape(6, 6) @ kernel + bias
     np.testing.assert_allclose(
         file.read(images, file.outputs)[file.outputs[0]], want, atol=FLOAT32)
@@ -113,9 +113,10 @@ class ReadTest(parameterized.TestCase):
     file = FileTensors(foreign_files.converted("block"))
     index = of_operator(file, "CONV_2D")[0]
     name = file.tensors[index].name
-    for one in (name, name.split(";")[0]):
+    for tensor_name in (name, name.split(";")[0]):
       np.testing.assert_array_equal(
-          file.read(images, [one])[one], file.read(images, [index])[index])
+          file.read(images, [tensor_name])[tensor_name],
+          file.read(images, [index])[index])
 
   def test_the_subgraph_of_a_signature(self):
     images = helpers.images(3)
@@ -132,7 +133,7 @@ class ReadTest(parameterized.TestCase):
   def test_pictures_of_another_range(self):
     content = foreign_files.converted("block", "int8")
     images = helpers.images()
-    file = FileTensors(content, preprocess=lambda one: one / 127.5 - 1)
+    file = FileTensors(content, preprocess=lambda batch: batch / 127.5 - 1)
     plain = FileTensors(content).read(images)
     for index, values in file.read((images + 1) * 127.5).items():
       # A pixel that float32 rounds to the next int8 step may move a value by
@@ -144,19 +145,19 @@ class ReadTest(parameterized.TestCase):
   def test_a_state_is_not_carried_from_image_to_image(self):
     inputs = keras.Input((5, 3), batch_size=1)
     x = keras.layers.LSTM(4, unroll=False, name="lstm")(inputs)
-    net = tiny.shake(keras.Model(inputs, keras.layers.Dense(2)(x)))
+    model = tiny.shake(keras.Model(inputs, keras.layers.Dense(2)(x)))
     images = np.random.default_rng(0).normal(size=(1, 5, 3))
-    content = foreign_files.convert(net)
+    content = foreign_files.convert(model)
     first, *others = Interpreter(content).predict(np.repeat(images, 3, 0))
     for other in others:
       np.testing.assert_array_equal(first, other)
     file = FileTensors(content)
-    one, *others = file.read(np.repeat(images, 3, 0), file.outputs)[
+    value, *others = file.read(np.repeat(images, 3, 0), file.outputs)[
         file.outputs[0]]
     for other in others:
-      np.testing.assert_array_equal(one, other)
+      np.testing.assert_array_equal(value, other)
     np.testing.assert_allclose(
-        one, net(np.float32(images)).numpy()[0], atol=FLOAT32)
+        value, model(np.float32(images)).numpy()[0], atol=FLOAT32)
 
 
 class ErrorsTest(parameterized.TestCase):
@@ -168,7 +169,7 @@ class ErrorsTest(parameterized.TestCase):
   def test_constants_and_inputs_are_no_tensors_to_read(self):
     parsed = helpers.parsed(foreign_files.converted("block", "int8"))
     graph = parsed.subgraphs[0]
-    computed = {int(one) for op in graph.operators for one in op.outputs}
+    computed = {int(output) for op in graph.operators for output in op.outputs}
     self.assertEqual({*self.file.tensors}, computed)
     for index in {*range(len(graph.tensors))} - computed:
       with self.assertRaisesRegex(ValueError, f"number {index} is not"):
@@ -183,9 +184,9 @@ class ErrorsTest(parameterized.TestCase):
         foreign_files.converted("flatten")).subgraphs[0]
     names = [tensor.name.decode() for tensor in graph.tensors]
     file = FileTensors(foreign_files.converted("flatten"))
-    for one in file.tensors.values():
-      self.assertEqual(one.name, names[one.index])
-      self.assertEqual(one.spec.shape[0], 1)
+    for file_tensor in file.tensors.values():
+      self.assertEqual(file_tensor.name, names[file_tensor.index])
+      self.assertEqual(file_tensor.spec.shape[0], 1)
 
   @parameterized.parameters("tflite", "gpu")
   def test_runtime(self, runtime):
@@ -199,10 +200,10 @@ class ErrorsTest(parameterized.TestCase):
       FileTensors(content, signature="predict")
 
   def test_several_inputs(self):
-    one, other = keras.Input((4,), name="one"), keras.Input((4,), name="two")
-    net = keras.Model([one, other], keras.layers.Add()([one, other]))
+    first, second = keras.Input((4,), name="one"), keras.Input((4,), name="two")
+    model = keras.Model([first, second], keras.layers.Add()([first, second]))
     content = helpers.foreign(
-        tf.lite.TFLiteConverter.from_keras_model(net).convert())
+        tf.lite.TFLiteConverter.from_keras_model(model).convert())
     with self.assertRaisesRegex(ValueError, "must take one input.*takes"):
       FileTensors(content)
 

@@ -67,8 +67,8 @@ class ReadTest(parameterized.TestCase):
 
   def test_bytes_and_bytearrays(self):
     content = helpers.converted()
-    for one in (content, bytearray(content)):
-      self.assertLen(file_schema.read_model(one).subgraphs, 2)
+    for file in (content, bytearray(content)):
+      self.assertLen(file_schema.read_model(file).subgraphs, 2)
 
   @parameterized.parameters(("net.tflite",), (None,), (3,), ([b"TFL3"],))
   def test_no_bytes(self, content):
@@ -132,11 +132,11 @@ class ReadTest(parameterized.TestCase):
 class SignaturesTest(absltest.TestCase):
 
   def test_names_shapes_and_types(self):
-    found = file_schema.signatures(
+    by_name = file_schema.signatures(
         file_schema.read_model(helpers.converted("block", "int8")))
-    self.assertEqual(set(found), {"predict", "explain"})
-    explain = found["explain"]
-    self.assertNotEqual(found["predict"].subgraph, explain.subgraph)
+    self.assertEqual(set(by_name), {"predict", "explain"})
+    explain = by_name["explain"]
+    self.assertNotEqual(by_name["predict"].subgraph, explain.subgraph)
     self.assertEqual(
         {name: spec.shape for name, spec in explain.inputs.items()},
         {"images": (1, 8, 8, 2), "class_weights": (1, 3)})
@@ -171,15 +171,15 @@ class SignaturesTest(absltest.TestCase):
   def test_a_file_without_signatures(self):
     content = helpers.foreign(helpers.converted())
     interpreter = litert.Interpreter(model_content=content)
-    found = file_schema.signatures(file_schema.read_model(content))
-    self.assertEqual(list(found), [""])
+    by_name = file_schema.signatures(file_schema.read_model(content))
+    self.assertEqual(list(by_name), [""])
     for specs, details in (
-        (found[""].inputs, interpreter.get_input_details()),
-        (found[""].outputs, interpreter.get_output_details())):
+        (by_name[""].inputs, interpreter.get_input_details()),
+        (by_name[""].outputs, interpreter.get_output_details())):
       self.assertEqual(
           [(name, spec.position, spec.shape) for name, spec in specs.items()],
-          [(one["name"], i, tuple(one["shape"]))
-           for i, one in enumerate(details)])
+          [(detail["name"], i, tuple(detail["shape"]))
+           for i, detail in enumerate(details)])
 
   def test_a_type_that_no_map_has(self):
     model = file_schema.read_model(helpers.converted())
@@ -254,17 +254,17 @@ class ConstantTest(parameterized.TestCase):
     self.check_kernels("float16", 2 ** -11)
 
   def check_kernels(self, mode, steps):
-    net = helpers.net("flatten")
-    want = np.transpose(net.get_layer("logits").kernel.numpy())
+    keras_model = helpers.net("flatten")
+    want = np.transpose(keras_model.get_layer("logits").kernel.numpy())
     content = helpers.converted("flatten", mode, "ewa")
     model = file_schema.read_model(content)
     tensors = [file_schema.constant(model, tensor)
                for tensor in model.subgraphs[0].tensors]
-    found, = [one for one in tensors
-              if one is not None and one.shape == want.shape]
+    kernel, = [kernel for kernel in tensors
+               if kernel is not None and kernel.shape == want.shape]
     # Rounded to the nearest step; half a step of the largest at most.
     np.testing.assert_allclose(
-        found, want, 0, 1.001 * steps * np.abs(want).max())
+        kernel, want, 0, 1.001 * steps * np.abs(want).max())
 
 
 class OperatorNameTest(absltest.TestCase):
@@ -282,8 +282,8 @@ class OperatorNameTest(absltest.TestCase):
   def test_a_file_s_operators(self):
     model = file_schema.read_model(helpers.converted())
     self.assertEqual(
-        [file_schema.operator_name(model, one)
-         for one in model.subgraphs[0].operators],
+        [file_schema.operator_name(model, operator)
+         for operator in model.subgraphs[0].operators],
         helpers.operators(helpers.converted())[0])
 
 
@@ -293,12 +293,13 @@ class AnnotateTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     # Two outputs, so that an alias can leave one out.
-    net = helpers.net("flatten")
-    net = keras.Model(net.inputs, {"logits": net.outputs[0],
-                                   "hidden": net.get_layer("hidden").output})
+    model = helpers.net("flatten")
+    model = keras.Model(model.inputs, {
+        "logits": model.outputs[0],
+        "hidden": model.get_layer("hidden").output})
     cls.plain = {
         quantized: helpers.plainly_converted(
-            net, "int8" if quantized else "float32")
+            model, "int8" if quantized else "float32")
         for quantized in (False, True)}
     cls.facts = {
         "layer": "größe", "share": 0.5, "names": ["a", "b"], "no": None}
@@ -319,7 +320,7 @@ class AnnotateTest(parameterized.TestCase):
   def test_a_builder_of_flatbuffers_own_would_not_align(self):
     # Where this fails, flatbuffers aligns and our builder may go.
     offsets = data_offsets(helpers.packed(helpers.parsed(self.plain[True])))
-    self.assertNotEmpty([one for one in offsets if one % 16])
+    self.assertNotEmpty([offset for offset in offsets if offset % 16])
 
   @parameterized.product(quantized=(False, True), runtime=("xnnpack", "ref"))
   def test_outputs_are_the_same_to_the_last_bit(self, quantized, runtime):
@@ -342,17 +343,17 @@ class AnnotateTest(parameterized.TestCase):
       np.testing.assert_array_equal(values, outputs[1][name])
 
   def test_graph_and_constants_are_the_same(self):
-    before, after = (helpers.parsed(one[True])
-                     for one in (self.plain, self.annotated))
+    before, after = (helpers.parsed(files[True])
+                     for files in (self.plain, self.annotated))
     self.assertEqual(helpers.operators(self.plain[True]),
                      helpers.operators(self.annotated[True]))
     self.assertLen(after.buffers, len(before.buffers) + 1)
-    for one, other in zip(before.buffers, after.buffers):
+    for entry, other in zip(before.buffers, after.buffers):
       np.testing.assert_array_equal(
-          [] if one.data is None else one.data,
+          [] if entry.data is None else entry.data,
           [] if other.data is None else other.data)
-    self.assertEqual([one.name for one in before.metadata],
-                     [one.name for one in after.metadata][:-1])
+    self.assertEqual([entry.name for entry in before.metadata],
+                     [entry.name for entry in after.metadata][:-1])
 
   @parameterized.parameters(False, True)
   def test_metadata_comes_back(self, quantized):
@@ -381,15 +382,17 @@ class AnnotateTest(parameterized.TestCase):
     self.assertEqual(
         set(file_schema.signatures(file_schema.read_model(content))),
         {"serve", "short", "more"})
-    self.assertEmpty([one for one in data_offsets(content) if one % 16])
+    self.assertEmpty(
+        [offset for offset in data_offsets(content) if offset % 16])
 
   def test_what_convert_writes(self):
     for tail, mode in (("gap", "float32"), ("gap", "int8"), ("block", "int8")):
       content = helpers.converted(tail, mode)
-      self.assertEmpty([one for one in data_offsets(content) if one % 16])
-      found = file_schema.read_metadata(file_schema.read_model(content))
+      self.assertEmpty(
+          [offset for offset in data_offsets(content) if offset % 16])
+      metadata = file_schema.read_metadata(file_schema.read_model(content))
       facts = {"layer": "act", "method": "swa", "mode": mode, "road": "tail"}
-      self.assertEqual({**found, **facts}, found)
+      self.assertEqual({**metadata, **facts}, metadata)
 
   def test_no_tflite_file(self):
     with self.assertRaisesRegex(ValueError, "must be a .tflite file"):

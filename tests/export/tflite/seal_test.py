@@ -105,19 +105,20 @@ class DamageTest(parameterized.TestCase):
           checked_model(damaged)
 
   def test_two_files_in_one(self):
-    one, other = (helpers.converted(tail, "int8") for tail in ("gap", "block"))
-    for damaged in (one + other, other + one):
+    first, second = (
+        helpers.converted(tail, "int8") for tail in ("gap", "block"))
+    for damaged in (first + second, second + first):
       with self.assertRaisesRegex(ValueError, DAMAGED):
         checked_model(damaged)
 
   def test_the_seal_of_another(self):
-    one, other = (helpers.converted("gap", "int8", **settings)
-                  for settings in ({}, {"seed": 5}))
+    first, second = (helpers.converted("gap", "int8", **settings)
+                     for settings in ({}, {"seed": 5}))
     digits = [helpers.parsed(content).description[-64:]
-              for content in (one, other)]
+              for content in (first, second)]
     self.assertNotEqual(*digits)
     with self.assertRaisesRegex(ValueError, DAMAGED):
-      checked_model(one.replace(*digits))
+      checked_model(first.replace(*digits))
 
   def test_without_its_description(self):
     model = helpers.parsed(helpers.converted())

@@ -1,4 +1,4 @@
-"""Tests of sizes.py: what a file weighs."""
+"""Tests of sizes.py: the sizes of a file."""
 
 import gzip
 import io
@@ -15,16 +15,16 @@ from tests.shared_files import shared
 
 
 def sparse_net(tail="gap", seed=0):
-  """A net with a known share of zeros: 3 of 4 of each kernel, no bias."""
-  net = tiny.conv_net(tail=tail, size=helpers.SIZE, width=16, seed=seed)
-  for layer in net.layers:
+  """A model with a known share of zeros: 3 of 4 of each kernel, no bias."""
+  model = tiny.conv_net(tail=tail, size=helpers.SIZE, width=16, seed=seed)
+  for layer in model.layers:
     if layer.weights and "bn" not in layer.name:
       kernel = layer.weights[0].numpy()
       kernel.flat[np.arange(kernel.size) % 4 != 0] = 0
       # Large enough not to be rounded to zero.
       kernel = np.where(kernel, np.sign(kernel) * (1 + np.abs(kernel)), 0)
       layer.weights[0].assign(kernel)
-  return net
+  return model
 
 
 @shared
@@ -60,10 +60,10 @@ class FileSizesTest(parameterized.TestCase):
         "microcontroller", {"conv": 1, "conv2": 2, "logits": 2})
 
   def check_backward_pass(self, target, counts):
-    net = tiny.conv_net(tail="block", size=helpers.SIZE, width=16)
+    model = tiny.conv_net(tail="block", size=helpers.SIZE, width=16)
     zeros = total = forwards = size = 0
     for name, share in {"conv": 3, "conv2": 1, "logits": 2}.items():
-      kernel = net.get_layer(name).kernel
+      kernel = model.get_layer(name).kernel
       values = 1 + np.abs(kernel.numpy())
       values.flat[np.arange(values.size) % 4 < share] = 0
       kernel.assign(values)
@@ -72,7 +72,7 @@ class FileSizesTest(parameterized.TestCase):
       forwards += values.size * share // 4
       size += values.size
     content = kap.export.convert(
-        net, helpers.wcam(), mode="float32", target=target)
+        model, helpers.wcam(), mode="float32", target=target)
     self.assertAlmostEqual(file_sizes(content)["sparsity"], zeros / total)
     # The forward pass alone would give another share.
     self.assertGreater(abs(forwards / size - zeros / total), 0.02)
@@ -94,7 +94,7 @@ class FileSizesTest(parameterized.TestCase):
 
   def test_gzip_rewards_sparsity(self):
     # The dense model is of the same shape.
-    sparse, dense = (file_sizes(one)["bytes_gzipped"] for one in (
+    sparse, dense = (file_sizes(content)["bytes_gzipped"] for content in (
         sparse_file("int8"), helpers.converted("gap", "int8")))
     self.assertLess(sparse, dense)
 

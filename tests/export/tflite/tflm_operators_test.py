@@ -1,4 +1,4 @@
-"""Tests of tflm_operators.py: what TFLite Micro has, and what it lacks."""
+"""Tests of tflm_operators.py: operators that TFLite Micro has or lacks."""
 
 import json
 
@@ -153,7 +153,7 @@ class FilesTest(parameterized.TestCase):
         tflm_operators.missing_operators(
             file_of("TRANSPOSE_CONV", ("INT32", kinds[1], kinds[0]))),
         ["TRANSPOSE_CONV of INT8 with weights of INT4"] if "INT4" in kinds
-        else [one.replace("CONV_2D", "TRANSPOSE_CONV") for one in want])
+        else [text.replace("CONV_2D", "TRANSPOSE_CONV") for text in want])
 
   @parameterized.parameters(
       ("EXP", "INT8", True), ("EXP", "FLOAT32", False),

@@ -21,9 +21,9 @@ def file_of(net, mode="float32") -> FileTensors:
 
 
 def wide(*layers: str, head="softmax", **settings) -> keras.Model:
-  net = helpers.net("gap", head=head, **settings)
-  return keras.Model(net.input, [
-      net.output, *(net.get_layer(name).output for name in layers)])
+  model = helpers.net("gap", head=head, **settings)
+  return keras.Model(model.input, [
+      model.output, *(model.get_layer(name).output for name in layers)])
 
 
 class FindTest(parameterized.TestCase):
@@ -40,14 +40,14 @@ class FindTest(parameterized.TestCase):
     self.check_logits("softmax", mode)
 
   def check_logits(self, head, mode):
-    images, net = helpers.images(), helpers.net("gap", head=head)
+    images, model = helpers.images(), helpers.net("gap", head=head)
     file = FileTensors(foreign_files.converted("gap", mode, head=head))
     scores = find_scores(file)
     self.assertEqual(scores.classes, 3)
     self.assertEqual(scores.squash, {
         "sigmoid": "LOGISTIC", "linear": ""}.get(head, "SOFTMAX"))
     linear = tiny.copy_of(helpers.net("gap"))
-    linear.set_weights(net.get_weights())
+    linear.set_weights(model.get_weights())
     values = file.read(images, [scores.logits.index, scores.output.index])
     # Of 8 bits a step of the logits is .011, and one was measured; weights of 8
     # bits cost int16x8 as much. Float32 sums come in another order.
@@ -56,7 +56,7 @@ class FindTest(parameterized.TestCase):
         values[scores.logits.index], linear(images), atol=most)
     # A softmax or sigmoid halves it at least, and has steps of 1/256.
     np.testing.assert_allclose(
-        values[scores.output.index], net(images),
+        values[scores.output.index], model(images),
         atol=most if head == "linear" else most / 2)
 
   def test_one_class(self):
@@ -68,16 +68,16 @@ class FindTest(parameterized.TestCase):
       lambda p: p * 0.9 + 0.05, lambda p: tf.clip_by_value(p, 0.1, 0.9),
       lambda p: keras.layers.Concatenate()([1 - p, p]))
   def test_what_is_computed_from_probabilities_has_no_logits(self, change):
-    net = helpers.net("gap", head="softmax")
-    file = file_of(keras.Model(net.input, change(net.output)))
+    model = helpers.net("gap", head="softmax")
+    file = file_of(keras.Model(model.input, change(model.output)))
     with self.assertRaisesRegex(
         ValueError, "from the probabilities of a softmax or sigmoid"):
       find_scores(file)
 
   def test_what_mixes_probabilities_with_others_has(self):
-    net = helpers.net("gap")
+    model = helpers.net("gap")
     file = file_of(keras.Model(
-        net.input, net.output * tf.nn.softmax(net.output)))
+        model.input, model.output * tf.nn.softmax(model.output)))
     self.assertEqual(find_scores(file).squash, "")
 
   @parameterized.parameters("float32", "int8")
@@ -98,8 +98,8 @@ class FindTest(parameterized.TestCase):
     file = file_of(helpers.net("gap"))
     with self.assertRaisesRegex(ValueError, "0 outputs.*for 7 classes"):
       find_scores(file, 7)
-    net = helpers.net("gap")
-    features = keras.Model(net.input, net.get_layer("act").output)
+    model = helpers.net("gap")
+    features = keras.Model(model.input, model.get_layer("act").output)
     with self.assertRaisesRegex(ValueError, "0 outputs"):
       find_scores(file_of(features))
 
@@ -110,7 +110,7 @@ class FollowTest(parameterized.TestCase):
     scores = np.array([[1.0, 2, 0], [0, 0, 3], [5, 1, 1]])
     self.assertAlmostEqual(follow(scores, scores), 1)
     self.assertAlmostEqual(follow(scores, -scores), -1)
-    # What all images or all classes have in common says nothing.
+    # A constant over all images or all classes says nothing.
     shifted = scores + [[10], [20], [30]] + [[100, 200, 300]]
     self.assertAlmostEqual(follow(scores, shifted), 1)
 

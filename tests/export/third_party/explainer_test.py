@@ -27,16 +27,17 @@ class RoadsTest(parameterized.TestCase):
       ("block", "teacher's tail", "int8"),
       ("depthwise", "teacher's tail", "int8"))
   def test_maps_are_those_of_grad_cam(self, tail, road, mode):
-    images, net = helpers.images(), helpers.net(tail)
+    images, model = helpers.images(), helpers.net(tail)
     targets = np.arange(8) % 3
     file = opened(tail, mode)
     self.assertEqual((file.road, file.method), (road, "swa"))
     self.assertIn("matched by name and numbers, relative error", file.source)
     maps, logits = file.explain(images, targets)
-    want = grad_cam(net, images, targets, "act")
+    want = grad_cam(model, images, targets, "act")
     exact = mode == "float32"
     # Float32 sums in another order; or int8 steps of the logits.
-    np.testing.assert_allclose(logits, net(images), atol=1e-5 if exact else 0.1)
+    np.testing.assert_allclose(
+        logits, model(images), atol=1e-5 if exact else 0.1)
     # Measured of int8: .9988 at worst.
     alive = want.any((1, 2))
     self.assertGreater(
@@ -75,10 +76,10 @@ class RoadsTest(parameterized.TestCase):
   @helpers.needs_tflm
   def test_tflite_micro(self):
     images = helpers.images(3)
-    one, other = (opened("gap", "int8", runtime=runtime).explain(images)
-                  for runtime in ("tflm", "reference"))
+    micro, reference = (opened("gap", "int8", runtime=runtime).explain(images)
+                        for runtime in ("tflm", "reference"))
     # Both hold the same integers; only float32 sums behind them may differ.
-    np.testing.assert_allclose(one.maps, other.maps, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(micro.maps, reference.maps, rtol=1e-5, atol=1e-6)
 
   def test_no_name_and_any_order(self):
     self.check_no_name("int8")
@@ -99,9 +100,10 @@ class RoadsTest(parameterized.TestCase):
         "block", content=foreign_files.renamed(content)).source)
 
   def test_several_outputs(self):
-    net = helpers.net("gap")
-    wide = keras.Model(net.input, [
-        net.get_layer("act").output, net.output, net.get_layer("pool").output])
+    model = helpers.net("gap")
+    wide = keras.Model(model.input, [
+        model.get_layer("act").output, model.output,
+        model.get_layer("pool").output])
     images = helpers.images()
     content = foreign_files.convert(wide, "int8")
     got = opened(content=content).explain(images, 1)
@@ -121,13 +123,13 @@ class RoadsTest(parameterized.TestCase):
         atol=FLOAT32)
 
   def test_the_teacher_is_left_as_it_came(self):
-    net = tiny.conv_net(tail="block", size=helpers.SIZE, width=helpers.WIDTH)
-    before = net.get_weights()
-    nodes = [len(layer.inbound_nodes) for layer in net.layers]
-    opened("block", net=net).explain(helpers.images(2))
-    self.assertTrue(tiny.weights_equal(net.get_weights(), before))
+    model = tiny.conv_net(tail="block", size=helpers.SIZE, width=helpers.WIDTH)
+    before = model.get_weights()
+    nodes = [len(layer.inbound_nodes) for layer in model.layers]
+    opened("block", net=model).explain(helpers.images(2))
+    self.assertTrue(tiny.weights_equal(model.get_weights(), before))
     self.assertEqual(
-        nodes, [len(layer.inbound_nodes) for layer in net.layers])
+        nodes, [len(layer.inbound_nodes) for layer in model.layers])
 
 
 class ScoresTest(parameterized.TestCase):
@@ -159,9 +161,9 @@ class ScoresTest(parameterized.TestCase):
 
   @parameterized.parameters((True, "int8"), (False, "float32"))
   def test_one_class_more(self, first, mode):
-    net, images = helpers.net("gap"), helpers.images()
+    model, images = helpers.net("gap"), helpers.images()
     content = foreign_files.convert(
-        foreign_files.with_background(net, first), mode)
+        foreign_files.with_background(model, first), mode)
     file = opened(content=content)
     self.assertIn("classes 1..3 of 4" if first else "classes 0..2 of 4",
                   file.source)
@@ -170,8 +172,8 @@ class ScoresTest(parameterized.TestCase):
     # Float32 sums; or four steps of .011, two were measured. The class beside
     # it is off by far more.
     np.testing.assert_allclose(
-        logits, net(images), atol=FLOAT32 if exact else 0.04)
-    want = grad_cam(net, images, np.arange(8) % 3, "act")
+        logits, model(images), atol=FLOAT32 if exact else 0.04)
+    want = grad_cam(model, images, np.arange(8) % 3, "act")
     # Measured of int8: .99985 at worst.
     self.assertGreater(
         helpers.cosines(maps, want)[want.any((1, 2))].min(),
@@ -194,12 +196,12 @@ class ScoresTest(parameterized.TestCase):
       explainer(foreign_files.converted(), class_offset=1)
 
   def test_classes_in_another_order(self):
-    net = tiny.copy_of(helpers.net("gap", classes=5))
-    kernel, bias = net.get_layer("logits").get_weights()
-    net.get_layer("logits").set_weights(
+    model = tiny.copy_of(helpers.net("gap", classes=5))
+    kernel, bias = model.get_layer("logits").get_weights()
+    model.get_layer("logits").set_weights(
         [np.roll(kernel, 2, 1), np.roll(bias, 2)])
     with self.assertRaisesRegex(ValueError, "its classes in another order"):
-      opened(content=foreign_files.convert(net), net=helpers.net(
+      opened(content=foreign_files.convert(model), net=helpers.net(
           "gap", classes=5))
 
 
@@ -222,16 +224,16 @@ class AloneTest(parameterized.TestCase):
     x = keras.layers.Conv2D(4, 3, activation="tanh")(inputs)
     x = keras.layers.Flatten()(x)
     x = keras.layers.Dense(6, "tanh")(x)
-    net = tiny.shake(keras.Model(inputs, keras.layers.Dense(3)(x)))
-    content, images = foreign_files.convert(net), helpers.images(3)
+    model = tiny.shake(keras.Model(inputs, keras.layers.Dense(3)(x)))
+    content, images = foreign_files.convert(model), helpers.images(3)
     file = explainer(content)
     self.assertEqual((file.road, file.method), ("black box", "occlusion"))
     self.assertIn("black box (occlusion)", file.source)
     maps, logits = file.explain(images, 1)
     want = kap.attribution.occlusion(
-        lambda batch: net(batch).numpy(), images, 1)
+        lambda batch: model(batch).numpy(), images, 1)
     np.testing.assert_allclose(maps, np.maximum(want, 0), atol=FLOAT32)
-    np.testing.assert_allclose(logits, net(images), atol=FLOAT32)
+    np.testing.assert_allclose(logits, model(images), atol=FLOAT32)
 
   def test_black_boxes_by_name(self):
     images = helpers.images(2)
@@ -245,9 +247,9 @@ class AloneTest(parameterized.TestCase):
 
   def test_inputs_that_are_no_pictures(self):
     inputs = keras.Input((5,))
-    net = tiny.shake(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
+    model = tiny.shake(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
     with self.assertRaisesRegex(ValueError, r"must take pictures.*\[5\]"):
-      explainer(foreign_files.convert(net))
+      explainer(foreign_files.convert(model))
 
 
 class ErrorsTest(parameterized.TestCase):
@@ -258,11 +260,11 @@ class ErrorsTest(parameterized.TestCase):
       opened("block", layer="conv")
 
   def test_arguments_that_belong_together(self):
-    content, net = foreign_files.converted(), helpers.net("gap")
+    content, model = foreign_files.converted(), helpers.net("gap")
     with self.assertRaisesRegex(ValueError, "given together"):
-      explainer(content, teacher=net, wcam=kap.WCAM("act"))
+      explainer(content, teacher=model, wcam=kap.WCAM("act"))
     with self.assertRaisesRegex(ValueError, "wcam must say"):
-      explainer(content, teacher=net, images=helpers.images())
+      explainer(content, teacher=model, images=helpers.images())
     with self.assertRaisesRegex(TypeError, "WCAM"):
       explainer(content, wcam="act")
 
@@ -279,9 +281,9 @@ class ErrorsTest(parameterized.TestCase):
       file.predict(helpers.images(2)[:, :4])
 
   def test_a_file_that_overflows(self):
-    net = tiny.copy_of(helpers.net("gap"))
-    net.get_layer("bn").gamma.assign(1e38 * net.get_layer("bn").gamma)
-    content = foreign_files.convert(net)
+    model = tiny.copy_of(helpers.net("gap"))
+    model.get_layer("bn").gamma.assign(1e38 * model.get_layer("bn").gamma)
+    content = foreign_files.convert(model)
     file = explainer(content)
     with self.assertRaisesRegex(
         ValueError, "computes NaN or infinity from these images, in tensor"):

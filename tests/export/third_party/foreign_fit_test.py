@@ -16,7 +16,7 @@ from tests.foreign_files import opened
 
 @functools.cache
 def of_another_range(mode: str) -> bytes:
-  """A file of net "block" that takes 0..255."""
+  """A file of model "block" that takes 0..255."""
   return foreign_files.convert(
       foreign_files.rescaled(helpers.net("block")), mode,
       samples=(helpers.images(32, seed=2).clip(-2, 2) + 2) * 63.75)
@@ -66,14 +66,14 @@ class OtherTrainingTest(parameterized.TestCase):
 
   @parameterized.parameters("float32", "int8")
   def test_the_same_place_stands_in(self, mode):
-    net, images = helpers.net("gap"), helpers.images()
+    model, images = helpers.net("gap"), helpers.images()
     content = another_training(mode)
     file = opened(content=content)
     self.assertIn("their numbers are not the teacher's", file.source)
     maps, _ = file.explain(images, 1)
     # Float32 rounding; steps of 8 bits in int8, of which .9997 was measured.
     self.assertGreater(
-        helpers.cosines(maps, grad_cam(net, images, 1, "act")).min(),
+        helpers.cosines(maps, grad_cam(model, images, 1, "act")).min(),
         {"float32": 1 - 1e-7, "int8": 0.999}[mode])
 
   def test_not_of_an_earlier_layer(self):
@@ -94,10 +94,10 @@ class OtherTrainingTest(parameterized.TestCase):
                 images=helpers.images(2))
 
   def test_not_if_another_range_suits_better(self):
-    # Faint pictures still give scores that follow, if not so well: .6.
+    # Faint images still give scores that follow, if not so well: .6.
     inputs = keras.Input((8, 8, 2))
-    net = foreign_files.permuted(helpers.net("gap"))
-    content = foreign_files.convert(keras.Model(inputs, net(inputs / 255)))
+    model = foreign_files.permuted(helpers.net("gap"))
+    content = foreign_files.convert(keras.Model(inputs, model(inputs / 255)))
     with self.assertRaisesRegex(
         ValueError, r"takes another range.*lambda images: images \* 255"):
       opened(content=content)

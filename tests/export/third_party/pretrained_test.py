@@ -47,10 +47,10 @@ def sounds() -> np.ndarray:
 @functools.cache
 def mobilenet() -> keras.Model:
   """MobileNetV1 0.25 for 128 px; another training than the file's."""
-  net = keras.applications.MobileNet((128, 128, 3), 0.25, weights=None)
-  net.load_weights(real.model_path(
+  model = keras.applications.MobileNet((128, 128, 3), 0.25, weights=None)
+  model.load_weights(real.model_path(
       "imagenet_mobilenet_v1_025/mobilenet_v1_0.25_224.h5"))
-  return net
+  return model
 
 
 def pictures(*names: str) -> np.ndarray:
@@ -130,18 +130,18 @@ class TensorsTest(parameterized.TestCase):
       name=("vww_96_float.tflite", "vww_96_int8.tflite"))
   @pytest.mark.slow("pretrained")
   def test_every_activation_is_found_and_no_other_layer(self, name):
-    net = real.load(VWW_NET)
-    found = layer_tensors(
-        real.model_path(real.VWW / name), net, persons()[:8])
-    activations = {layer.name for layer in net.layers
+    model = real.load(VWW_NET)
+    matches = layer_tensors(
+        real.model_path(real.VWW / name), model, persons()[:8])
+    activations = {layer.name for layer in model.layers
                    if layer.name.startswith("activation")}
     self.assertLen(activations, 27)
     self.assertEqual(
-        {*found}, activations | {"average_pooling2d", "flatten", "dense"})
+        {*matches}, activations | {"average_pooling2d", "flatten", "dense"})
     for layer in activations:
-      self.assertTrue(found[layer].named, layer)
+      self.assertTrue(matches[layer].named, layer)
     # Measured: 1e-6; .235 in the last one, .067 in the middle.
-    self.assertLess(max(found[layer].error for layer in activations),
+    self.assertLess(max(matches[layer].error for layer in activations),
                     0.3 if "int8" in name else 1e-5)
 
   @pytest.mark.slow("pretrained")
@@ -170,7 +170,7 @@ class OtherTrainingTest(parameterized.TestCase):
     scores = agreement(
         kap.attribution.grad_cam(mobilenet(), images, top, "conv_pw_13_relu"),
         file.explain(images, top).maps)
-    # Measured: .917; the two nets agree on the class of 8 % of the pictures.
+    # Measured: .917; the two models agree on the class of 8 % of the images.
     self.assertBetween(np.median(scores["cosine"]), 0.85, 0.97)
 
   @pytest.mark.slow("pretrained")
@@ -180,15 +180,15 @@ class OtherTrainingTest(parameterized.TestCase):
       explainer(real.model_path(MOBILENET), teacher=mobilenet(), images=images,
                 wcam=kap.WCAM("conv_pw_11_relu"))
 
-  # Measured of the large nets: .66; int8 against float .9995.
+  # Measured of the large models: .66; int8 against float .9995.
   @pytest.mark.slow("pretrained")
   def test_a_larger_resnet(self):
     files = [explainer(
         real.model_path(real.RESNET / f"pretrainedResnet_large_{mode}.tflite"),
         teacher=real.load(RESNET_NET), images=cifar(),
         wcam=kap.WCAM("activation_6")) for mode in ("float", "int8")]
-    one, other = (file.explain(cifar(), 3).maps for file in files)
-    scores = agreement(one, other)["cosine"]
+    first, second = (file.explain(cifar(), 3).maps for file in files)
+    scores = agreement(first, second)["cosine"]
     # Int8 steps alone part the two files: .9995, as above.
     self.assertGreater(np.nanmedian(scores), 0.99)
 
@@ -196,10 +196,10 @@ class OtherTrainingTest(parameterized.TestCase):
                             "kws_ref_model_float32.tflite")
   @pytest.mark.slow("pretrained")
   def test_a_saved_model_that_is_not_the_files(self, name):
-    net = keras.models.load_model(real.model_path(KWS / "kws_ref_model"))
+    model = keras.models.load_model(real.model_path(KWS / "kws_ref_model"))
     images = np.random.default_rng(0).normal(-30, 10, (16, 49, 10, 1))
     with self.assertRaisesRegex(ValueError, "is not this teacher's"):
-      explainer(real.model_path(KWS / name), teacher=net, images=images,
+      explainer(real.model_path(KWS / name), teacher=model, images=images,
                 wcam=kap.WCAM("dropout_1"))
 
 

@@ -12,7 +12,7 @@ from tests import tiny
 
 
 def own_sensitivity(net, layer, images, weights) -> np.ndarray:
-  """The gradient at the net's own features."""
+  """The gradient at the model's own features."""
   tap = Tap(net, [layer])
   with tf.GradientTape() as tape:
     batch = tf.constant(images)
@@ -31,24 +31,24 @@ class TeacherTailTest(parameterized.TestCase):
       # A way leads around these: the sum has two arms.
       ("depthwise", "softmax", "bn2"), ("depthwise", "linear", "conv2"))
   def test_at_its_own_features_it_is_the_nets_gradient(self, tail, head, layer):
-    net, images = helpers.net(tail, head=head), helpers.images()
+    model, images = helpers.net(tail, head=head), helpers.images()
     weights = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-    features = keras.Model(net.input, net.get_layer(layer).output)(images)
-    got = TeacherTail(net, layer).sensitivity(
+    features = keras.Model(model.input, model.get_layer(layer).output)(images)
+    got = TeacherTail(model, layer).sensitivity(
         features.numpy(), weights, images)
     # The same gradient by another graph: float32 sums in another order.
     np.testing.assert_allclose(
-        got, own_sensitivity(net, layer, images, weights), atol=1e-5)
+        got, own_sensitivity(model, layer, images, weights), atol=1e-5)
 
   def test_other_features_have_another_gradient(self):
-    net, images = helpers.net("block"), helpers.images()
+    model, images = helpers.net("block"), helpers.images()
     weights = np.ones([8, 3], np.float32)
-    features = keras.Model(net.input, net.get_layer("act").output)(images)
-    tail = TeacherTail(net, "act")
+    features = keras.Model(model.input, model.get_layer("act").output)(images)
+    tail = TeacherTail(model, "act")
     moved = features.numpy() + 0.1
     got = tail.sensitivity(moved, weights, images)
     # By finite differences along each channel.
-    rest = keras.Model(net.get_layer("act").output, net.output)
+    rest = keras.Model(model.get_layer("act").output, model.output)
     for channel in (0, 7):
       step = np.zeros(16)
       step[channel] = 1e-3
@@ -64,19 +64,19 @@ class TeacherTailTest(parameterized.TestCase):
         features.numpy(), weights, images)), 0.01)
 
   def test_the_teacher_stays_as_it_is(self):
-    net = tiny.conv_net(tail="depthwise", size=helpers.SIZE)
-    nodes = [len(layer.inbound_nodes) for layer in net.layers]
-    TeacherTail(net, "act")
-    TeacherTail(net, "bn2")
+    model = tiny.conv_net(tail="depthwise", size=helpers.SIZE)
+    nodes = [len(layer.inbound_nodes) for layer in model.layers]
+    TeacherTail(model, "act")
+    TeacherTail(model, "bn2")
     self.assertEqual(
-        nodes, [len(layer.inbound_nodes) for layer in net.layers])
+        nodes, [len(layer.inbound_nodes) for layer in model.layers])
 
   def test_nested_models_are_refused(self):
     inner = helpers.net("block")
     inputs = keras.Input(inner.input_shape[1:])
-    net = keras.Model(inputs, keras.layers.Softmax()(inner(inputs)))
+    model = keras.Model(inputs, keras.layers.Softmax()(inner(inputs)))
     with self.assertRaisesRegex(ValueError, "'act' lies in a model nested"):
-      TeacherTail(net, "act")
+      TeacherTail(model, "act")
 
 
 if __name__ == "__main__":

@@ -44,16 +44,16 @@ class ScoresTest(parameterized.TestCase):
     for name, judge in (
         ("occlusion", occlusion),
         ("rise", functools.partial(rise, masks=20, centred=True))):
-      theirs = judge(lambda batch: file.predict(batch, logits=True), images,
-                     top)
-      ours = judge(lambda batch: teacher(batch).numpy(), images, top)
-      want = kap.evaluation.agreement(ours, theirs)
+      of_file = judge(lambda batch: file.predict(batch, logits=True), images,
+                      top)
+      of_teacher = judge(lambda batch: teacher(batch).numpy(), images, top)
+      want = kap.evaluation.agreement(of_teacher, of_file)
       for score, values in want.items():
         got = report.scores[f"{name}_{score}"]
         # Float32 logits of batches of another size.
         np.testing.assert_allclose(got[:4], values, atol=1e-4)
         self.assertTrue(np.isnan(got[4:]).all())
-      self.assertLess(want["cosine"].mean(), 0.95)  # Another net.
+      self.assertLess(want["cosine"].mean(), 0.95)  # Another model.
     self.assertEqual(report.facts["judge_images"], 4)
 
   @parameterized.parameters(
@@ -70,15 +70,15 @@ class ScoresTest(parameterized.TestCase):
 
   def test_logits_are_judged_not_probabilities(self):
     """A softmax mixes the classes: maps of its outputs are others."""
-    images, net = helpers.images(3), helpers.net(head="softmax")
-    content = helpers.converted("gap", head="softmax", seed=5)  # Another net.
+    images, model = helpers.images(3), helpers.net(head="softmax")
+    content = helpers.converted("gap", head="softmax", seed=5)  # Another model.
     with few_masks():
       linear, softmax = (
           kap.export.verify(
               helpers.converted("gap", head=head, seed=5),
               helpers.net(head=head), helpers.wcam(), images, judges=BOTH)
           for head in ("linear", "softmax"))
-    top = net.predict(images, verbose=0).argmax(1)
+    top = model.predict(images, verbose=0).argmax(1)
     for name, judge in (
         ("occlusion", occlusion),
         ("rise", functools.partial(rise, masks=20, centred=True))):
@@ -88,7 +88,7 @@ class ScoresTest(parameterized.TestCase):
           linear.scores[f"{name}_ssim"], scores, atol=1e-4)
       of_probabilities = kap.evaluation.agreement(*(
           judge(side, images, top) for side in (
-              lambda batch: net(batch).numpy(),
+              lambda batch: model(batch).numpy(),
               kap.export.Interpreter(content).predict)))["ssim"]
       # Far above rounding. Measured: .3 at least.
       self.assertGreater(np.abs(of_probabilities - scores).min(), 0.1)
@@ -156,8 +156,8 @@ class ScoresTest(parameterized.TestCase):
       verify(helpers.converted(), judges=["rise"])
       first, probes[:] = list(probes), []
       verify(helpers.converted(seed=5), judges=["rise"])
-    for one, other in zip(first, probes, strict=True):
-      np.testing.assert_array_equal(one, other)
+    for values, other in zip(first, probes, strict=True):
+      np.testing.assert_array_equal(values, other)
 
 
   def test_a_picture_of_next_to_nothing(self):
@@ -189,7 +189,7 @@ class ProgressTest(absltest.TestCase):
   def test_a_function(self):
     calls = []
     verify(judges=["occlusion"], judge_images=1,
-           progress=lambda *one: calls.append(one))
+           progress=lambda *arguments: calls.append(arguments))
     self.assertEqual(calls, [(64, 64)] * 2)
 
 

@@ -13,10 +13,10 @@ from tests import export_helpers as helpers
 PLACES = 5
 
 
-def _row(rows, **wanted):
-  found, = [row for row in rows
-            if all(row[key] == value for key, value in wanted.items())]
-  return found
+def _row(rows, **values):
+  result, = [row for row in rows
+             if all(row[key] == value for key, value in values.items())]
+  return result
 
 
 class CompareTest(absltest.TestCase):

@@ -14,19 +14,19 @@ class KerasExplainerTest(parameterized.TestCase):
 
   @parameterized.product(method=("swa", "ewa"), tail=("gap", "block"))
   def test_what_its_float_file_says(self, method, tail):
-    ours = KerasExplainer(helpers.net(tail), "act", method)
+    explainer = KerasExplainer(helpers.net(tail), "act", method)
     file = kap.export.Interpreter(helpers.converted(tail, "float32", method))
     images = helpers.images(5)
-    self.assertEqual(ours.input.shape, file.input.shape)
+    self.assertEqual(explainer.input.shape, file.input.shape)
     # Float32 sums of LiteRT's kernels and TensorFlow's, in another order.
     np.testing.assert_allclose(
-        ours.predict(images), file.predict(images, logits=True), atol=1e-5)
+        explainer.predict(images), file.predict(images, logits=True), atol=1e-5)
     for targets in (None, 1, [0, 1, 2, 1, 0], np.float32(
         [[1, -1, 0]] * 5)):
-      for one, other in zip(ours.explain(images, targets),
-                            file.explain(images, targets)):
+      for want, got in zip(explainer.explain(images, targets),
+                           file.explain(images, targets)):
         # The same, of maps: products of features and sums of gradients.
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(want, got, atol=1e-4)
 
   @parameterized.parameters("softmax", "sigmoid", "softmax_layer")
   def test_scores_are_logits(self, head):
@@ -41,17 +41,17 @@ class KerasExplainerTest(parameterized.TestCase):
 
   def test_a_quantize_aware_model(self):
     """Its logits are the model's own: a linear head's are quantized."""
-    net, images = helpers.quantize_aware(), helpers.images(4)
-    maps, logits = KerasExplainer(net, "act").explain(images)
+    model, images = helpers.quantize_aware(), helpers.images(4)
+    maps, logits = KerasExplainer(model, "act").explain(images)
     # Float32 maps of batches of another size.
     np.testing.assert_allclose(
-        maps, kap.attribution.grad_cam(net, images, None, "act"), rtol=1e-5)
+        maps, kap.attribution.grad_cam(model, images, None, "act"), rtol=1e-5)
     # The same integers times the same step, of 8 bits for -6..6, of .047.
     np.testing.assert_allclose(
-        logits, net.predict(images, verbose=0), atol=1e-5)
-    low, high = (float(one) for name in ("min", "max")
-                 for one in net.layers[-1].weights
-                 if one.name.endswith(f"post_activation_{name}:0"))
+        logits, model.predict(images, verbose=0), atol=1e-5)
+    low, high = (float(weight) for name in ("min", "max")
+                 for weight in model.layers[-1].weights
+                 if weight.name.endswith(f"post_activation_{name}:0"))
     steps = logits / ((high - low) / 255)
     # Float32 quotients; logits before the quantizer would be off by .25 of a
     # step in the mean.

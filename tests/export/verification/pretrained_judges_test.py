@@ -1,4 +1,4 @@
-"""Real nets on every runtime, asked by judges that nothing was trained on.
+"""Real models on every runtime, asked by judges that nothing was trained on.
 
 Where they are found, and when the tests skip: see pretrained_test.
 """
@@ -17,7 +17,7 @@ from tests.export.conversion import pretrained_test as nets
 
 
 def _pictures(name):
-  """A net's path, what to calibrate on, and what to verify on."""
+  """A model's path, calibration images, and images to verify on."""
   if name == "vww":
     return (nets.VWW / "vww_96.h5", nets.voc(0, 100, 96) / 255,
             nets.voc(2, 32, 96) / 255)
@@ -27,7 +27,7 @@ def _pictures(name):
 
 class JudgedTest(parameterized.TestCase):
 
-  # Measured with 20 judged pictures, the lowest of the four runtimes (they are
+  # Measured with 20 judged images, the lowest of the four runtimes (they are
   # within .01): see the bounds below.
   @parameterized.parameters(
       ("vww", {"cosine": 0.99, "occlusion_cosine": 0.9, "rise_cosine": 0.98}),
@@ -37,13 +37,13 @@ class JudgedTest(parameterized.TestCase):
   @helpers.needs_tflm
   def test_int8_on_every_runtime(self, name, least):
     path, calibration, images = _pictures(name)
-    net = nets.load(path)
-    wcam = kap.WCAM(last_spatial_layer(net))
+    model = nets.load(path)
+    wcam = kap.WCAM(last_spatial_layer(model))
     content = kap.export.convert(
-        net, wcam, mode="int8", representative_images=calibration,
+        model, wcam, mode="int8", representative_images=calibration,
         target="microcontroller")
     every = kap.export.verify(
-        content, net, wcam, images, runtime="all",
+        content, model, wcam, images, runtime="all",
         judges=("occlusion", "rise"), judge_images=3)
     self.assertEqual(list(every.reports), list(RUNTIMES))
     every.require(prediction_agreement=0.85, dead=0, **least)

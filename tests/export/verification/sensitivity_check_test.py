@@ -59,7 +59,7 @@ class SensitivityCheckTest(parameterized.TestCase):
     self.assertNotIn("call", vars(model.get_layer("act")))
 
   def test_by_hand(self):
-    """Of a linear model slopes are what sensitivities say, to rounding."""
+    """A linear model's slopes equal its sensitivities, to rounding."""
     model = tiny.conv_net(tail="gap")
     check = check_sensitivities(model, "act", tiny.images(2), [0, 1])
     self.assertEqual(check["slopes"], 2 * DIRECTIONS)

@@ -51,9 +51,9 @@ class RuntimesTest(parameterized.TestCase):
     self.assertGreater(row["map_cosine_worst"], 0.99)
 
   def test_a_sequence_of_one_is_a_comparison_too(self):
-    one = self.verify(helpers.converted(), ["builtin"])
-    self.assertEqual(list(one.reports), ["builtin"])
-    self.assertEqual(one.differences, {})
+    result = self.verify(helpers.converted(), ["builtin"])
+    self.assertEqual(list(result.reports), ["builtin"])
+    self.assertEqual(result.differences, {})
 
   @helpers.needs_tflm
   def test_all(self):
@@ -72,24 +72,24 @@ class RuntimesTest(parameterized.TestCase):
 
   def test_all_that_can(self):
     """Microcontrollers take no weights of half precision."""
-    some = self.verify(helpers.converted("gap", "float16"), "all")
+    result = self.verify(helpers.converted("gap", "float16"), "all")
     self.assertEqual(
-        list(some.reports), ["xnnpack", "builtin", "reference"])
-    self.assertEqual(list(some.refused), ["tflm"])
-    self.assertRegex(some.refused["tflm"], "tflm|tflite-micro")
-    self.assertIn("tflm cannot", str(some))
-    row = some.differences["builtin", "reference"]
+        list(result.reports), ["xnnpack", "builtin", "reference"])
+    self.assertEqual(list(result.refused), ["tflm"])
+    self.assertRegex(result.refused["tflm"], "tflm|tflite-micro")
+    self.assertIn("tflm cannot", str(result))
+    row = result.differences["builtin", "reference"]
     self.assertIsNone(row["steps"])
 
   @parameterized.parameters("gap", "block")
   def test_a_phone_s_file(self, tail):
     """Of two subgraphs, which microcontrollers do not take."""
-    some = self.verify(helpers.converted(tail, "int8"), "all", tail=tail)
+    result = self.verify(helpers.converted(tail, "int8"), "all", tail=tail)
     self.assertEqual(
-        list(some.reports), ["xnnpack", "builtin", "reference"])
-    self.assertIn("one subgraph", some.refused["tflm"])
-    some.require(cosine=0.99, dead=0)
-    for row in some.differences.values():
+        list(result.reports), ["xnnpack", "builtin", "reference"])
+    self.assertIn("one subgraph", result.refused["tflm"])
+    result.require(cosine=0.99, dead=0)
+    for row in result.differences.values():
       self.assertIsInstance(row["steps"], int)
 
   def test_one_that_was_named_must_run(self):
@@ -106,13 +106,13 @@ class RuntimesTest(parameterized.TestCase):
     with mock.patch(
         "keras_attr_preserve.export.verification.explainers.Interpreter",
         Refusing):
-      some = self.verify(helpers.converted("gap", "float16"), "all")
+      result = self.verify(helpers.converted("gap", "float16"), "all")
       with self.assertRaisesRegex(ValueError, "lacks\n  ELU"):
         self.verify(helpers.converted("gap", "float16"), ("builtin",))
-    self.assertEqual(list(some.reports), ["xnnpack", "reference"])
-    self.assertEqual(list(some.differences), [("xnnpack", "reference")])
-    self.assertEqual(list(some.refused), ["tflm", "builtin"])
-    self.assertEqual(some.refused["builtin"], "lacks ELU")
+    self.assertEqual(list(result.reports), ["xnnpack", "reference"])
+    self.assertEqual(list(result.differences), [("xnnpack", "reference")])
+    self.assertEqual(list(result.refused), ["tflm", "builtin"])
+    self.assertEqual(result.refused["builtin"], "lacks ELU")
 
   def test_none_can(self):
     with mock.patch(

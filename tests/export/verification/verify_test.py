@@ -29,8 +29,8 @@ class ScoresTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    # Another net than the teacher, so that the scores are no ones and the top
-    # classes differ.
+    # The file is of another model than the teacher: scores below 1, other top
+    # classes.
     cls.images = helpers.images(24)
     cls.teacher = helpers.net()
     cls.content = helpers.converted("gap", "int8", seed=5)
@@ -45,37 +45,37 @@ class ScoresTest(parameterized.TestCase):
     self.assertGreater(alive.sum(), 10)
     scores = self.report.scores
     for i in np.flatnonzero(alive):
-      one, other = (np.float64(side[i].ravel()) for side in (reference, maps))
-      cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+      want, got = (np.float64(side[i].ravel()) for side in (reference, maps))
+      cosine = want @ got / np.sqrt((want @ want) * (got @ got))
       # The formulas are float64; both sides' float32 maps may be rounded anew
       # in batches of another size.
       self.assertAlmostEqual(scores["cosine"][i], cosine, places=6)
       self.assertAlmostEqual(
-          scores["pearson"][i], np.corrcoef(one, other)[0, 1], places=6)
+          scores["pearson"][i], np.corrcoef(want, got)[0, 1], places=6)
       self.assertAlmostEqual(
-          scores["spearman"][i], stats.spearmanr(one, other)[0], places=6)
+          scores["spearman"][i], stats.spearmanr(want, got)[0], places=6)
       self.assertAlmostEqual(
           scores["l2"][i], np.sqrt(2 - 2 * cosine), places=6)
     np.testing.assert_array_equal(
         scores["same_class"], logits.argmax(1) == file_logits.argmax(1))
     # Images of both kinds: a wrong count would show.
     self.assertBetween(self.report.prediction_agreement, 0.01, 0.99)
-    # Another net's maps: at scores of 1 a wrong formula would not show.
+    # Another model's maps: at scores of 1 a wrong formula would not show.
     self.assertLess(self.report.summary()["cosine"]["mean"], 0.99)
 
   def test_both_explain_the_teacher_s_class(self):
     logits = self.teacher.predict(self.images, verbose=0)
     runner = kap.export.Interpreter(self.content)
-    own, _ = runner.explain(self.images)  # The file's own top classes.
+    own_maps, _ = runner.explain(self.images)  # The file's own top classes.
     reference = kap.attribution.grad_cam(
         self.teacher, self.images, logits.argmax(1), helpers.LAYER)
-    theirs = kap.evaluation.agreement(reference, own)["cosine"]
+    own_cosines = kap.evaluation.agreement(reference, own_maps)["cosine"]
     differ = self.report.scores["same_class"] == 0
     self.assertTrue(differ.any())
     self.assertFalse(np.allclose(
-        theirs[differ], self.report.scores["cosine"][differ]))
+        own_cosines[differ], self.report.scores["cosine"][differ]))
     np.testing.assert_allclose(
-        theirs[~differ], self.report.scores["cosine"][~differ])
+        own_cosines[~differ], self.report.scores["cosine"][~differ])
 
   def test_the_facts(self):
     facts = self.report.facts
@@ -130,15 +130,18 @@ class ScoresTest(parameterized.TestCase):
     self.assertTrue((folder / "report" / "worst.png").exists())
 
   def test_the_worst_images(self):
-    some = self.report.examples
-    self.assertLen(some.numbers, 5)
-    self.assertEqual(some.numbers, self.report.worst_images())
+    examples = self.report.examples
+    self.assertLen(examples.numbers, 5)
+    self.assertEqual(examples.numbers, self.report.worst_images())
     reference, maps, _, _ = raw_maps(
         self.content, self.teacher, self.images)
-    np.testing.assert_array_equal(some.images, self.images[some.numbers])
-    np.testing.assert_array_equal(some.reference, reference[some.numbers])
-    np.testing.assert_array_equal(some.maps, maps[some.numbers])
-    self.assertEqual(list(some.value_range), self.report.facts["images_range"])
+    np.testing.assert_array_equal(
+        examples.images, self.images[examples.numbers])
+    np.testing.assert_array_equal(
+        examples.reference, reference[examples.numbers])
+    np.testing.assert_array_equal(examples.maps, maps[examples.numbers])
+    self.assertEqual(
+        list(examples.value_range), self.report.facts["images_range"])
 
   def test_the_teacher_is_left_as_it_came(self):
     teacher = tiny.conv_net(tail="block", size=helpers.SIZE)
@@ -146,12 +149,13 @@ class ScoresTest(parameterized.TestCase):
     teacher.compile("sgd", "mse", run_eagerly=True)
     teacher.get_layer("bn").trainable = False
     before = teacher.get_weights()
-    trainable = [one.name for one in teacher.trainable_weights]
+    trainable = [weight.name for weight in teacher.trainable_weights]
     optimizer = teacher.optimizer
     kap.export.verify(
         helpers.converted(), teacher, helpers.wcam(), self.images)
     self.assertTrue(tiny.weights_equal(teacher.get_weights(), before))
-    self.assertEqual([one.name for one in teacher.trainable_weights], trainable)
+    self.assertEqual(
+        [weight.name for weight in teacher.trainable_weights], trainable)
     self.assertIs(teacher.optimizer, optimizer)
     teacher.train_on_batch(self.images, np.zeros([24, 3]))
     self.assertFalse(tiny.weights_equal(teacher.get_weights(), before))
@@ -195,7 +199,7 @@ class KindsTest(parameterized.TestCase):
         helpers.converted("gap", head=head), helpers.net(head=head),
         helpers.wcam(), helpers.images())
     report.require(cosine_worst=1 - 1e-9, prediction_agreement=1)
-    # The linear net is the same teacher.
+    # The linear model is the same teacher.
     other = kap.export.verify(
         helpers.converted("gap", head=head), helpers.net(), helpers.wcam(),
         helpers.images())
@@ -203,15 +207,15 @@ class KindsTest(parameterized.TestCase):
         report.scores["cosine"], other.scores["cosine"])
 
   def test_one_logit(self):
-    linear, net = (
+    linear, model = (
         tiny.conv_net(size=helpers.SIZE, classes=1, head=head)
         for head in ("linear", "sigmoid"))
     logits = linear.predict(helpers.images(), verbose=0)
-    bias = net.get_layer("logits").bias
+    bias = model.get_layer("logits").bias
     bias.assign_sub([np.median(logits)])  # Half of the images on each side.
-    content = kap.export.convert(net, helpers.wcam(), mode="float32")
+    content = kap.export.convert(model, helpers.wcam(), mode="float32")
     report = kap.export.verify(
-        content, net, helpers.wcam(), helpers.images())
+        content, model, helpers.wcam(), helpers.images())
     report.require(cosine_worst=1 - 1e-9, prediction_agreement=1)
 
   @parameterized.parameters(True, False)
@@ -249,12 +253,12 @@ class KindsTest(parameterized.TestCase):
         report.scores["cosine"], want["cosine"], 1e-5)
 
   def test_a_file_of_somebody_else_s(self):
-    net = helpers.net()
+    model = helpers.net()
     content = helpers.plainly_converted(
-        keras.Model(net.inputs, {"logits": net.outputs[0]}), "float32")
-    for one in (content, helpers.foreign(content)):
+        keras.Model(model.inputs, {"logits": model.outputs[0]}), "float32")
+    for file in (content, helpers.foreign(content)):
       report = kap.export.verify(
-          one, net, helpers.wcam(), helpers.images(), judges=["occlusion"],
+          file, model, helpers.wcam(), helpers.images(), judges=["occlusion"],
           judge_images=2)
       report.require(
           cosine_worst=0.9999, prediction_agreement=1, dead=0,
@@ -296,7 +300,7 @@ class DamageTest(absltest.TestCase):
 class DeadMapsTest(absltest.TestCase):
 
   def nets(self):
-    """A teacher alive, and a net that has no positive weight for class 0."""
+    """A teacher alive, and a model that has no positive weight for class 0."""
     teacher = tiny.conv_net(size=helpers.SIZE, seed=1)
     dead = tiny.copy_of(teacher)
     kernel = dead.get_layer("logits").kernel

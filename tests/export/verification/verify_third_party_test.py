@@ -33,21 +33,22 @@ class VerifyForeignTest(parameterized.TestCase):
       report.require(cosine=0.999)
 
   def test_file_against_file(self):
-    one, other = (foreign_files.converted("flatten", mode)
-                  for mode in ("int8", "float32"))
-    verify(one, other, kap.WCAM("act"), helpers.images(8)).require(cosine=0.99)
+    first, second = (foreign_files.converted("flatten", mode)
+                     for mode in ("int8", "float32"))
+    verify(first, second, kap.WCAM("act"), helpers.images(8)).require(
+        cosine=0.99)
     # One made by `convert` may stand on either side.
-    ours = helpers.converted("gap", "int8")
-    theirs = foreign_files.converted("gap")
-    for pair in ((ours, theirs), (theirs, ours)):
+    preserving = helpers.converted("gap", "int8")
+    foreign = foreign_files.converted("gap")
+    for pair in ((preserving, foreign), (foreign, preserving)):
       verify(*pair, kap.WCAM("act"), helpers.images(8)).require(cosine=0.99)
 
   def test_settings_of_the_explainer(self):
-    net, images = helpers.net("gap"), helpers.images(16).clip(-1, 1)
-    content = foreign_files.convert(foreign_files.rescaled(net))
+    model, images = helpers.net("gap"), helpers.images(16).clip(-1, 1)
+    content = foreign_files.convert(foreign_files.rescaled(model))
     with self.assertRaisesRegex(ValueError, r"\(images \+ 1\) \* 127.5"):
-      verify(content, net, kap.WCAM("act"), images)
-    verify(content, net, kap.WCAM("act"), images, foreign={
+      verify(content, model, kap.WCAM("act"), images)
+    verify(content, model, kap.WCAM("act"), images, foreign={
         "preprocess": lambda batch: (batch + 1) * 127.5}).require(cosine=0.9999)
 
   def test_a_black_box_is_no_match(self):
