@@ -657,6 +657,7 @@ class EveryNameTest(parameterized.TestCase):
               array, expected, rtol=0,
               atol=share * np.abs(expected).max() + 1e-12)
 
+  @pytest.mark.slow("explaining")
   def test_two_inputs(self):
     case = Case("two", 3, tiny.folder(self))
     for name in _asked():
@@ -664,6 +665,7 @@ class EveryNameTest(parameterized.TestCase):
         with self.subTest(name), self.assertRaisesRegex(ValueError, _ONE_INPUT):
           FUNCTIONS[name](case)
 
+  @pytest.mark.slow("explaining")
   def test_sequences_refused(self):
     case = Case("sequence", 3, tiny.folder(self))
     for name in _asked():

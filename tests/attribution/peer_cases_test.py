@@ -9,6 +9,7 @@ Expected values follow this library's definitions.
 import inspect
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -131,6 +132,7 @@ class XpliqueCasesTest(parameterized.TestCase):
     # Float32 sums over 64 pixels; the correlation itself is 1.
     np.testing.assert_allclose(correlations, sign, atol=1e-6)
 
+  @pytest.mark.slow("explaining")
   def test_every_method_on_oblong_pictures(self):
     """Its usual model: pooling, dropout, two dense layers and a softmax."""
     shape = (20, 16, 3)

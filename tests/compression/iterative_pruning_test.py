@@ -178,6 +178,7 @@ class FitTest(parameterized.TestCase):
     for first, second in zip(masks.masks[::2], masks.masks[1::2]):
       np.testing.assert_array_equal(first, second)
 
+  @pytest.mark.slow("training")
   def test_a_round_that_begins_inside_an_epoch_may_wake_weights(self):
     """Why the docstring asks for whole epochs."""
     for steps, sleeps in ((4, True), (8, False)):  # Steps of an epoch.

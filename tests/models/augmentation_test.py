@@ -1,6 +1,7 @@
 """Tests of augmentation.py: teacher and student see the same images."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -141,6 +142,7 @@ class AugmentationTest(parameterized.TestCase):
     self.assertAlmostEqual(
         self.logs(student, teacher)["attr_agreement"], 1.0, places=PLACES)
 
+  @pytest.mark.slow("training")
   def test_pruned_by_fit(self):
     """As a graph of Keras."""
     teacher = _NETS["flat"]()

@@ -495,6 +495,7 @@ class RefusalTest(_Keras3Test):
 
 class UseTest(_Keras3Test):
 
+  @pytest.mark.slow("devices")
   def test_pruned_quantized_and_preserved(self):
     teacher = from_keras3(_classifier())
     compat.check_model(teacher)

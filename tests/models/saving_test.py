@@ -92,9 +92,8 @@ KINDS = {
     "clustered_stripped": lambda model: CLUSTERING.strip_clustering(
         _cluster(model)),
 }
-QUICK = ("plain.h5", "pruned.h5", "clustered.h5", "pqat.h5", "cqat.h5",
-         "pcqat.h5", "pruned.keras", "clustered_stripped.keras", "plain_folder",
-         "pqat_folder")
+QUICK = ("plain.h5", "pruned.h5", "clustered.h5", "pqat.h5", "pruned.keras",
+         "clustered_stripped.keras", "plain_folder", "pqat_folder")
 ENDINGS = {".h5": KINDS, "": KINDS, ".keras": [
     kind for kind in KINDS if "qat" not in kind]}
 
@@ -204,6 +203,7 @@ class KindsTest(_SavingTest):
         self.assertLessEqual(len(np.unique(kernel)), 4 * kernel.shape[-1])
 
   @parameterized.parameters((".h5", ".h5"), ("", ".h5"))
+  @pytest.mark.slow("saving")
   def test_what_was_loaded_can_be_saved_again(self, ending, second_ending):
     self.check_saved_again(ending, second_ending)
 
@@ -400,6 +400,7 @@ class _Save(keras.callbacks.Callback):
 class FitTest(_SavingTest):
 
   @parameterized.parameters(("pqat", ".h5", True), ("plain", "", False))
+  @pytest.mark.slow("saving")
   def test_inside_a_fit(self, kind, ending, graph):
     self.check_inside_a_fit(kind, ending, graph)
 

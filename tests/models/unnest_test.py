@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
@@ -278,6 +279,7 @@ class CompressedTest(parameterized.TestCase):
     maps, logits = kap.export.Interpreter(file).explain(self.images[:4])
     self.assertTrue(np.isfinite(maps).all() and np.isfinite(logits).all())
 
+  @pytest.mark.slow("pruning")
   def test_weights(self):
     with self.assertWarnsRegex(UserWarning, "'base' .*: a model; kap.unnest"):
       self.assertEqual([*kap.layer_sparsities(self.model, 0.5)], ["logits"])
@@ -290,6 +292,7 @@ class CompressedTest(parameterized.TestCase):
     self.fit(kap.hold_zeros(kap.recalibrate_batch_norm(pruned, self.images)),
              least=0.995)
 
+  @pytest.mark.slow("pruning")
   def test_filters(self):
     with self.assertRaisesRegex(ValueError, "no filter that is free.*unnest"):
       kap.filter_sparsities(self.model, 0.5, self.images)

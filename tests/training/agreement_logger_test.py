@@ -305,6 +305,7 @@ class NetsTest(_LoggerTest):
         history["agreement"][0], cosines.mean(), places=PLACES)
 
   @parameterized.parameters("plain", "prune")
+  @pytest.mark.slow("training")
   def test_training_goes_as_without_it(self, kind):
     """To the last bit; with tfmot's wrappers too, that count their calls.
 

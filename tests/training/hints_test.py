@@ -248,6 +248,7 @@ class StepTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ("pruned", tiny.prune), ("quantized", tiny.quantize),
       ("filters", lambda model: prune_filters(model, 0.5)))
+  @pytest.mark.slow("training")
   def test_training_brings_the_features_together(self, make):
     self.check_that_training_brings_together(make, run_eagerly=True)
 

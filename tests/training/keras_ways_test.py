@@ -444,6 +444,7 @@ class OwnLoopTest(_WaysTest):
 
 class CallbacksTest(_WaysTest):
 
+  @pytest.mark.slow("training")
   def test_all_of_keras(self):
     """Saved as the fit goes, with a weight that moves, and stopped early."""
     folder = tiny.folder(self)

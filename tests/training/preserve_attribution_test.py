@@ -371,6 +371,7 @@ class TrainingTest(_CallbackTest):
     self.assertAlmostEqual(
         history["attr_agreement"][0], want.mean(), places=PLACES)
 
+  @pytest.mark.slow("training")
   def test_a_dataset_of_labels_without_a_known_shape(self):
     """Nor of a known length: its end is no failure, and validation follows."""
     def pairs():

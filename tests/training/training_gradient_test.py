@@ -238,6 +238,7 @@ class GradientTest(parameterized.TestCase):
       # As in test_float64.
       self._check(_Objective(step, traced=True), 1e-5, 1e-5, unused=())
 
+  @pytest.mark.slow("training")
   def test_under_quantization(self):
     """tfmot's wrappers, with 16 bits in place of 8 (trap 1).
 

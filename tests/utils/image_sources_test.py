@@ -4,6 +4,7 @@ import itertools
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl.testing import absltest, parameterized
@@ -96,6 +97,7 @@ class GatheredTest(parameterized.TestCase):
 class UsersTest(parameterized.TestCase):
   """Functions with representative images take all their forms."""
 
+  @pytest.mark.slow("files")
   def test_convert(self):
     images = helpers.calibration()
     want = kap.export.convert(

@@ -236,6 +236,7 @@ class CompressTest(parameterized.TestCase):
     self.assertLen(asked, 4)
     self.assertLen(starts, 2)
 
+  @pytest.mark.slow("experiments")
   def test_what_trains_nothing_is_made_once(self):
     self.check_that_it_is_made_once("obs")
 

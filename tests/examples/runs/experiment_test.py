@@ -174,6 +174,7 @@ class ExperimentTest(parameterized.TestCase):
     np.testing.assert_allclose(
         started[0](pictures), self.teacher(pictures), rtol=1e-4, atol=1e-5)
 
+  @pytest.mark.slow("experiments")
   def test_arms_that_start_alike_share_what_trains_nothing(self):
     self.leave_unjudged()
     experiment = self.open()

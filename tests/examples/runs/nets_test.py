@@ -180,6 +180,7 @@ class WeightsTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "text.h5' is no .h5 file"):
       nets.build("small", size=8, classes=3, weights=text)
 
+  @pytest.mark.slow("experiments")
   def test_weights_of_another_alpha(self):
     """MobileNet of alpha 0.25 is of width 1, of alpha 1 wider than any."""
     path = str(tiny.folder(self) / "net.h5")

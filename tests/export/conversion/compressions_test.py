@@ -129,7 +129,7 @@ def _callbacks(name: str) -> list[keras.callbacks.Callback]:
 # The rest of them differ little from these, and take as long again.
 OFTEN = ("constant", "two_of_four", "clusters", "pqat", "pcqat")
 HELD_OFTEN = ("constant", "clusters")
-FILES_OFTEN = ("two_of_four", "clusters", "pcqat")
+FILES_OFTEN = ("pcqat",)
 
 
 def _but(*names: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ class ArmTest(parameterized.TestCase):
   @parameterized.parameters(
       *((processor, "hidden") for processor in c_programs.BOARDS),
       *(("cortex-m0", kind) for kind in ("linear", "gradient", "ewa")))
+  @pytest.mark.slow("firmware")
   def test_maps_bit_for_bit(self, processor, kind):
     self.check_maps(processor, kind)
 

@@ -74,6 +74,7 @@ class RoadsTest(parameterized.TestCase):
     self.assertGreater(helpers.cosines(maps, want).min(), LEAST_COSINE)
 
   @helpers.needs_tflm
+  @pytest.mark.slow("files")
   def test_tflite_micro(self):
     images = helpers.images(3)
     micro, reference = (opened("gap", "int8", runtime=runtime).explain(images)

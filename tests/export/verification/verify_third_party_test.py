@@ -1,5 +1,6 @@
 """verify on files that others have made."""
 
+import pytest
 from absl.testing import absltest, parameterized
 
 import keras_attr_preserve as kap
@@ -23,6 +24,7 @@ class VerifyForeignTest(parameterized.TestCase):
     self.assertIn("matched by name and numbers", report.facts["source"])
     self.assertIn("matched by name and numbers", str(report))
 
+  @pytest.mark.slow("files")
   def test_on_every_runtime(self):
     comparison = verify(
         foreign_files.converted("gap", "int8"), helpers.net("gap"),
