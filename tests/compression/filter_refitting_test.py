@@ -155,6 +155,7 @@ class RankChannelsTest(parameterized.TestCase):
 class PruneFiltersTest(parameterized.TestCase):
   """The criterion "obs" and `reconstruct`, as users see them."""
 
+  @pytest.mark.slow("pruning")
   def test_nearer_to_the_teacher_than_without(self):
     self.check_nearer(nets.squeeze_excite(True))
 

@@ -189,6 +189,7 @@ class FitTest(parameterized.TestCase):
       self.assertLen(masks.masks, 8)
       self.assertEqual(masks.woken() == 0, sleeps, masks.woken())
 
+  @pytest.mark.slow("training")
   def test_saved_loaded_and_trained_on(self):
     self.check_saved_loaded_and_trained_on("h5")
 

@@ -515,6 +515,7 @@ class UseTest(_Keras3Test):
       self.assertGreater(logs["val_attr_agreement"][0], 0.999)
       self.assertTrue(np.isfinite(logs["attr_loss"][0]))
 
+  @pytest.mark.slow("devices")
   def test_an_application(self):
     self.check_application("MobileNetV3Small", 32)
 

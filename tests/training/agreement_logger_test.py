@@ -366,6 +366,7 @@ class NetsTest(_LoggerTest):
       # Three steps, run in another way, amplify float32 rounding.
       self.assertAlmostEqual(got[name][0], want[name][0], places=4)
 
+  @pytest.mark.slow("training")
   def test_beside_the_callback_that_preserves(self):
     """Before it or after it."""
     _compiled(self.student, run_eagerly=True)

@@ -218,6 +218,7 @@ class LogsTest(_CallbackTest):
 
 class TrainingTest(_CallbackTest):
 
+  @pytest.mark.slow("training")
   def test_maps_come_to_agree(self):
     plain, held = (_compiled(tiny.smooth_net(1), run_eagerly=False)
                    for _ in range(2))

@@ -5,6 +5,7 @@ import re
 from unittest import mock
 from urllib.parse import unquote
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from examples.experiment.report import results_page
@@ -31,6 +32,7 @@ class ReportTest(parameterized.TestCase):
     return write_report(self.folder, self.output,
                         **{"command": "python -m made_up", **settings})
 
+  @pytest.mark.slow("experiments")
   def test_a_whole_page(self):
     (self.folder / "grid one.png").write_bytes(b"a picture")
     files = self.report(

@@ -149,6 +149,7 @@ class FitTeacherTest(parameterized.TestCase):
     self.assertTrue(tiny.weights_equal(
         model.get_weights(), other.get_weights()))
 
+  @pytest.mark.slow("experiments")
   def test_it_goes_on_where_it_was_stopped(self):
     self.enter_context(eager())
     data, folder = dataset(), tiny.folder(self) / "backup"

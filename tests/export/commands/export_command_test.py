@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import tf_keras as keras
 from absl.testing import absltest, parameterized
 
@@ -210,6 +211,7 @@ class CommandTest(parameterized.TestCase):
       self.assertEqual(export_command.main(["kap-export", "net.h5"]), 2)
     self.assertIn("unknown arguments: net.h5", err.getvalue())
 
+  @pytest.mark.slow("files")
   def test_for_microcontrollers(self):
     folder = self.folder / "firmware"
     code, out, err = self.run_main(

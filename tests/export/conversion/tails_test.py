@@ -159,6 +159,7 @@ class TailsTest(parameterized.TestCase):
     activation, classes = head
     self.check(net("residual", classes, activation), mode)
 
+  @pytest.mark.slow("files")
   def test_several_at_once(self):
     self.check(net("several"), "float32")
 

@@ -96,6 +96,7 @@ class RealTest(parameterized.TestCase):
   @helpers.needs_tflm
   @parameterized.parameters(
       ("gap", "float32"), *((tail, "int8") for tail in TAILS[1:]))
+  @pytest.mark.slow("firmware")
   def test_every_tail(self, tail, mode):
     self.assert_planned(
         helpers.converted(tail, mode, target="microcontroller"))

@@ -220,6 +220,7 @@ class HeadTest(parameterized.TestCase):
   @parameterized.product(
       name=list(HIDDEN),
       mode_error_turned=(("float32", 1e-5, 0), ("int8", 0.05, 2)))
+  @pytest.mark.slow("files")
   def test_a_hidden_layer(self, name, mode_error_turned):
     self.check_hidden_layer(name, mode_error_turned)
 
