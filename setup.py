@@ -56,10 +56,10 @@ setup(
         "numpy>=1.26",
         # tf-explain needs OpenCV and does not say so.
         "opencv-python-headless>=4.8",
-        "tensorflow>=2.16",
-        "tensorflow-model-optimization>=0.8.0",
+        "tensorflow>=2.21",
+        "tensorflow-model-optimization>=0.8.1",
         "tf-explain>=0.3.1",
-        "tf_keras>=2.16",
+        "tf_keras>=2.21",
     ],
     extras_require={
         "examples": ["matplotlib>=3.7", "pillow>=10.1", "scikit-learn>=1.3",
